@@ -1,0 +1,35 @@
+# `make demo` and `make test` do everything on a fresh machine: each sets .venv up by itself first.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Real images, weights and the LPIPS example, for the tests that compare with them. See CONTRIBUTING.md.
+ifneq ($(wildcard ../shared/imagenet-sample),)
+export FASTDPS_TEST_DATA ?= $(abspath ../shared)
+endif
+
+.PHONY: venv demo test lint bench clean
+
+venv: .venv/ready
+
+.venv/ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: venv
+	$(BIN)/fastdps demo
+
+test: venv
+	$(BIN)/python -m pytest
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: venv
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""What can be packed: one file per source, each yields samples."""

@@ -1,0 +1,152 @@
+"""The shard set on disk: names, manifest, index. No torch here, so that packing starts fast.
+
+    DIR/shard-000000.tar    WebDataset: members KEY.COMPONENT, KEY = the sample id in nine digits
+    DIR/shard-000000.idx    DALI index v1.2: one line a sample, "EXT OFFSET SIZE NAME" for each component
+    DIR/manifest.json       what is in the set, and the size and sha256 of every shard
+
+A sample id is the position of the sample in the (shuffled) packing order. Ids are unique in a set and rise from
+shard to shard; where a source file was rejected, its id is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from fastdps.errors import ShardError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+INDEX_HEADER = "v1.2"
+SHARD_NAME = re.compile(r"shard-\d{6,}\.tar")
+
+Kind = Literal["images", "triplets", "pairs"]
+Encoding = Literal["raw", "jpeg", "png", "keep"]
+
+#: The components of a sample, by kind of set.
+COMPONENTS: dict[Kind, tuple[str, ...]] = {
+    "images": ("image",),
+    "triplets": ("ref", "p0", "p1", "judge"),
+    "pairs": ("p0", "p1", "same"),
+}
+#: Components that are one little-endian float32 (a share of votes in [0, 1]) and not an image.
+SCALARS = frozenset({"judge", "same"})
+#: The member extensions an image may have, by encoding. `keep` leaves JPEGs as they are and makes the rest PNGs.
+IMAGE_EXTENSIONS: dict[Encoding, str] = {"raw": "bin", "jpeg": "jpg", "png": "png", "keep": "jpg;png"}
+
+
+def component_extensions(kind: Kind, encoding: Encoding) -> dict[str, str]:
+    """The extension of each component's member after the sample id, alternatives joined by ";".
+
+    `images` have the bare image extension (`bin`), the others carry the component's name (`ref.bin`, `judge.f32`).
+    """
+    image = IMAGE_EXTENSIONS[encoding]
+    if kind == "images":
+        return {"image": image}
+    return {
+        name: f"{name}.f32" if name in SCALARS else ";".join(f"{name}.{ext}" for ext in image.split(";"))
+        for name in COMPONENTS[kind]
+    }
+
+
+def sample_key(sample_id: int) -> str:
+    """The WebDataset key of a sample: its id in nine digits."""
+    return f"{sample_id:09d}"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar of a shard set: its file name, number of samples, size in bytes and sha256."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+    @property
+    def index_name(self) -> str:
+        """The file name of its DALI index."""
+        return self.name.removesuffix(".tar") + ".idx"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says of a shard set.
+
+    `components` maps each component to the extension of its members, in the order of the index (see
+    `component_extensions`); `image_size` is (height, width) in pixels, or None where images keep their own
+    sizes; `source` describes what was packed and with which options.
+    """
+
+    kind: Kind
+    components: dict[str, str]
+    encoding: Encoding
+    image_size: tuple[int, int] | None
+    samples: int
+    source: dict[str, Any]
+    shards: tuple[Shard, ...]
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`, the same for the same content."""
+        content = {"format_version": self.format_version, **asdict(self)}
+        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def read_manifest(directory: str | Path) -> Manifest:
+    """Read and check `manifest.json` of a shard set.
+
+    Raises `ShardError` when there is none, when it is not a manifest, or when a newer fastdps wrote it. Shard names
+    are checked to be plain file names, so that none reaches outside the set or runs a command.
+    """
+    path = Path(directory) / MANIFEST
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ShardError(
+            f"{directory} is not a shard set: it has no {MANIFEST}. Pack one with tools/make_shards.py, or name its "
+            "train or val directory."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ShardError(
+            f"{path} cannot be read as JSON: {error}. Restore it or pack the set again."
+        ) from error
+    try:
+        return _manifest_of(data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ShardError(
+            f"{path} is not a manifest of this format: {error}. Restore it or pack again."
+        ) from error
+
+
+def _manifest_of(data: Any) -> Manifest:
+    """A manifest from its parsed JSON; `KeyError`, `TypeError` or `ValueError` on anything unexpected."""
+    if not isinstance(data, dict):
+        raise TypeError(f"expected an object, found {type(data).__name__}")
+    version = data["format_version"]
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"format version {version!r}, and this fastdps reads {FORMAT_VERSION}; update fastdps"
+        )
+    known = {f.name for f in fields(Manifest)}
+    if unknown := sorted(set(data) - known):
+        raise ValueError(f"unknown keys {unknown}")
+    if data["kind"] not in get_args(Kind):
+        raise ValueError(f"unknown kind {data['kind']!r}")
+    if data["encoding"] not in get_args(Encoding):
+        raise ValueError(f"unknown encoding {data['encoding']!r}")
+    if data["components"] != component_extensions(data["kind"], data["encoding"]):
+        raise ValueError(
+            f"components {data['components']!r} do not belong to {data['kind']} as {data['encoding']}"
+        )
+    size = data["image_size"]
+    shards = tuple(Shard(**shard) for shard in data["shards"])
+    for shard in shards:
+        if not SHARD_NAME.fullmatch(shard.name):
+            raise ValueError(f"shard name {shard.name!r} is not of the form shard-NNNNNN.tar")
+    if (total := sum(shard.samples for shard in shards)) != data["samples"]:
+        raise ValueError(f"samples is {data['samples']}, but the shards add up to {total}")
+    return Manifest(**{**data, "image_size": None if size is None else (size[0], size[1]), "shards": shards})
