@@ -99,27 +99,23 @@ class Manifest:
 def read_manifest(directory: str | Path) -> Manifest:
     """Read and check `manifest.json` of a shard set.
 
-    Raises `ShardError` when there is none, when it is not a manifest, or when a newer fastdps wrote it. Shard names
-    are checked to be plain file names, so that none reaches outside the set or runs a command.
+    Raises `ShardError` when there is none, when it is not a manifest, or when a newer fastdps wrote it. Shard
+    names are checked to be plain file names, so that none reaches outside the set or runs a command.
     """
     path = Path(directory) / MANIFEST
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ShardError(
-            f"{directory} is not a shard set: it has no {MANIFEST}. Pack one with tools/make_shards.py, or name its "
-            "train or val directory."
+            f"{directory} is not a shard set: it has no {MANIFEST}. Pack one with tools/make_shards.py, "
+            "or name its train or val directory."
         ) from None
     except (OSError, ValueError) as error:
-        raise ShardError(
-            f"{path} cannot be read as JSON: {error}. Restore it or pack the set again."
-        ) from error
+        raise ShardError(f"{path} cannot be read as JSON: {error}. Restore it or pack the set again.") from error
     try:
         return _manifest_of(data)
     except (KeyError, TypeError, ValueError) as error:
-        raise ShardError(
-            f"{path} is not a manifest of this format: {error}. Restore it or pack again."
-        ) from error
+        raise ShardError(f"{path} is not a manifest of this format: {error}. Restore it or pack again.") from error
 
 
 def _manifest_of(data: Any) -> Manifest:
@@ -128,9 +124,7 @@ def _manifest_of(data: Any) -> Manifest:
         raise TypeError(f"expected an object, found {type(data).__name__}")
     version = data["format_version"]
     if version != FORMAT_VERSION:
-        raise ValueError(
-            f"format version {version!r}, and this fastdps reads {FORMAT_VERSION}; update fastdps"
-        )
+        raise ValueError(f"format version {version!r}, and this fastdps reads {FORMAT_VERSION}; update fastdps")
     known = {f.name for f in fields(Manifest)}
     if unknown := sorted(set(data) - known):
         raise ValueError(f"unknown keys {unknown}")
@@ -139,9 +133,7 @@ def _manifest_of(data: Any) -> Manifest:
     if data["encoding"] not in get_args(Encoding):
         raise ValueError(f"unknown encoding {data['encoding']!r}")
     if data["components"] != component_extensions(data["kind"], data["encoding"]):
-        raise ValueError(
-            f"components {data['components']!r} do not belong to {data['kind']} as {data['encoding']}"
-        )
+        raise ValueError(f"components {data['components']!r} do not belong to {data['kind']} as {data['encoding']}")
     size = data["image_size"]
     shards = tuple(Shard(**shard) for shard in data["shards"])
     for shard in shards:
