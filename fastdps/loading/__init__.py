@@ -1,0 +1,231 @@
+"""Open a shard set as batches: one contract, two implementations, DALI and a portable one.
+
+    manifest --> order of the epoch --> this process's part --> segments --> reader --> batches on the device
+                 (order.py)                                     (plan.py)    (dali.py or portable.py)
+
+Both readers get the same samples in the same order, so that it does not matter to a result which one was used:
+raw and PNG images are the same bits, JPEGs too on the CPU. Resizing differs in rounding, and by more in the
+outermost pixels: Pillow leaves out what would lie outside the image, DALI repeats the border.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from fastdps.errors import ConfigError, ShardError
+from fastdps.loading.batch import Batch
+from fastdps.loading.order import EpochOrder, global_batch_size, part_of, steps_per_epoch
+from fastdps.loading.plan import segments
+from fastdps.loading.spec import Component, Reader, ReadSpec
+from fastdps.shards import SCALARS, Manifest, read_manifest
+
+__all__ = ["Batch", "LoaderName", "ShardLoader", "open_shards"]
+
+LoaderName = Literal["auto", "dali", "portable"]
+
+_log = logging.getLogger(__name__)
+
+
+def open_shards(
+    directory: str | Path,
+    *,
+    batch_size: int,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    shuffle: bool = True,
+    size: int | tuple[int, int] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    loader: LoaderName = "auto",
+    num_threads: int | None = None,
+    components: Sequence[str] | None = None,
+) -> ShardLoader:
+    """Open a shard set for process `rank` of `world_size`.
+
+    `batch_size` is that of this process, the same on all of them. `size` in pixels, an int for a square or
+    (height, width), resizes the images, bilinear with antialiasing; it is needed where the set keeps images in
+    their own sizes. `loader` "auto" takes DALI where it is installed. `num_threads` decode; by default they are
+    this process's share of the cores. `components` are those to load, by default all.
+
+    Raises `ShardError` where the set has no valid manifest, no samples, or lacks a shard or an index, and
+    `ConfigError` for arguments that are out of range or ask for what the set or the machine does not have.
+
+        loader = open_shards("shards/sample/train", batch_size=64)
+        for batch in loader.epoch(0):
+            batch.images, batch.ids
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    if manifest.samples == 0:
+        raise ShardError(f"{directory} has no samples. Pack it again from a source that has some.")
+    if manifest.encoding == "raw" and manifest.image_size is None:
+        raise ShardError(f"the manifest of {directory} lacks the image_size of its raw images. Pack it again.")
+    _check_range("batch_size", batch_size, 1)
+    _check_range("world_size", world_size, 1)
+    _check_range("rank", rank, 0, world_size)
+    _check_range("seed", seed, 0, 2**64)
+    if num_threads is not None:
+        _check_range("num_threads", num_threads, 1)
+    _check_files(directory, manifest)
+    spec = ReadSpec(
+        directory=directory,
+        components=_components(manifest, components),
+        stored_size=manifest.image_size,
+        is_raw=manifest.encoding == "raw",
+        size=_image_size(directory, manifest, size),
+        batch_size=batch_size,
+        device=_device(device),
+        num_threads=num_threads or _own_cores(),
+    )
+    return ShardLoader(
+        manifest, spec, _reader(loader, spec), seed=seed, shuffle=shuffle, rank=rank, world_size=world_size
+    )
+
+
+class ShardLoader:
+    """A shard set as batches; made by `open_shards`.
+
+    `manifest` describes the set. `samples` is the number of samples in the whole set, `steps` that of batches in an
+    epoch, the same on every process.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        spec: ReadSpec,
+        reader: Reader,
+        *,
+        seed: int,
+        shuffle: bool,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.manifest = manifest
+        self.samples = manifest.samples
+        self.steps = steps_per_epoch(manifest.samples, spec.batch_size, world_size)
+        self._spec, self._reader = spec, reader
+        self._seed, self._shuffle, self._world_size = seed, shuffle, world_size
+        self._part = part_of(manifest.samples, rank, world_size)
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
+        """The batches of an epoch from `start_step` on: `steps - start_step` of them, on every process.
+
+        Over all processes each sample comes exactly once. The order depends on the seed and the epoch alone, so
+        that a start in the middle gives what an undisturbed epoch gives from there. Where samples do not divide
+        evenly, the last batches are short, or empty with n = 0, so that all processes take the same steps.
+        Several epochs may be open at a time; closing the generator, or leaving it, stops its threads.
+
+        Raises `ConfigError` for an epoch or step out of range; while iterating, `ShardError` for a shard that is
+        missing, cut, or does not fit its index, and `SampleError` for a sample that does not read or decode.
+        """
+        _check_range("epoch", epoch, 0, 2**64)
+        _check_range("start_step", start_step, 0, self.steps + 1)
+        return self._batches(epoch, start_step)
+
+    def _batches(self, epoch: int, start_step: int) -> Generator[Batch, None, None]:
+        spec, manifest = self._spec, self.manifest
+        order = EpochOrder(
+            [shard.samples for shard in manifest.shards], seed=self._seed, epoch=epoch, shuffle=self._shuffle
+        )
+        own = segments(spec.directory, manifest, order, self._part, start_step=start_step, batch_size=spec.batch_size)
+        with closing(self._reader.read(own)) as loaded:
+            for step in range(start_step, self.steps):
+                has_samples = step * spec.batch_size < len(self._part)
+                components, ids = next(loaded) if has_samples else spec.empty()
+                global_size = global_batch_size(self.samples, step, spec.batch_size, self._world_size)
+                yield Batch(components, ids, global_size)
+
+
+def _reader(loader: LoaderName, spec: ReadSpec) -> Reader:
+    """The implementation by name; "auto" is DALI where it can be imported and knows the device."""
+    if loader not in ("auto", "dali", "portable"):
+        raise ConfigError(f"loader is {loader!r}; it can be auto, dali or portable")
+    knows_device = spec.device.type in ("cpu", "cuda")
+    if loader == "dali" and not knows_device:
+        raise ConfigError(f"DALI does not load to {spec.device}; use loader='portable'")
+    if loader != "portable" and knows_device:
+        try:
+            from fastdps.loading.dali import DaliReader
+
+            return DaliReader(spec)
+        except ImportError as error:
+            if loader == "dali":
+                raise ConfigError(
+                    f"DALI cannot be imported: {error}. Install nvidia-dali-cuda130, or use loader='portable'."
+                ) from error
+            _log.warning("DALI cannot be imported (%s): loading with the slower portable loader", error)
+    from fastdps.loading.portable import PortableReader
+
+    return PortableReader(spec)
+
+
+def _components(manifest: Manifest, wanted: Sequence[str] | None) -> tuple[Component, ...]:
+    """The wanted components in the order they were asked for."""
+    there = list(manifest.components)
+    names = there if wanted is None else list(wanted)
+    if unknown := [name for name in names if name not in there]:
+        raise ConfigError(f"no component {', '.join(map(repr, unknown))} in this set; it has {', '.join(there)}")
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"components are {names}; name one or more of {', '.join(there)}, each once")
+    return tuple(Component(name, there.index(name), manifest.components[name], name in SCALARS) for name in names)
+
+
+def _image_size(directory: Path, manifest: Manifest, size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """The (height, width) of the images that come out."""
+    if size is None:
+        if manifest.image_size is None:
+            raise ConfigError(f"{directory} keeps images in their own sizes; give size, e.g. size=64, to batch them")
+        return manifest.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    _check_range("size", height, 1)
+    _check_range("size", width, 1)
+    return height, width
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """The device, a CUDA one with its index."""
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device {device!r} is none that torch knows: {error}") from error
+    if found.type != "cuda":
+        return found
+    if not torch.cuda.is_available():
+        raise ConfigError(f"device is {device}, but torch finds no CUDA; use device='cpu'")
+    index = torch.cuda.current_device() if found.index is None else found.index
+    if index >= torch.cuda.device_count():
+        raise ConfigError(f"device is {device}, but there are only {torch.cuda.device_count()} CUDA devices")
+    return torch.device("cuda", index)
+
+
+def _own_cores() -> int:
+    """The cores of this process: those it may run on, divided by the processes of this machine."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    local = os.environ.get("LOCAL_WORLD_SIZE", "1")  # set by torchrun and accelerate
+    return max(1, available // max(1, int(local) if local.isdigit() else 1))
+
+
+def _check_range(name: str, value: int, low: int, high: int | None = None) -> None:
+    """Raise `ConfigError` unless low <= value < high."""
+    if value < low or (high is not None and value >= high):
+        upper = "" if high is None else f" and below {high}"
+        raise ConfigError(f"{name} is {value}; it has to be at least {low}{upper}")
+
+
+def _check_files(directory: Path, manifest: Manifest) -> None:
+    """Raise `ShardError` unless all shards and indexes are there: one listing, however many they are."""
+    there = set(os.listdir(directory))
+    named = [name for shard in manifest.shards for name in (shard.name, shard.index_name)]
+    if missing := [name for name in named if name not in there]:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ShardError(
+            f"{directory} lacks {', '.join(missing[:3])}{more}, which its manifest names. "
+            f"Restore them, or pack the set again; `tools/check_shards.py {directory}` checks all of it."
+        )

@@ -1,0 +1,76 @@
+"""What one process reads in an epoch, cut into segments.
+
+A segment is a number of whole batches, with the indexes of just the shards they lie in. Segments bound what is
+open at a time (index lines, files, address space) and the time to the first batch, however large the set is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdps.loading.members import ShardIndex, open_index
+from fastdps.loading.order import EpochOrder
+from fastdps.shards import Manifest
+
+SEGMENT_SAMPLES = 65_536
+SEGMENT_SHARDS = 64
+
+
+class Entry(NamedTuple):
+    """One sample: the index of its shard and its row there."""
+
+    shard_index: ShardIndex
+    row: int
+
+
+class Part(NamedTuple):
+    """Samples of one shard that follow each other in the order: its index and their rows (n,) int64 there."""
+
+    shard_index: ShardIndex
+    rows: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Samples to be read in this order, all batches full but perhaps the last; `ids` (n,) int64."""
+
+    parts: tuple[Part, ...]
+    ids: NDArray[np.int64]
+    batch_size: int
+
+    @property
+    def batches(self) -> int:
+        """How many batches it makes."""
+        return -(-len(self.ids) // self.batch_size)
+
+    def entries(self, batch: int) -> list[Entry]:
+        """The samples of one batch."""
+        start, stop = batch * self.batch_size, (batch + 1) * self.batch_size
+        found: list[Entry] = []
+        for index, rows in self.parts:
+            found += [Entry(index, int(row)) for row in rows[max(start, 0) : max(stop, 0)]]
+            start, stop = start - len(rows), stop - len(rows)
+        return found
+
+
+def segments(
+    directory: Path, manifest: Manifest, order: EpochOrder, part: range, *, start_step: int, batch_size: int
+) -> Iterator[Segment]:
+    """The batches of a part of the order from `start_step` on, opened segment by segment.
+
+    Raises `ShardError` when it comes to a shard that is missing, damaged, or does not fit its index.
+    """
+    per_shard = max(1, manifest.samples // len(manifest.shards))
+    steps = max(1, min(SEGMENT_SAMPLES, SEGMENT_SHARDS * per_shard) // batch_size)
+    rest = part[start_step * batch_size :]
+    while rest:
+        positions, rest = rest[: steps * batch_size], rest[steps * batch_size :]
+        runs = order.runs(positions)
+        parts = tuple(Part(open_index(directory, manifest, manifest.shards[run.shard]), run.rows) for run in runs)
+        yield Segment(parts, np.concatenate([index.ids[rows] for index, rows in parts]), batch_size)
