@@ -30,9 +30,7 @@ def parse_ranking(text: str, names: Sequence[str]) -> Ranking:
         if name not in names:
             near = get_close_matches(name, names, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(
-                f"Unknown distortion {name!r} in the ranking {text!r}.{hint} Known: {', '.join(names)}."
-            )
+            raise ConfigError(f"Unknown distortion {name!r} in the ranking {text!r}.{hint} Known: {', '.join(names)}.")
     if repeated := sorted({name for name in ranking if ranking.count(name) > 1}):
         raise ConfigError(f"The ranking {text!r} names {', '.join(repeated)} more than once.")
     if missing := [name for name in names if name not in ranking]:

@@ -4,6 +4,9 @@ Every one of them says what was wrong, where (file, shard or sample) and what to
 prints the message alone, without a traceback; anything else that escapes is a defect of fastdps.
 """
 
+import sys
+from collections.abc import Callable
+
 
 class FastDPSError(Exception):
     """Base of all errors that fastdps raises on bad input or a bad environment."""
@@ -27,3 +30,16 @@ class WeightsNotFoundError(FastDPSError):
 
 class WeightsMismatchError(FastDPSError):
     """Weights were found, but they are not the ones that were asked for."""
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run a command and return its exit status: 0, 1 after an error of ours (printed in plain), 130 after Ctrl-C."""
+    try:
+        command()
+    except FastDPSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0

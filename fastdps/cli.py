@@ -1,0 +1,48 @@
+"""The `fastdps` command. Sub-commands are imported when they are called, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastdps.errors import run_command
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command: the module that has its `add_arguments` and `run_<name>`, and what it is for."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "train": Command("fastdps.train", "adapt a metric to one context, to many or to all"),
+    "evaluate": Command("fastdps.evaluate", "score a run on held-out images, before and after"),
+    "demo": Command("fastdps.demo", "pack, adapt and score on made-up images, in minutes"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry of the console script; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(
+        prog="fastdps", description="Adapt a perceptual image metric to your notion of similarity."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name, help=command.summary, description=command.summary[0].upper() + command.summary[1:]
+        )
+        if argv[:1] == [name]:
+            module = importlib.import_module(command.module)
+            module.add_arguments(sub)
+    arguments = parser.parse_args(argv)
+    return run_command(lambda: getattr(module, f"run_{arguments.command}")(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

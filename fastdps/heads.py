@@ -1,0 +1,112 @@
+"""Heads: K adapted metrics as one matrix of non-negative channel weights, and the judges that train them.
+
+    moments (n, D, C) -- Heads, W (K, C) --> distances (n, D, K) -- judge --> logit of P(1 is closer) per pair
+
+Shapes: n images, D distorted versions, C channels of all taps together, K contexts; "..." any leading axes.
+Source: Zhang et al. 2018 (LPIPS), section 3 and its code; Wang & Manning 2013, "Fast dropout training".
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastdps.errors import ConfigError
+
+#: The probability with which LPIPS drops every element of z before its 1 x 1 convolution.
+DROPOUT = 0.5
+
+
+def distances(weights: Tensor, mean: Tensor) -> Tensor:
+    """Distances in every context: weights (K, C) and channel means (..., C) give (..., K)."""
+    return mean @ weights.T
+
+
+def dropout_distances(weights: Tensor, mean: Tensor, var: Tensor, noise: Tensor, *, p: float = DROPOUT) -> Tensor:
+    """Distances as dropout on every element of z would give them, without masking any element.
+
+    Under dropout a distance is a sum of many independent terms and so close to a Gaussian, with mean W . mean and
+    variance W^2 . var * p / (1 - p) (fast dropout). weights (K, C); mean and var (..., C), the two of
+    `fastdps.distances.Moments`; noise (..., K) standard normal. Returns (..., K).
+    """
+    variance = (var @ weights.square().T) * (p / (1 - p))
+    # The square root has no finite gradient at zero, where there is nothing to draw either.
+    return distances(weights, mean) + variance.clamp_min(1e-20).sqrt() * noise
+
+
+class Heads(nn.Module):
+    """Channel weights of K contexts, (K, C), all starting at `initial_weight` and kept non-negative by `project_`.
+
+    Equal weights are the unadapted metric, up to scale. In training mode distances are drawn with dropout `p`.
+    """
+
+    def __init__(self, contexts: int, channels: int, *, initial_weight: float = 1.0, p: float = DROPOUT) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ConfigError(f"dropout must be in [0, 1), not {p}")
+        self.weights = nn.Parameter(torch.full((contexts, channels), initial_weight))
+        self.p = p
+
+    def forward(self, mean: Tensor, var: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Map moments (n, D, C) to distances (n, D, K)."""
+        if not (self.training and self.p):
+            return distances(self.weights, mean)
+        shape = (*mean.shape[:-1], len(self.weights))
+        noise = torch.randn(shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return dropout_distances(self.weights, mean, var, noise, p=self.p)
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Set negative weights to zero, as LPIPS does after every step."""
+        self.weights.clamp_(min=0)
+
+
+class LogisticJudge(nn.Module):
+    """P(1 is closer) = sigmoid(t_k (d0 - d1)) with a learned temperature t_k > 0 per context.
+
+    It cannot flip its sign, so it cannot teach the metric the reverse order.
+    """
+
+    def __init__(self, contexts: int, *, initial_temperature: float = 1.0) -> None:
+        super().__init__()
+        self.log_temperature = nn.Parameter(torch.full((contexts,), math.log(initial_temperature)))
+
+    def forward(self, d0: Tensor, d1: Tensor) -> Tensor:
+        """Distances (..., K) to logits (..., K)."""
+        return self.log_temperature.exp() * (d0 - d1)
+
+
+class MLPJudge(nn.Module):
+    """LPIPS's network 5-32-32-1 on d0, d1, d0 - d1, d0 / (d1 + 0.1), d1 / (d0 + 0.1); one per context.
+
+    Weights start as torch's 1 x 1 convolutions do, uniform within 1 / sqrt(inputs).
+    """
+
+    inputs = 5
+    epsilon = 0.1
+    slope = 0.2
+
+    def __init__(self, contexts: int, *, hidden: int = 32, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        widths = [self.inputs, hidden, hidden, 1]
+        self.kernels = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for fan_in, fan_out in itertools.pairwise(widths):
+            bound = 1 / math.sqrt(fan_in)
+            self.kernels.append(torch.empty(contexts, fan_in, fan_out).uniform_(-bound, bound, generator=generator))
+            self.biases.append(torch.empty(contexts, 1, fan_out).uniform_(-bound, bound, generator=generator))
+
+    def forward(self, d0: Tensor, d1: Tensor) -> Tensor:
+        """Distances (..., K) to logits (..., K)."""
+        x = torch.stack([d0, d1, d0 - d1, d0 / (d1 + self.epsilon), d1 / (d0 + self.epsilon)], dim=-1)
+        x = x.flatten(0, -3).transpose(0, 1)  # (K, all leading axes, 5), for one batched product a layer
+        last = len(self.kernels) - 1
+        for layer, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
+            x = torch.baddbmm(bias, x, kernel)
+            if layer < last:
+                x = F.leaky_relu(x, self.slope)
+        return x.squeeze(-1).T.reshape(d0.shape)
