@@ -10,6 +10,7 @@ outermost pixels: Pillow leaves out what would lie outside the image, DALI repea
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Generator, Sequence
@@ -160,10 +161,15 @@ def _reader(loader: LoaderName, spec: ReadSpec) -> Reader:
                 raise ConfigError(
                     f"DALI cannot be imported: {error}. Install nvidia-dali-cuda130, or use loader='portable'."
                 ) from error
-            _log.warning("DALI cannot be imported (%s): loading with the slower portable loader", error)
+            _say_portable(str(error))
     from fastdps.loading.portable import PortableReader
 
     return PortableReader(spec)
+
+
+@functools.cache  # once a process, however many sets are opened
+def _say_portable(why: str) -> None:
+    _log.warning("DALI cannot be imported (%s): loading with the portable loader, which is slower", why)
 
 
 def _components(manifest: Manifest, wanted: Sequence[str] | None) -> tuple[Component, ...]:

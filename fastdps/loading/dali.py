@@ -32,8 +32,8 @@ from fastdps.loading.spec import Component, Loaded, ReadSpec
 from fastdps.shards import INDEX_HEADER
 
 PREFETCH_BATCHES = 2
-#: How DALI names a sample in its messages: tar:offset:member.
-_SOURCE_INFO = re.compile(r"\S+\.tar:\d+:\S+")
+#: How DALI names a sample in its messages: tar:offset:member, where a member's name begins with the sample id.
+_SOURCE_INFO = re.compile(r"(shard-\d+\.tar):\d+:((\d+)\.\S+)")
 
 
 class DaliReader:
@@ -75,7 +75,10 @@ class DaliReader:
             try:
                 outputs = pipeline.share_outputs(cuda_stream=stream)
             except RuntimeError as error:
-                raise self._diagnosis(segment, batch, error) from error
+                if found := self._diagnosis(segment, batch, error):
+                    raise found from error
+                error.add_note(f"while loading samples of {spec.directory}")
+                raise
             # The padding of the last batch is cut off: without a copy, as it is at the end.
             tensors = {
                 component.name: from_dlpack(output.as_tensor())[: len(ids)]
@@ -87,8 +90,8 @@ class DaliReader:
                 unscheduled -= 1
             yield tensors, ids
 
-    def _diagnosis(self, segment: Segment, batch: int, error: RuntimeError) -> FastDPSError:
-        """The error that names the sample on which DALI failed in a batch, or in one it had begun after it."""
+    def _diagnosis(self, segment: Segment, batch: int, error: RuntimeError) -> FastDPSError | None:
+        """The error that names the sample on which DALI failed in a batch or one it had begun after it, if any did."""
         from fastdps.loading.decoding import decode_member
 
         for number in range(batch, min(batch + PREFETCH_BATCHES + 1, segment.batches)):
@@ -101,13 +104,10 @@ class DaliReader:
                     return found
         remedy = f"Run `tools/check_shards.py {self._spec.directory}`, then restore the shard or pack the set again"
         if source := _SOURCE_INFO.search(str(error)):
-            tar_path, _, member = source.group().rsplit(":", 2)
-            return SampleError(
-                f"sample {int(member.split('.')[0])} ({member} in {tar_path}) cannot be decoded. {remedy}."
-            )
-        first = batch * segment.batch_size
-        ids = segment.ids[first : first + segment.batch_size]
-        return SampleError(f"one of the samples {ids.tolist()} cannot be loaded. {remedy}. DALI says: {error}")
+            tar, member, sample_id = source.groups()
+            where = f"sample {int(sample_id)} ({member} in {self._spec.directory / tar})"
+            return SampleError(f"{where} cannot be decoded by DALI. {remedy}.")
+        return None
 
 
 def _write_indexes(segment: Segment, directory: Path) -> list[str]:
@@ -126,7 +126,7 @@ def _pipeline(spec: ReadSpec, segment: Segment, index_paths: list[str], depth: i
     """The pipeline of one segment; its outputs are the wanted components in their order."""
     on_gpu = spec.device.type == "cuda"
     pipeline = Pipeline(
-        batch_size=segment.batch_size,
+        batch_size=min(segment.batch_size, len(segment.ids)),
         num_threads=spec.num_threads,
         device_id=spec.device.index if on_gpu else None,
         prefetch_queue_depth=depth,

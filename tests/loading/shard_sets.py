@@ -1,0 +1,123 @@
+"""Small shard sets for the tests, written with `tarfile` alone, so that they are an oracle for the loaders."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fastdps.shards import component_extensions
+
+Sample = dict[str, bytes]  # the bytes of a sample's members by extension
+
+
+def encoded(pixels: np.ndarray[Any, Any], form: str, **options: Any) -> bytes:
+    """An image in a form that Pillow writes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def noise(n: int, *shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    """n different images."""
+    return np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8)
+
+
+def smooth(height: int, width: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    """An image of low frequencies, which JPEG keeps well."""
+    rough = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def raw_samples(n: int, height: int = 6, width: int = 4, seed: int = 0) -> list[Sample]:
+    """n samples of kind `images`, raw."""
+    return [{"bin": pixels.tobytes()} for pixels in noise(n, height, width, 3, seed=seed)]
+
+
+def write_set(
+    directory: Path,
+    samples: Sequence[Sample],
+    shard_sizes: Sequence[int],
+    *,
+    kind: str = "images",
+    encoding: str = "raw",
+    image_size: tuple[int, int] | None = (6, 4),
+    ids: Sequence[int] | None = None,
+) -> Path:
+    """Write a whole set; `ids` are 0, 1, 2, ... where not given."""
+    directory.mkdir(parents=True, exist_ok=True)
+    assert sum(shard_sizes) == len(samples)
+    numbered = iter(zip(range(len(samples)) if ids is None else ids, samples, strict=True))
+    shards = []
+    for number, size in enumerate(shard_sizes):
+        path = directory / f"shard-{number:06d}.tar"
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for sample_id, sample in (next(numbered) for _ in range(size)):
+                for extension, data in sample.items():
+                    member = tarfile.TarInfo(f"{sample_id:09d}.{extension}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+        write_index(path)
+        shards.append(described(path, size))
+    manifest = {
+        "format_version": 1,
+        "kind": kind,
+        "components": component_extensions(kind, encoding),  # type: ignore[arg-type]
+        "encoding": encoding,
+        "image_size": image_size,
+        "samples": len(samples),
+        "source": {},
+        "shards": shards,
+    }
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return directory
+
+
+def described(tar: Path, samples: int) -> dict[str, Any]:
+    """What the manifest says of a shard."""
+    data = tar.read_bytes()
+    return {
+        "name": tar.name,
+        "samples": samples,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def write_index(tar_path: Path) -> None:
+    """The index of a tar, from `tarfile`'s own reading of it."""
+    lines: dict[str, list[str]] = {}
+    with tarfile.open(tar_path) as tar:
+        for member in tar:
+            key, _, extension = member.name.partition(".")
+            lines.setdefault(key, []).append(f"{extension} {member.offset_data} {member.size} {member.name}")
+    text = "\n".join([f"v1.2 {len(lines)}", *(" ".join(line) for line in lines.values()), ""])
+    tar_path.with_suffix(".idx").write_text(text)
+
+
+def read_set(directory: Path) -> dict[int, Sample]:
+    """All samples of a set by id, read with `tarfile`."""
+    samples: dict[int, Sample] = {}
+    for path in sorted(directory.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                file = tar.extractfile(member)
+                assert file is not None
+                samples.setdefault(int(key), {})[extension] = file.read()
+    return samples
+
+
+def rewrite_manifest(directory: Path, **shard_zero: Any) -> None:
+    """Change what the manifest says of the first shard."""
+    path = directory / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["shards"][0].update(shard_zero)
+    path.write_text(json.dumps(manifest))

@@ -1,0 +1,284 @@
+"""What a user sees of wrong arguments, and of shard sets that are damaged: an error that names what and where."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from shard_sets import encoded, noise, raw_samples, rewrite_manifest, smooth, write_index, write_set
+
+from fastdps.errors import ConfigError, SampleError, ShardError
+from fastdps.loading import open_shards
+
+
+@pytest.fixture(params=["dali", "portable"])
+def loader(request):
+    if request.param == "dali":
+        pytest.importorskip("nvidia.dali")
+    return request.param
+
+
+@pytest.fixture
+def raw_set(tmp_path):
+    return write_set(tmp_path / "raw", raw_samples(12), [4, 4, 4])
+
+
+def read_all(directory: Path, loader: str, **options) -> list[list[int]]:
+    batches = open_shards(directory, **{"batch_size": 4, "shuffle": False, "loader": loader, **options}).epoch(0)
+    return [batch.ids.tolist() for batch in batches]
+
+
+# --- arguments --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"components": ["image", "judge"]}, "no component 'judge' in this set; it has image"),
+        ({"components": []}, "name one or more of image"),
+        ({"components": ["image", "image"]}, "each once"),
+        ({"batch_size": 0}, "batch_size is 0; it has to be at least 1"),
+        ({"world_size": 0}, "world_size is 0"),
+        ({"rank": 2, "world_size": 2}, "rank is 2; it has to be at least 0 and below 2"),
+        ({"rank": -1}, "rank is -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**64}, "seed is"),
+        ({"size": 0}, "size is 0"),
+        ({"size": (3, -1)}, "size is -1"),
+        ({"num_threads": 0}, "num_threads is 0"),
+        ({"loader": "torch"}, "it can be auto, dali or portable"),
+        ({"device": "abacus"}, "device 'abacus' is none that torch knows"),
+        ({"device": "meta", "loader": "dali"}, "DALI does not load to meta; use loader='portable'"),
+    ],
+)
+def test_arguments_that_cannot_be_used(raw_set, options, message):
+    with pytest.raises(ConfigError, match=message):
+        open_shards(raw_set, **{"batch_size": 4, "loader": "portable", **options})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
+def test_cuda_where_there_is_none(raw_set):
+    with pytest.raises(ConfigError, match="use device='cpu'"):
+        open_shards(raw_set, batch_size=4, device="cuda:1")
+
+
+@pytest.mark.parametrize(("epoch", "start_step"), [(-1, 0), (0, -1), (0, 4)])
+def test_epochs_and_steps_out_of_range_are_refused_at_once(raw_set, epoch, start_step):
+    opened = open_shards(raw_set, batch_size=4)
+    with pytest.raises(ConfigError, match=r"epoch is -1|start_step is"):
+        opened.epoch(epoch, start_step)
+
+
+def test_images_in_their_own_sizes_need_a_size(tmp_path, loader):
+    samples = [{"png": encoded(smooth(8, 8), "PNG")}]
+    directory = write_set(tmp_path / "set", samples, [1], encoding="keep", image_size=None)
+    with pytest.raises(ConfigError, match=r"own sizes; give size"):
+        open_shards(directory, batch_size=1, loader=loader)
+
+
+# --- shards and indexes -----------------------------------------------------------------------------------------
+
+
+def test_what_is_no_shard_set(tmp_path):
+    with pytest.raises(ShardError, match="is not a shard set"):
+        open_shards(tmp_path, batch_size=1)
+
+
+def test_a_set_without_samples(tmp_path):
+    with pytest.raises(ShardError, match="has no samples"):
+        open_shards(write_set(tmp_path / "set", [], []), batch_size=1)
+
+
+def test_raw_images_without_a_size(tmp_path):
+    with pytest.raises(ShardError, match="lacks the image_size"):
+        open_shards(write_set(tmp_path / "set", raw_samples(2), [2], image_size=None), batch_size=1)
+
+
+@pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.idx"])
+def test_a_missing_file_is_found_on_opening(raw_set, name):
+    (raw_set / name).unlink()
+    with pytest.raises(ShardError, match=rf"lacks {name}.*tools/check_shards.py"):
+        open_shards(raw_set, batch_size=4)
+
+
+@pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.idx"])
+def test_a_file_that_vanishes_later(raw_set, loader, name):
+    opened = open_shards(raw_set, batch_size=4, loader=loader)
+    (raw_set / name).unlink()
+    with pytest.raises(ShardError, match=r"shard-000001\.\w+ cannot be read.*tools/check_shards.py"):
+        list(opened.epoch(0))
+
+
+@pytest.mark.parametrize("change", [-512, 512])
+def test_a_shard_of_another_size_than_the_manifest_states(raw_set, loader, change):
+    tar = raw_set / "shard-000001.tar"
+    data = tar.read_bytes()
+    tar.write_bytes(data[:change] if change < 0 else data + bytes(change))
+    with pytest.raises(ShardError, match=r"shard-000001\.tar has \d+ bytes where the manifest states \d+"):
+        read_all(raw_set, loader)
+
+
+def test_a_cut_shard_that_the_manifest_takes_for_whole(raw_set, loader):
+    tar = raw_set / "shard-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:1600])
+    rewrite_manifest(raw_set, bytes=1600)
+    with pytest.raises(ShardError, match=r"shard-000000\.idx does not fit the shard.*outside the shard"):
+        read_all(raw_set, loader)
+
+
+def swap(text: str, pattern: str, to: str) -> str:
+    changed = re.sub(pattern, to, text, count=1)
+    assert changed != text
+    return changed
+
+
+LINE = r"bin (\d+) 72 000000002\.bin\n"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: "", "does not begin with v1.2"),
+        (lambda text: swap(text, "v1.2", "v1.1"), "does not begin with v1.2"),
+        (lambda text: swap(text, "v1.2 4", "v1.2 5"), "manifest states 4"),
+        (lambda text: swap(text, LINE, ""), "3 lines"),
+        (lambda text: swap(text, LINE, r"bin \1 72\n"), "fields"),
+        (lambda text: swap(text, LINE, r"png \1 72 000000002.png\n"), "extensions"),
+        (lambda text: swap(text, LINE, r"bin \1 72 000000002.png\n"), "names"),
+        (lambda text: swap(text, LINE, r"bin \1 72 000000001.bin\n"), "ids do not rise"),
+        (lambda text: swap(text, LINE, r"bin \1 72 00000000x.bin\n"), "does not fit"),
+        (lambda text: swap(text, LINE, r"bin x 72 000000002.bin\n"), "does not fit"),
+        (lambda text: swap(text, LINE, r"bin 1\1 72 000000002.bin\n"), "outside the shard"),
+        (lambda text: swap(text, LINE, r"bin -512 72 000000002.bin\n"), "outside the shard"),
+        (lambda text: swap(text, LINE, r"bin 513 72 000000002.bin\n"), "outside the shard"),
+        (lambda text: swap(text, LINE, r"bin \1 73 000000002.bin\n"), "72 bytes a sample"),
+        (lambda text: swap(text, LINE, r"bin 1536 72 000000002.bin\n"), "overlap"),
+        (lambda text: swap(text, LINE, r"bin 8192 72 000000002.bin\n"), "no tar header of its own"),
+        (lambda text: swap(swap(text, "000000000", "a"), "a", "000000001"), "ids do not rise"),
+        (lambda text: swap(text, r"000000003\.bin", "000000007.bin"), "sample 7.*no tar header of its own"),
+    ],
+)
+def test_an_index_that_does_not_fit(raw_set, loader, damage, message):
+    index = raw_set / "shard-000000.idx"
+    index.write_text(damage(index.read_text()))
+    with pytest.raises(ShardError, match=rf"shard-000000\.idx.*{message}.*tools/check_shards.py"):
+        read_all(raw_set, loader)
+
+
+def test_the_index_of_another_shard(raw_set, loader):
+    (raw_set / "shard-000001.idx").write_bytes((raw_set / "shard-000000.idx").read_bytes())
+    with pytest.raises(ShardError, match=r"shard-000001\.idx does not fit the shard: sample 0 "):
+        read_all(raw_set, loader)
+
+
+def test_components_of_different_samples_in_one_line(tmp_path, loader):
+    samples = [{"p0.bin": bytes(72), "p1.bin": bytes(72), "same.f32": bytes(4)} for _ in range(3)]
+    directory = write_set(tmp_path / "set", samples, [3], kind="pairs")
+    index = directory / "shard-000000.idx"
+    index.write_text(swap(index.read_text(), r"000000001\.p1\.bin", "000000002.p1.bin"))
+    with pytest.raises(ShardError, match="names of p1 are not those of their samples"):
+        read_all(directory, loader)
+
+
+def test_a_shard_of_longer_headers_is_read(tmp_path, loader):
+    """Headers that take more blocks (here PAX, for a time in fractions) leave gaps between members; that is fine."""
+    directory = write_set(tmp_path / "set", raw_samples(5), [5])
+    path = directory / "shard-000000.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for sample_id, sample in enumerate(raw_samples(5)):
+            member = tarfile.TarInfo(f"{sample_id:09d}.bin")
+            member.size, member.mtime = 72, 0.5 + sample_id
+            tar.addfile(member, io.BytesIO(sample["bin"]))
+    write_index(path)
+    rewrite_manifest(directory, bytes=path.stat().st_size)
+    assert read_all(directory, loader) == [[0, 1, 2, 3], [4]]
+
+
+# --- single samples ---------------------------------------------------------------------------------------------
+
+
+def test_a_tar_header_destroyed_in_the_middle_is_found_by_the_portable_loader(raw_set):
+    tar = raw_set / "shard-000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[2 * 1024 : 2 * 1024 + 100] = bytes(100)
+    tar.write_bytes(data)
+    with pytest.raises(SampleError, match=r"sample 6 \(000000006\.bin in .*shard-000001\.tar\) has no tar header"):
+        read_all(raw_set, "portable")
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def without_head(data: bytes) -> bytes:
+    return bytes(64) + data[64:]
+
+
+def zeroed(data: bytes) -> bytes:
+    return bytes(len(data))
+
+
+def flipped(data: bytes) -> bytes:
+    """One bit of the PNG's checksum of its pixels."""
+    place = data.rindex(b"IEND") - 8
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("sample_id", [0, 6, 11, 19])
+@pytest.mark.parametrize(
+    ("form", "extension", "damage"),
+    [
+        ("JPEG", "jpg", cut),
+        ("JPEG", "jpg", without_head),
+        ("JPEG", "jpg", zeroed),
+        ("PNG", "png", cut),
+        ("PNG", "png", zeroed),
+        ("PNG", "png", flipped),
+    ],
+)
+def test_a_damaged_image_is_named(tmp_path, loader, form, extension, damage, sample_id):
+    samples = [{extension: encoded(smooth(40, 40, seed), form)} for seed in range(20)]
+    samples[sample_id] = {extension: damage(samples[sample_id][extension])}
+    directory = write_set(
+        tmp_path / "set", samples, [7, 7, 6], encoding="png" if form == "PNG" else "jpeg", image_size=(40, 40)
+    )
+    shard = f"shard-{sample_id // 7:06d}.tar"
+    with pytest.raises(
+        SampleError, match=rf"sample {sample_id} \(0*{sample_id}\.{extension} in .*{shard}\).*tools/check_shards.py"
+    ):
+        read_all(directory, loader)
+    opened = open_shards(directory, batch_size=4, shuffle=False, loader=loader).epoch(0)
+    for _ in range(sample_id // 4):
+        assert len(next(opened)) == 4  # whatever comes before the damage is delivered
+    with pytest.raises(SampleError):
+        next(opened)
+
+
+def test_a_damaged_image_among_the_components_of_a_triplet(tmp_path, loader):
+    images = [encoded(p, "PNG") for p in noise(9, 6, 4, 3)]
+    samples = [
+        {"ref.png": images[i], "p0.png": images[i + 1], "p1.png": images[i + 2], "judge.f32": bytes(4)}
+        for i in range(0, 9, 3)
+    ]
+    samples[1]["p1.png"] = zeroed(samples[1]["p1.png"])
+    directory = write_set(tmp_path / "set", samples, [3], kind="triplets", encoding="png")
+    with pytest.raises(SampleError, match=r"sample 1 \(000000001\.p1\.png in .*shard-000000\.tar\)"):
+        read_all(directory, loader)
+    assert read_all(directory, loader, components=["ref", "judge"]) == [[0, 1, 2]]
+
+
+def test_a_failure_that_no_sample_explains_is_passed_on(raw_set, monkeypatch):
+    pytest.importorskip("nvidia.dali")
+    from nvidia.dali.pipeline import Pipeline
+
+    def out_of_memory(*args, **kwargs):
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setattr(Pipeline, "share_outputs", out_of_memory)
+    with pytest.raises(RuntimeError, match="no memory left") as raised:
+        read_all(raw_set, "dali")
+    assert str(raw_set) in raised.value.__notes__[0]
