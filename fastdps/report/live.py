@@ -1,13 +1,14 @@
-"""Live progress of training and scoring: one display in a terminal, plain lines elsewhere."""
+"""Live progress of packing, training and scoring: one display in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 Item = TypeVar("Item")
 Show = Callable[[dict[str, Any]], None]
@@ -57,3 +58,50 @@ def track(items: Iterable[Item], *, total: int, what: str, enabled: bool) -> Ite
         return
     with _progress(what, console) as progress:
         yield from progress.track(items, total=total, description="")
+
+
+class Counter:
+    """Counts items of a long piece of work: a bar in a terminal, a line every few seconds elsewhere."""
+
+    LINE_EVERY_S = 5.0
+
+    def __init__(self, what: str, unit: str, console: Console, progress: Progress | None) -> None:
+        self._what, self._unit, self._console, self._progress = what, unit, console, progress
+        self._total = self._done = 0
+        self._started_s = self._shown_s = time.perf_counter()
+        self._task: TaskID | None = None
+
+    def start(self, total: int) -> None:
+        """Begin; `total` is the number of items."""
+        self._total = total
+        self._started_s = self._shown_s = time.perf_counter()
+        if self._progress:
+            self._task = self._progress.add_task("", total=total)
+
+    def advance(self, items: int) -> None:
+        """Count items that are done."""
+        self._done += items
+        now_s = time.perf_counter()
+        elapsed_s = now_s - self._started_s
+        line = f"{self._done / elapsed_s:,.0f} {self._unit}/s"
+        if self._progress and self._task is not None:
+            self._progress.update(self._task, completed=self._done, description=line)
+        elif now_s - self._shown_s >= self.LINE_EVERY_S or self._done == self._total:
+            self._shown_s = now_s
+            left_s = (self._total - self._done) * elapsed_s / max(1, self._done)
+            print(
+                f"{self._what} {self._done:,}/{self._total:,}  {line}  {left_s:.0f} s left",
+                file=self._console.file,
+                flush=True,
+            )
+
+
+@contextmanager
+def counter(what: str, *, unit: str) -> Iterator[Counter]:
+    """A context that gives a `Counter`."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with _progress(what, console) as progress:
+            yield Counter(what, unit, console, progress)
+    else:
+        yield Counter(what, unit, console, None)

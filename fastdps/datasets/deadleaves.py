@@ -1,0 +1,131 @@
+"""Dead leaves: images made up of overlapping shapes, for machines that have no images yet.
+
+Shapes fall on each other like leaves; their radii follow r^-3 between two bounds, which gives the scale invariance of
+natural images. Colours scatter about a few hues per image, and leaves have shading and texture. Source: Lee, Mumford,
+Huang 2001, "Occlusion models for natural images"; its use for training is from Baradad et al. 2021.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdps.datasets.source import Sample, Source
+from fastdps.errors import ConfigError
+
+#: Images are drawn this much larger and averaged down, for smooth edges.
+OVERSAMPLING = 2
+#: Smallest and largest radius of a leaf, in image widths.
+RADII = (0.03, 0.5)
+#: Leaves fall until their areas add up to this many images, so that little of the ground is left.
+LAYERS = 5.0
+GRAIN = 0.02
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class DeadLeaves(Source):
+    """`count` images of `size` x `size` pixels; each is a pure function of (seed, number)."""
+
+    count: int
+    size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.size < 8:
+            raise ConfigError(f"dead leaves need a count of 1 and a size of 8 pixels, not {self.count} and {self.size}")
+
+    def items(self) -> Sequence[int]:
+        """The numbers of the images."""
+        return range(self.count)
+
+    def read(self, item: int) -> Sample:
+        """Draw image number `item`."""
+        random = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, item])))
+        return {"image": draw(self.size, random)}
+
+    def name(self, item: int) -> str:
+        """The number."""
+        return f"dead leaves {item}"
+
+    def describe(self) -> dict[str, Any]:
+        """All that the images depend on."""
+        return {"name": "deadleaves", "count": self.count, "seed": self.seed}
+
+
+def draw(size: int, random: np.random.Generator) -> NDArray[np.uint8]:
+    """One image (size, size, 3)."""
+    side = size * OVERSAMPLING
+    palette = _palette(random)
+    canvas = np.empty((side, side, 3), np.float32)
+    canvas[:] = palette[0]
+    rows, columns = np.meshgrid(*2 * [np.arange(side, dtype=np.float32)], indexing="ij")
+    covered = 0.0
+    while covered < LAYERS:
+        radius = _radius(random) * side
+        # Random strength of occlusion: small leaves come as often as their density says, whatever lies below them.
+        y, x = random.uniform(-radius, side + radius, 2)
+        top, left = max(0, int(y - radius)), max(0, int(x - radius))
+        box = np.s_[top : int(y + radius) + 2, left : int(x + radius) + 2]
+        dy, dx = rows[box] - y, columns[box] - x
+        inside = _shape(dy, dx, radius, random)
+        colour = palette[random.integers(len(palette))] * random.uniform(0.6, 1.4)
+        canvas[box][inside] = colour * _texture(dy[inside], dx[inside], radius, random)[:, None]
+        covered += np.pi * radius**2 / (side + 2 * radius) ** 2
+    canvas += random.normal(0, GRAIN, canvas.shape).astype(np.float32)
+    small = canvas.reshape(size, OVERSAMPLING, size, OVERSAMPLING, 3).mean(axis=(1, 3))
+    return np.round(small.clip(0, 1) * 255).astype(np.uint8)
+
+
+def _palette(random: np.random.Generator) -> Array:
+    """A few colours about one or two hues, mostly pale, as in nature."""
+    hues = random.uniform(0, 1, random.integers(1, 3))
+    colours = [
+        colorsys.hsv_to_rgb(
+            (random.choice(hues) + random.normal(0, 0.06)) % 1, random.beta(1.5, 2.5), random.beta(2.0, 1.6)
+        )
+        for _ in range(random.integers(4, 10))
+    ]
+    return np.array(colours, np.float32)
+
+
+def _radius(random: np.random.Generator) -> float:
+    """A radius in image widths with density r^-3 between the bounds."""
+    low, high = RADII[0] ** -2, RADII[1] ** -2
+    return float(random.uniform(high, low) ** -0.5)
+
+
+def _shape(dy: Array, dx: Array, radius: float, random: np.random.Generator) -> NDArray[np.bool_]:
+    """Which pixels of its box a leaf covers: an ellipse, a rectangle, or a polygon."""
+    angle, squeeze = random.uniform(0, np.pi), random.uniform(0.4, 1.0)
+    along = (np.cos(angle) * dx + np.sin(angle) * dy) / radius
+    across = (np.cos(angle) * dy - np.sin(angle) * dx) / (radius * squeeze)
+    form = random.integers(3)
+    if form == 0:
+        return along**2 + across**2 < 1
+    if form == 1:
+        return np.maximum(abs(along), abs(across)) < 0.7
+    inside = np.ones(dy.shape, bool)
+    for corner in np.sort(random.uniform(0, 2 * np.pi, random.integers(3, 7))):
+        inside &= np.cos(corner) * along + np.sin(corner) * across < 0.7
+    return inside & (along**2 + across**2 < 1)
+
+
+def _texture(dy: Array, dx: Array, radius: float, random: np.random.Generator) -> Array:
+    """Brightness of a leaf's pixels about 1: shading across it, and for some a grating or grain."""
+    angle = random.uniform(0, 2 * np.pi)
+    along = np.cos(angle) * dx + np.sin(angle) * dy
+    brightness = 1 + random.uniform(0, 0.35) * along / radius
+    kind = random.integers(3)
+    if kind == 1:
+        wavelength = random.uniform(3, 16)
+        brightness += random.uniform(0.05, 0.3) * np.sin(along * (2 * np.pi / wavelength))
+    elif kind == 2:
+        brightness += random.normal(0, random.uniform(0.03, 0.15), dy.shape)
+    return brightness.astype(np.float32)

@@ -1,0 +1,143 @@
+"""Check a shard set: manifest, index, sizes, checksums, names and order of members, and that every image decodes."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastdps.datasets.source import UnreadableItemError
+from fastdps.errors import ShardError
+from fastdps.packing.fragment import Member
+from fastdps.packing.images import decode
+from fastdps.shards import INDEX_HEADER, MANIFEST, SCALARS, Manifest, Shard, read_manifest, sample_key
+
+SCALAR_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, and in which file."""
+
+    file: Path
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}"
+
+
+def find_sets(directory: Path) -> list[Path]:
+    """The shard sets in a directory: itself, or those below it. Raises `ShardError` if there are none."""
+    found = sorted(path.parent for path in directory.rglob(MANIFEST))
+    if not found:
+        raise ShardError(f"{directory} holds no shard set: there is no {MANIFEST} in it or below it.")
+    return found
+
+
+def check_set(directory: Path, *, quick: bool = False) -> Iterator[Problem]:
+    """Problems of one shard set, as they are found; `quick` looks at sizes and indexes and reads no shard."""
+    try:
+        manifest = read_manifest(directory)
+    except ShardError as error:
+        yield Problem(directory / MANIFEST, str(error))
+        return
+    known = {name for shard in manifest.shards for name in (shard.name, shard.index_name)}
+    for path in sorted((*directory.glob("*.tar"), *directory.glob("*.idx"))):
+        if path.name not in known:
+            yield Problem(path, "is not in the manifest")
+    last_id = -1
+    for shard in manifest.shards:
+        tar, index = directory / shard.name, directory / shard.index_name
+        if not tar.is_file():
+            yield Problem(tar, "is missing")
+            continue
+        if (size := tar.stat().st_size) != shard.bytes:
+            yield Problem(tar, f"has {size} bytes, and the manifest says {shard.bytes}")
+        try:
+            samples = read_index(index)
+            last_id = _check_samples(samples, shard, manifest, last_id)
+        except (OSError, ValueError) as error:
+            yield Problem(index, str(error))
+            continue
+        if not quick:
+            yield from _check_content(tar, samples, shard, manifest)
+
+
+def read_index(path: Path) -> list[list[Member]]:
+    """The members of each sample, as a DALI index v1.2 lists them. Raises `OSError`, or `ValueError` saying where."""
+    header, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+    if header != f"{INDEX_HEADER} {len(lines)}":
+        raise ValueError(f"begins with {header!r} and has {len(lines)} samples")
+    samples = []
+    for number, line in enumerate(lines, start=2):
+        fields = line.split(" ")
+        if len(fields) % 4:
+            raise ValueError(f"line {number} is not a list of extension, offset, size and name")
+        quads = [fields[at : at + 4] for at in range(0, len(fields), 4)]
+        try:
+            samples.append([Member(ext, int(offset), int(size), name) for ext, offset, size, name in quads])
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+    return samples
+
+
+def _check_samples(samples: list[list[Member]], shard: Shard, manifest: Manifest, last_id: int) -> int:
+    """Compare an index with the manifest and itself; returns the last sample id. Raises `ValueError`."""
+    if len(samples) != shard.samples:
+        raise ValueError(f"has {len(samples)} samples, and the manifest says {shard.samples}")
+    allowed = [extensions.split(";") for extensions in manifest.components.values()]
+    for members in samples:
+        key = members[0].name.split(".")[0]
+        if not key.isdigit() or sample_key(int(key)) != key:
+            raise ValueError(f"names a member {members[0].name!r}, which begins with no sample id")
+        if int(key) <= last_id:
+            raise ValueError(f"sample {key} does not come after sample {last_id}")
+        last_id = int(key)
+        if len(members) != len(allowed) or any(m.extension not in a for m, a in zip(members, allowed, strict=False)):
+            raise ValueError(f"sample {key} has {[m.extension for m in members]}, expected {allowed}")
+        if wrong := [m.name for m in members if m.name != f"{key}.{m.extension}"]:
+            raise ValueError(f"sample {key} lists the member {wrong[0]!r}")
+        if members[-1].offset + members[-1].size > shard.bytes:
+            raise ValueError(f"sample {key} lies beyond the end of the shard")
+    return last_id
+
+
+def _check_content(tar: Path, samples: list[list[Member]], shard: Shard, manifest: Manifest) -> Iterator[Problem]:
+    """Compare a shard with its checksum and its index, and decode every member."""
+    with tar.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+            yield Problem(tar, "does not have the checksum that the manifest says: its bytes have changed")
+    expected = [member for members in samples for member in members]
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            present = [(info.name, info.offset_data, info.size) for info in archive]
+    except (OSError, tarfile.TarError) as error:
+        yield Problem(tar, f"is no sound tar file: {error}")
+        return
+    if present != [(m.name, m.offset, m.size) for m in expected]:
+        yield Problem(tar, "does not have the members that its index lists")
+        return
+    with tar.open("rb") as file:
+        for member in expected:
+            file.seek(member.offset)
+            if reason := _fault(member, file.read(member.size), manifest):
+                yield Problem(tar, f"member {member.name} {reason}")
+
+
+def _fault(member: Member, content: bytes, manifest: Manifest) -> str | None:
+    """What is wrong with the content of a member, if anything."""
+    size = manifest.image_size
+    if member.extension.removesuffix(".f32") in SCALARS:
+        return None if len(content) == SCALAR_BYTES else f"has {len(content)} bytes, not {SCALAR_BYTES}"
+    if manifest.encoding == "raw":
+        expected = 3 * size[0] * size[1] if size else 0
+        return None if len(content) == expected else f"has {len(content)} bytes, not {expected}"
+    try:
+        pixels = decode(content)
+    except UnreadableItemError as error:
+        return str(error)
+    if size and pixels.shape[:2] != size:
+        return f"is {pixels.shape[1]} x {pixels.shape[0]} pixels, not {size[1]} x {size[0]}"
+    return None
