@@ -28,13 +28,13 @@ class TrainConfig:
     backbone: str = "alexnet"
     judge: JudgeName = "logistic"
     sync_loss: bool = False
-    epochs: int = 20
+    epochs: int = 40
     batch_size: int = 50
-    learning_rate: float = 2e-2
+    learning_rate: float = 4e-2
     adam_betas: tuple[float, float] = (0.5, 0.999)
     dropout: float = 0.5
     initial_weight: float = 0.1
-    initial_temperature: float = 1.0
+    initial_temperature: float = 5.0
     interpolation: Interpolation = "nearest"
     seed: int = 0
 

@@ -98,9 +98,7 @@ def test_plan_does_not_use_the_global_generator():
 def test_plan_depends_on_seed_and_epoch(change):
     base = {"seed": 1, "epoch": 2}
     ids = torch.arange(100)
-    used = torch.stack(
-        [draw_plan(ids, **base)[n][:, 0] - draw_plan(ids, **{**base, **change})[n][:, 0] for n in NAMES]
-    )
+    used = torch.stack([draw_plan(ids, **base)[n][:, 0] - draw_plan(ids, **{**base, **change})[n][:, 0] for n in NAMES])
     assert (used != 0).float().mean() > 0.99
 
 

@@ -1,0 +1,113 @@
+"""Heads and judges: closed-form dropout against literal masking, the MLP judge against LPIPS's network."""
+
+import lpips
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fastdps.distances import spatial_moments, unit_normalize
+from fastdps.errors import ConfigError
+from fastdps.heads import Heads, LogisticJudge, MLPJudge, distances, dropout_distances
+
+DRAWS = 4000
+
+
+@pytest.mark.parametrize("p", [0.5, 0.2])
+def test_dropout_against_literal_masking(p):
+    """Mean and variance over many draws: masking every element of z as LPIPS does, and the closed form."""
+    generator = torch.Generator().manual_seed(1)
+    features = [torch.rand(2, 16, 12, 12, generator=generator), torch.rand(2, 32, 6, 6, generator=generator)]
+    weights = torch.rand(3, 48, generator=generator)
+    moments = spatial_moments(features, 1)
+
+    masked = torch.zeros(DRAWS, 3)
+    offset = 0
+    for feature in features:
+        reference, other = unit_normalize(feature)
+        z = (reference - other).square()
+        own = weights[:, offset : offset + len(z)]
+        offset += len(z)
+        for draw in range(DRAWS):
+            kept = torch.rand(z.shape, generator=generator) >= p
+            dropped = (z * kept / (1 - p)).mean(dim=(1, 2))
+            masked[draw] += own @ dropped
+
+    noise = torch.randn(DRAWS, 1, 1, 3, generator=generator)
+    drawn = dropout_distances(weights, moments.mean, moments.var, noise, p=p)[:, 0, 0]
+    # Standard errors of a mean of 4000: std / 63; of a standard deviation: std / 89. Five of them each.
+    std = masked.std(dim=0)
+    assert ((drawn.mean(0) - masked.mean(0)).abs() < 5 * std * (2 / DRAWS) ** 0.5).all()
+    assert ((drawn.std(0) / std - 1).abs() < 5 * (1 / DRAWS) ** 0.5).all()
+    # And Gaussian in shape: skewness and excess kurtosis of the masked draws are those of chance.
+    standard = (masked - masked.mean(0)) / std
+    assert (standard.pow(3).mean(0).abs() < 5 * (6 / DRAWS) ** 0.5).all()
+    assert ((standard.pow(4).mean(0) - 3).abs() < 5 * (24 / DRAWS) ** 0.5).all()
+
+
+def test_contexts_are_rows_of_one_matrix():
+    weights, mean = torch.rand(4, 9), torch.rand(5, 6, 9)
+    expected = torch.stack([(mean * w).sum(-1) for w in weights], dim=-1)
+    assert torch.allclose(distances(weights, mean), expected, rtol=1e-5)
+
+
+def test_heads_start_as_the_baseline_and_drop_only_in_training():
+    heads = Heads(3, 10, initial_weight=0.1)
+    mean, var = torch.rand(2, 6, 10), torch.rand(2, 6, 10)
+    heads.eval()
+    assert torch.allclose(heads(mean, var), 0.1 * mean.sum(-1, keepdim=True).expand(-1, -1, 3))
+    heads.train()
+    drawn = [heads(mean, var, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_gradient_where_nothing_varies():
+    heads = Heads(1, 4)
+    heads(torch.zeros(1, 1, 4), torch.zeros(1, 1, 4), torch.Generator().manual_seed(0)).sum().backward()
+    assert torch.isfinite(heads.weights.grad).all()
+
+
+def test_projection_keeps_weights_non_negative():
+    heads = Heads(2, 3)
+    heads.weights.data = torch.tensor([[1.0, -1.0, 0.0], [-0.5, 2.0, -0.0]])
+    heads.project_()
+    assert heads.weights.tolist() == [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.0])
+def test_impossible_dropout(p):
+    with pytest.raises(ConfigError, match=r"dropout must be in \[0, 1\)"):
+        Heads(1, 1, p=p)
+
+
+def test_logistic_judge():
+    judge = LogisticJudge(2, initial_temperature=3.0)
+    d0, d1 = torch.rand(5, 15, 2), torch.rand(5, 15, 2)
+    assert torch.allclose(judge(d0, d1), 3 * (d0 - d1))
+    judge.log_temperature.data.fill_(-20.0)
+    assert (torch.sign(judge(d0, d1)) == torch.sign(d0 - d1)).all()
+
+
+def test_mlp_judge_against_lpips():
+    """Each context's network is LPIPS's Dist2LogitLayer with the same weights."""
+    judge = MLPJudge(3, generator=torch.Generator().manual_seed(0))
+    d0, d1 = torch.rand(4, 15, 3), torch.rand(4, 15, 3)
+    ours = torch.sigmoid(judge(d0, d1))
+    for context in range(3):
+        oracle = lpips.Dist2LogitLayer(chn_mid=32)
+        convolutions = [layer for layer in oracle.model if isinstance(layer, torch.nn.Conv2d)]
+        for layer, kernel, bias in zip(convolutions, judge.kernels, judge.biases, strict=True):
+            layer.weight.data = kernel[context].T[:, :, None, None].clone()
+            layer.bias.data = bias[context, 0].clone()
+        pairs = [d[..., context].reshape(-1, 1, 1, 1) for d in (d0, d1)]
+        theirs = oracle(*pairs, eps=0.1).reshape(4, 15)
+        assert torch.allclose(ours[..., context], theirs, atol=1e-6)
+
+
+def test_mlp_judges_are_independent():
+    judge = MLPJudge(2, generator=torch.Generator().manual_seed(0))
+    d0, d1 = torch.rand(4, 15, 2), torch.rand(4, 15, 2)
+    F.softplus(judge(d0, d1)[..., 0]).sum().backward()
+    for parameter in judge.parameters():
+        assert (parameter.grad[1] == 0).all()
+        assert (parameter.grad[0] != 0).any()

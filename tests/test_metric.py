@@ -1,0 +1,153 @@
+"""The whole metric against the `lpips` package, and its file format."""
+
+import json
+import warnings
+
+import lpips
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from fastdps.backbones import Backbone
+from fastdps.contexts import all_rankings
+from fastdps.distortions import NAMES
+from fastdps.errors import ConfigError, FastDPSError
+from fastdps.metric import PerceptualMetric
+
+#: net of `lpips`, our backbone, and its documented example distances (ref, p0) and (ref, p1).
+EXAMPLES = [("alex", "alexnet", (0.72188, 0.13757)), ("vgg", "vgg16", (0.56861, 0.42166))]
+
+
+@pytest.fixture(autouse=True)
+def _weights(monkeypatch, weights_dir):
+    monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
+
+
+def lpips_oracle(net: str, weights: dict[str, torch.Tensor]) -> lpips.LPIPS:
+    """The `lpips` package with its shipped v0.1 heads on torchvision's weights, without a download."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it calls torchvision and torch.load in ways that are deprecated
+        oracle = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    own = oracle.net.state_dict()
+    by_index = {key.split(".", 1)[1]: key for key in own}
+    oracle.net.load_state_dict({by_index[key.removeprefix("features.")]: value for key, value in weights.items()})
+    return oracle
+
+
+def heads_of(oracle: lpips.LPIPS) -> torch.Tensor:
+    return torch.cat([lin.model[1].weight.flatten() for lin in oracle.lins])[None]
+
+
+@pytest.fixture(params=EXAMPLES, ids=lambda example: example[0])
+def example(request, weights_dir):
+    net, name, documented = request.param
+    oracle = lpips_oracle(net, load_file(weights_dir / f"{name}_features.safetensors"))
+    return oracle, PerceptualMetric(Backbone(name), heads_of(oracle)), documented
+
+
+def test_documented_distances(example, lpips_example):
+    _, metric, documented = example
+    images = [
+        torch.from_numpy(np.array(Image.open(lpips_example / f"ex_{part}.png").convert("RGB"))).permute(2, 0, 1)[None]
+        / 255
+        for part in ("ref", "p0", "p1")
+    ]
+    for other, expected in zip(images[1:], documented, strict=True):
+        assert metric(images[0], other).item() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 97), (224, 160)])
+def test_random_pairs_against_lpips(example, size):
+    oracle, metric, _ = example
+    x, y = torch.rand(2, 3, 3, *size, generator=torch.Generator().manual_seed(size[1]))
+    with torch.no_grad():
+        assert torch.allclose(metric(x, y)[:, 0], oracle(x, y, normalize=True).flatten(), atol=1e-5, rtol=0)
+
+
+def test_distance_to_itself_and_symmetry():
+    metric = PerceptualMetric(Backbone("alexnet"))
+    x, y = torch.rand(2, 2, 3, 64, 64)
+    assert (metric(x, x) == 0).all()
+    assert torch.allclose(metric(x, y), metric(y, x))
+
+
+def test_gradients_in_both_images():
+    metric = PerceptualMetric(Backbone("alexnet"))
+    x, y = (torch.rand(1, 3, 64, 64, requires_grad=True) for _ in range(2))
+    metric(x, y).sum().backward()
+    assert all(torch.isfinite(image.grad).all() and (image.grad != 0).any() for image in (x, y))
+
+
+def test_moments_are_those_of_single_pairs():
+    metric = PerceptualMetric(Backbone("alexnet"))
+    views = torch.rand(3, 7, 3, 64, 64)
+    together = metric.moments(views).mean.sum(-1)
+    alone = torch.stack([metric(views[:, 0], views[:, 1 + d])[:, 0] for d in range(6)], dim=1)
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_save_and_load(tmp_path):
+    rankings = all_rankings(NAMES)[:3]
+    metric = PerceptualMetric(Backbone("alexnet"), torch.rand(3, 1152), rankings)
+    metric.save(tmp_path / "metric.safetensors")
+    loaded = PerceptualMetric.load(tmp_path / "metric.safetensors")
+    assert loaded.rankings == metric.rankings
+    x, y = torch.rand(2, 2, 3, 64, 64)
+    assert torch.equal(metric(x, y), loaded(x, y))
+    assert [path.name for path in tmp_path.iterdir()] == ["metric.safetensors"]
+
+
+def test_other_backbone_weights_are_refused(tmp_path):
+    metric = PerceptualMetric(Backbone("alexnet", pretrained=False))
+    metric.save(tmp_path / "metric.safetensors")
+    with pytest.raises(FastDPSError, match="other weights of alexnet"):
+        PerceptualMetric.load(tmp_path / "metric.safetensors")
+
+
+def test_bad_files_are_named(tmp_path):
+    path = tmp_path / "metric.safetensors"
+    with pytest.raises(FastDPSError, match=r"does not exist"):
+        PerceptualMetric.load(path)
+    path.write_bytes(b"no safetensors")
+    with pytest.raises(FastDPSError, match=r"metric.safetensors cannot be read"):
+        PerceptualMetric.load(path)
+    save_file({"weights": torch.ones(1, 2)}, path)
+    with pytest.raises(FastDPSError, match=r"is not a metric of fastdps"):
+        PerceptualMetric.load(path)
+    save_file({"weights": torch.ones(1, 2)}, path, metadata={"format": "fastdps-metric", "format_version": "99"})
+    with pytest.raises(FastDPSError, match=r"format version 99"):
+        PerceptualMetric.load(path)
+
+
+def test_metadata_can_be_read_without_fastdps(tmp_path):
+    from safetensors import safe_open
+
+    PerceptualMetric(Backbone("alexnet"), rankings=all_rankings(NAMES)[:1]).save(tmp_path / "m.safetensors")
+    with safe_open(tmp_path / "m.safetensors", framework="np") as file:
+        assert json.loads(file.metadata()["rankings"]) == [list(NAMES)]
+        assert file.get_tensor("weights").shape == (1, 1152)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 65), "of one size"),
+        (torch.zeros(3, 64, 64), torch.zeros(3, 64, 64), r"\(n, 3, H, W\)"),
+        (torch.zeros(1, 64, 64, 3), torch.zeros(1, 64, 64, 3), r"\(n, 3, H, W\)"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "divide uint8"),
+    ],
+)
+def test_wrong_images_are_refused(x, y, message):
+    metric = PerceptualMetric(Backbone("alexnet", pretrained=False))
+    with pytest.raises(ValueError, match=message):
+        metric(x, y)
+
+
+def test_wrong_heads_are_refused():
+    backbone = Backbone("alexnet", pretrained=False)
+    with pytest.raises(ConfigError, match=r"needs weights \(K, 1152\)"):
+        PerceptualMetric(backbone, torch.ones(1, 5))
+    with pytest.raises(ConfigError, match="2 rows of weights, and 1 rankings"):
+        PerceptualMetric(backbone, torch.ones(2, 1152), all_rankings(NAMES)[:1])
