@@ -201,6 +201,8 @@ def _device(device: str | torch.device) -> torch.device:
         found = torch.device(device)
     except RuntimeError as error:
         raise ConfigError(f"device {device!r} is none that torch knows: {error}") from error
+    if found.type == "cpu":
+        return torch.device("cpu")
     if found.type != "cuda":
         return found
     if not torch.cuda.is_available():

@@ -1,14 +1,19 @@
 """Loading with NVIDIA DALI, on the CPU or, with "mixed" decoding, on a GPU. The only file that imports it.
 
     temporary indexes with just this segment's samples, in their order
-      --> readers.webdataset --raw: reinterpret | jpeg, png: decode--> (resize) --> on the device --> torch
+      --> reading pipeline: readers.webdataset --raw images and scalars: reinterpret, to the device--> torch
+                                               --jpeg, png: bytes
+      --> decoding pipeline: decoders.image, resize, to the device-----------------------------------> torch
 
 DALI reads the samples of an index in the index's order, so fastdps's order is DALI's without any shuffling there.
-A pipeline serves one segment; the next segment's is built, and started, in a thread meanwhile.
+A reading pipeline serves one segment, and the next segment's is built and started in a thread meanwhile. The
+decoding pipeline is kept from segment to segment and from epoch to epoch: on a machine with a GPU, DALI's decoder
+takes one to two seconds to build (without one, some milliseconds).
 
 Whose memory it is: DALI's default executor allocates the outputs of each run anew from its own pool and counts the
 references to them, and DLPack hands on such a reference. So a batch costs no copy, stays what it is as long as
-somebody holds it, beyond the life of the pipeline too, and its memory is used again afterwards.
+somebody holds it, beyond the life of the pipeline too, and its memory is used again afterwards. Outputs on a GPU
+are bound to torch's current stream, so that this "afterwards" is in the order of the work on that stream.
 """
 
 from __future__ import annotations
@@ -17,23 +22,41 @@ import re
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
+from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from fastdps.errors import FastDPSError, SampleError, ShardError
+from fastdps.errors import FastDPSError, ShardError
 from fastdps.loading.background import one_ahead
+from fastdps.loading.members import sample_error
 from fastdps.loading.plan import Segment
 from fastdps.loading.spec import Component, Loaded, ReadSpec
 from fastdps.shards import INDEX_HEADER
 
-PREFETCH_BATCHES = 2
-#: How DALI names a sample in its messages: tar:offset:member, where a member's name begins with the sample id.
-_SOURCE_INFO = re.compile(r"(shard-\d+\.tar):\d+:((\d+)\.\S+)")
+READ_AHEAD_BATCHES = 2
+#: How DALI names the sample of a batch that it cannot decode.
+_FAILED_SAMPLE = re.compile(r"Failed to decode sample #(\d+)")
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """DALI's outputs for one batch of a segment, by component in order; the last batch may end in padding."""
+
+    segment: Segment
+    number: int
+    outputs: tuple[Any, ...]
+
+    @property
+    def ids(self) -> Tensor:
+        """The sample ids, int64 (n,), without the padding."""
+        size = self.segment.batch_size
+        return torch.from_numpy(self.segment.ids[self.number * size : (self.number + 1) * size])
 
 
 class DaliReader:
@@ -41,73 +64,105 @@ class DaliReader:
 
     def __init__(self, spec: ReadSpec) -> None:
         self._spec = spec
+        self._idle_decoders: list[_Decoder] = []
 
     def read(self, segments: Iterator[Segment]) -> Generator[Loaded, None, None]:
-        """The batches of the segments, decoded ahead by DALI's threads."""
-        with closing(one_ahead(segments, self._start)) as started:
-            for segment, pipeline in started:
-                yield from self._batches(segment, pipeline)
-                del pipeline
+        """The batches of the segments; DALI works on the next ones while the caller uses the last."""
+        spec = self._spec
+        with closing(_members(spec, segments)) as members:
+            for batch in self._decoded(members) if _needs_decoding(spec) else members:
+                ids = batch.ids
+                tensors = {
+                    component.name: from_dlpack(output.as_tensor())[: len(ids)]  # a view
+                    for component, output in zip(spec.components, batch.outputs, strict=True)
+                }
+                yield tensors, ids
 
-    def _start(self, segment: Segment) -> tuple[Segment, Any]:
-        """A pipeline that has begun to read a segment."""
-        depth = min(PREFETCH_BATCHES, segment.batches)
-        with tempfile.TemporaryDirectory(prefix="fastdps-index-") as directory:
-            index_paths = _write_indexes(segment, Path(directory))
-            try:
-                pipeline = _pipeline(self._spec, segment, index_paths, depth)
-                pipeline.build()  # reads the indexes whole
-            except RuntimeError as error:
-                names = ", ".join(sorted({index.tar.name for index, _ in segment.parts})[:3])
-                raise ShardError(
-                    f"DALI cannot open shards of {self._spec.directory} ({names}, ...): {error}. "
-                    f"Run `tools/check_shards.py {self._spec.directory}`."
-                ) from error
-        pipeline.schedule_run()  # all `depth` of them
-        return segment, pipeline
+    def _decoded(self, members: Iterator[_Batch]) -> Iterator[_Batch]:
+        """The batches decoded, the next of them in the making while the caller uses one."""
+        decoder = self._idle_decoders.pop() if self._idle_decoders else _Decoder(self._spec)
+        for batch in members:
+            done = decoder.finish()
+            decoder.begin(batch)
+            if done is not None:
+                yield done
+        done = decoder.finish()
+        self._idle_decoders.append(decoder)  # an epoch that ends early or fails takes its decoder with it
+        if done is not None:
+            yield done
 
-    def _batches(self, segment: Segment, pipeline: Any) -> Iterator[Loaded]:
-        spec, size = self._spec, segment.batch_size
-        unscheduled = segment.batches - min(PREFETCH_BATCHES, segment.batches)
-        for batch in range(segment.batches):
-            ids = torch.from_numpy(segment.ids[batch * size : (batch + 1) * size])
-            stream = torch.cuda.current_stream(spec.device) if spec.device.type == "cuda" else None
-            try:
-                outputs = pipeline.share_outputs(cuda_stream=stream)
-            except RuntimeError as error:
-                if found := self._diagnosis(segment, batch, error):
-                    raise found from error
-                error.add_note(f"while loading samples of {spec.directory}")
-                raise
-            # The padding of the last batch is cut off: without a copy, as it is at the end.
-            tensors = {
-                component.name: from_dlpack(output.as_tensor())[: len(ids)]
-                for component, output in zip(spec.components, outputs, strict=True)
-            }
-            pipeline.release_outputs()
-            if unscheduled:
-                pipeline.schedule_run()
-                unscheduled -= 1
-            yield tensors, ids
 
-    def _diagnosis(self, segment: Segment, batch: int, error: RuntimeError) -> FastDPSError | None:
-        """The error that names the sample on which DALI failed in a batch or one it had begun after it, if any did."""
-        from fastdps.loading.decoding import decode_member
+class _Decoder:
+    """A pipeline that decodes batches of members, one at a time and in the background."""
 
-        for number in range(batch, min(batch + PREFETCH_BATCHES + 1, segment.batches)):
-            for index, row in segment.entries(number):
-                try:
-                    with index.tar.open("rb", buffering=0) as tar:
-                        for component in self._spec.components:
-                            decode_member(tar, index, row, component, self._spec)
-                except FastDPSError as found:
-                    return found
-        remedy = f"Run `tools/check_shards.py {self._spec.directory}`, then restore the shard or pack the set again"
-        if source := _SOURCE_INFO.search(str(error)):
-            tar, member, sample_id = source.groups()
-            where = f"sample {int(sample_id)} ({member} in {self._spec.directory / tar})"
-            return SampleError(f"{where} cannot be decoded by DALI. {remedy}.")
-        return None
+    def __init__(self, spec: ReadSpec) -> None:
+        self._spec = spec
+        self._begun: _Batch | None = None
+        self._pipeline = _pipeline(spec, spec.batch_size, depth=1, device=spec.device)
+        with self._pipeline:
+            members = [fn.external_source(name=c.name, no_copy=True) for c in spec.components]
+            self._pipeline.set_outputs(*(_finished(spec, c, m) for c, m in zip(spec.components, members, strict=True)))
+        self._pipeline.build()
+
+    def begin(self, batch: _Batch) -> None:
+        """Start to decode a batch; the one before has to be finished."""
+        for component, members in zip(self._spec.components, batch.outputs, strict=True):
+            self._pipeline.feed_input(component.name, members)
+        self._pipeline.schedule_run()
+        self._begun = batch
+
+    def finish(self) -> _Batch | None:
+        """Wait for the batch that was begun last, if any."""
+        batch, self._begun = self._begun, None
+        if batch is None:
+            return None
+        outputs = _outputs(self._pipeline, self._spec, batch.segment, batch.number, self._spec.device)
+        return _Batch(batch.segment, batch.number, outputs)
+
+
+def _members(spec: ReadSpec, segments: Iterator[Segment]) -> Generator[_Batch, None, None]:
+    """The batches as they are read: on the device, or in host memory where they are to be decoded."""
+    device = _reading_device(spec)
+    with closing(one_ahead(segments, lambda segment: (segment, _started(spec, segment)))) as started:
+        for segment, pipeline in started:
+            unscheduled = segment.batches - min(READ_AHEAD_BATCHES, segment.batches)
+            for number in range(segment.batches):
+                outputs = _outputs(pipeline, spec, segment, number, device)
+                if unscheduled:
+                    pipeline.schedule_run()
+                    unscheduled -= 1
+                yield _Batch(segment, number, outputs)
+            del pipeline  # before the next one is waited for
+
+
+def _started(spec: ReadSpec, segment: Segment) -> Pipeline:
+    """A pipeline that has begun to read the first batches of a segment."""
+    depth = min(READ_AHEAD_BATCHES, segment.batches)
+    with tempfile.TemporaryDirectory(prefix="fastdps-index-") as directory:
+        index_paths = _write_indexes(segment, Path(directory))
+        pipeline = _pipeline(spec, min(segment.batch_size, len(segment.ids)), depth, _reading_device(spec))
+        try:
+            with pipeline:
+                members = fn.readers.webdataset(
+                    paths=[str(index.tar) for index, _ in segment.parts],
+                    index_paths=index_paths,
+                    ext=[component.extensions for component in spec.components],
+                    missing_component_behavior="error",
+                    pad_last_batch=True,
+                )
+                members = members if isinstance(members, list | tuple) else [members]
+                if not _needs_decoding(spec):
+                    members = [_finished(spec, c, m) for c, m in zip(spec.components, members, strict=True)]
+                pipeline.set_outputs(*members)
+            pipeline.build()  # reads the indexes whole
+        except RuntimeError as error:
+            names = ", ".join(sorted({index.tar.name for index, _ in segment.parts})[:3])
+            raise ShardError(
+                f"DALI cannot open shards of {spec.directory} ({names}, ...): {error}. "
+                f"Run `tools/check_shards.py {spec.directory}`."
+            ) from error
+    pipeline.schedule_run()  # as many batches as it is deep
+    return pipeline
 
 
 def _write_indexes(segment: Segment, directory: Path) -> list[str]:
@@ -122,31 +177,29 @@ def _write_indexes(segment: Segment, directory: Path) -> list[str]:
     return paths
 
 
-def _pipeline(spec: ReadSpec, segment: Segment, index_paths: list[str], depth: int) -> Any:
-    """The pipeline of one segment; its outputs are the wanted components in their order."""
-    on_gpu = spec.device.type == "cuda"
-    pipeline = Pipeline(
-        batch_size=min(segment.batch_size, len(segment.ids)),
+def _needs_decoding(spec: ReadSpec) -> bool:
+    """Whether some of the components are encoded images."""
+    return spec.raw_shape is None and not all(component.is_scalar for component in spec.components)
+
+
+def _reading_device(spec: ReadSpec) -> torch.device:
+    """Where a reading pipeline leaves its batches."""
+    return torch.device("cpu") if _needs_decoding(spec) else spec.device
+
+
+def _pipeline(spec: ReadSpec, batch_size: int, depth: int, device: torch.device) -> Pipeline:
+    """A pipeline without operators."""
+    return Pipeline(
+        batch_size=batch_size,
         num_threads=spec.num_threads,
-        device_id=spec.device.index if on_gpu else None,
+        device_id=device.index,  # None on the CPU
         prefetch_queue_depth=depth,
     )
-    with pipeline:
-        members = fn.readers.webdataset(
-            paths=[str(index.tar) for index, _ in segment.parts],
-            index_paths=index_paths,
-            ext=[component.extensions for component in spec.components],
-            missing_component_behavior="error",
-            pad_last_batch=True,
-        )
-        members = members if isinstance(members, list | tuple) else [members]
-        outputs = [_component(spec, c, m, on_gpu) for c, m in zip(spec.components, members, strict=True)]
-        pipeline.set_outputs(*outputs)
-    return pipeline
 
 
-def _component(spec: ReadSpec, component: Component, member: Any, on_gpu: bool) -> Any:
-    """The graph from a member's bytes to a component, on the device."""
+def _finished(spec: ReadSpec, component: Component, member: Any) -> Any:
+    """The graph from the bytes of a component's members to its form on the device."""
+    on_gpu = spec.device.type == "cuda"
     if component.is_scalar:
         scalar = fn.reinterpret(member, shape=[], dtype=types.FLOAT)
         return scalar.gpu() if on_gpu else scalar
@@ -165,3 +218,41 @@ def _component(spec: ReadSpec, component: Component, member: Any, on_gpu: bool) 
     if spec.stored_size != spec.size:
         image = fn.resize(image, size=list(spec.size), interp_type=types.INTERP_TRIANGULAR)
     return image
+
+
+def _outputs(
+    pipeline: Pipeline, spec: ReadSpec, segment: Segment, number: int, device: torch.device
+) -> tuple[Any, ...]:
+    """Wait for the outputs of a pipeline on `device` for one batch of a segment.
+
+    Raises `SampleError` that names the sample where DALI fails on one, and passes on any other failure.
+    """
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    try:
+        outputs = tuple(pipeline.share_outputs(cuda_stream=stream))
+    except RuntimeError as error:
+        if found := _diagnosis(spec, segment, number, str(error)):
+            raise found from error
+        error.add_note(f"while loading samples of {spec.directory}")
+        raise
+    pipeline.release_outputs()  # of their place in the queue: the outputs stay valid
+    return outputs
+
+
+def _diagnosis(spec: ReadSpec, segment: Segment, number: int, message: str) -> FastDPSError | None:
+    """The error that names the sample of a batch on which DALI failed, if it was one."""
+    from fastdps.loading.decoding import decode_member  # not needed until something fails
+
+    entries = segment.entries(number)
+    for index, row in entries:
+        try:
+            with index.tar.open("rb", buffering=0) as tar:
+                for component in spec.components:
+                    decode_member(tar, index, row, component, spec)
+        except FastDPSError as found:
+            return found
+    if named := _FAILED_SAMPLE.search(message):  # Pillow takes what DALI does not
+        index, row = entries[min(int(named.group(1)), len(entries) - 1)]  # beyond is padding: the last sample again
+        image = next(component for component in spec.components if not component.is_scalar)
+        return sample_error(index, row, image.place, "or another image of this sample cannot be decoded by DALI")
+    return None

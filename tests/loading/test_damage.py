@@ -271,6 +271,18 @@ def test_a_damaged_image_among_the_components_of_a_triplet(tmp_path, loader):
     assert read_all(directory, loader, components=["ref", "judge"]) == [[0, 1, 2]]
 
 
+def test_a_damaged_image_that_only_dali_minds_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("nvidia.dali")
+    from fastdps.loading import decoding
+
+    monkeypatch.setattr(decoding, "decode_member", lambda *args: None)
+    samples = [{"png": encoded(smooth(40, 40, seed), "PNG")} for seed in range(7)]
+    samples[5] = {"png": flipped(samples[5]["png"])}
+    directory = write_set(tmp_path / "set", samples, [7], encoding="png", image_size=(40, 40))
+    with pytest.raises(SampleError, match=r"sample 5 \(000000005\.png in .*shard-000000\.tar\).*by DALI"):
+        read_all(directory, "dali")
+
+
 def test_a_failure_that_no_sample_explains_is_passed_on(raw_set, monkeypatch):
     pytest.importorskip("nvidia.dali")
     from nvidia.dali.pipeline import Pipeline
