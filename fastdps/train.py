@@ -31,7 +31,7 @@ from fastdps.loading import LoaderName, ShardLoader, open_shards
 from fastdps.meter import Meter
 from fastdps.metric import PerceptualMetric
 from fastdps.processes import join_processes
-from fastdps.recipes import RECIPES, Interpolation, JudgeName, TrainConfig, Variant, get_recipe
+from fastdps.recipes import RECIPES, Interpolation, JudgeName, LossName, TrainConfig, Variant, get_recipe
 from fastdps.report.live import training_display
 from fastdps.runs import Run, write_json
 from fastdps.trainee import Trainee, dropout_generator, learning_rate_at
@@ -132,6 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", choices=get_args(Variant), help="what is trained: baseline (nothing), lin (heads)")
     parser.add_argument("--backbone", choices=sorted(BACKBONES))
     parser.add_argument("--judge", choices=get_args(JudgeName))
+    parser.add_argument("--loss", choices=get_args(LossName), help="what the judge is trained with")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch-size", type=int, help="images per step, over all processes")
     parser.add_argument("--learning-rate", type=float)
@@ -144,7 +145,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_train(arguments: argparse.Namespace) -> None:
     """What `fastdps train` does with its options."""
-    settings = ("variant", "backbone", "judge", "epochs", "batch_size", "learning_rate", "interpolation", "seed")
+    settings = [
+        "variant",
+        "backbone",
+        "judge",
+        "loss",
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "interpolation",
+        "seed",
+    ]
     config = get_recipe(arguments.recipe, {name: getattr(arguments, name) for name in settings})
     rankings = select_rankings(arguments.contexts, NAMES, config.seed)
     accelerator = join_processes()

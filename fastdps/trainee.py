@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastdps.contexts import Ranking, labels, pairs
 from fastdps.distortions import NAMES
 from fastdps.heads import Heads, LogisticJudge, MLPJudge
-from fastdps.objective import judge_loss, sync_loss
+from fastdps.objective import LOSSES, sync_loss
 from fastdps.recipes import TrainConfig
 from fastdps.scores import two_afc
 
@@ -36,6 +36,7 @@ class Trainee(nn.Module):
             self.judge = LogisticJudge(contexts, initial_temperature=config.initial_temperature)
         else:
             self.judge = MLPJudge(contexts, generator=torch.Generator().manual_seed(config.seed))
+        self.loss = LOSSES[config.loss]
         self.sync_loss = config.sync_loss
         first, second = pairs(len(NAMES)).unbind(dim=1)
         self.register_buffer("first", first.clone(), persistent=False)
@@ -46,7 +47,7 @@ class Trainee(nn.Module):
         """Loss (n, K) and, without gradient, accuracy (n, K) on moments (n, D, C); both are means over the pairs."""
         distances = self.heads(mean, var, generator)
         d0, d1 = distances[:, self.first], distances[:, self.second]
-        loss = judge_loss(self.judge(d0, d1), self.votes)
+        loss = self.loss(self.judge(d0, d1), self.votes)
         accuracy = two_afc(d0.detach(), d1.detach(), self.votes).mean(dim=1)
         if self.sync_loss:
             loss = loss + sync_loss(d0, d1, self.votes, accuracy.mean(dim=0))
