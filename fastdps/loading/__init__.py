@@ -52,8 +52,9 @@ def open_shards(
 
     `batch_size` is that of this process, the same on all of them. `size` in pixels, an int for a square or
     (height, width), resizes the images, bilinear with antialiasing; it is needed where the set keeps images in
-    their own sizes. `loader` "auto" takes DALI where it is installed. `num_threads` decode; by default they are
-    this process's share of the cores. `components` are those to load, by default all.
+    their own sizes. `loader` "auto" takes DALI where it is installed. `num_threads` decode: by default this
+    process's share of the cores; the portable loader takes four at most. `components` are those to load, by default
+    all.
 
     Raises `ShardError` where the set has no valid manifest, no samples, or lacks a shard or an index, and
     `ConfigError` for arguments that are out of range or ask for what the set or the machine does not have.

@@ -18,7 +18,7 @@ from fastdps.loading.members import ShardIndex, open_index
 from fastdps.loading.order import EpochOrder
 from fastdps.shards import Manifest
 
-SEGMENT_SAMPLES = 65_536
+SEGMENT_SAMPLES = 32_768  # 0.1 s to the first batch; half as many cost 10 % of the throughput of raw images on 2 cores
 SEGMENT_SHARDS = 64
 
 
