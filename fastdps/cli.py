@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fastdps.errors import run_command
+
+#: The entry of a command: takes its arguments, returns the exit status.
+Entry = Callable[[Sequence[str]], int]
 
 
 @dataclass(frozen=True)

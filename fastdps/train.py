@@ -38,6 +38,8 @@ from fastdps.trainee import Trainee, dropout_generator, learning_rate_at
 
 #: Steps between two log lines; values on the device are read only then.
 LOG_EVERY = 20
+#: Settings of a recipe that have an option of their own.
+OVERRIDES = "variant", "backbone", "judge", "loss", "epochs", "batch_size", "learning_rate", "interpolation", "seed"
 
 
 def train(
@@ -145,18 +147,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_train(arguments: argparse.Namespace) -> None:
     """What `fastdps train` does with its options."""
-    settings = [
-        "variant",
-        "backbone",
-        "judge",
-        "loss",
-        "epochs",
-        "batch_size",
-        "learning_rate",
-        "interpolation",
-        "seed",
-    ]
-    config = get_recipe(arguments.recipe, {name: getattr(arguments, name) for name in settings})
+    config = get_recipe(arguments.recipe, {name: getattr(arguments, name) for name in OVERRIDES})
     rankings = select_rankings(arguments.contexts, NAMES, config.seed)
     accelerator = join_processes()
     run = Run(arguments.out)

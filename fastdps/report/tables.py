@@ -30,14 +30,14 @@ def print_scores(scores: dict[str, Any], pair_rows: Sequence[tuple[str, float, f
     listed = min(LISTED, len(by_accuracy))
     table = Table(title="Contexts, least disruptive distortion first", title_justify="left")
     table.add_column("")
-    table.add_column("ranking")
-    table.add_column("baseline", justify="right")
-    table.add_column("adapted", justify="right")
+    table.add_column("ranking", no_wrap=True)
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
     for title, rows in (("hardest", by_accuracy[:listed]), ("easiest", by_accuracy[::-1][:listed])):
         for number, row in enumerate(rows):
             table.add_row(
                 title if number == 0 else "",
-                " < ".join(row["ranking"]),
+                ", ".join(row["ranking"]),
                 f"{row['baseline_accuracy']:.4f}",
                 f"{row['adapted_accuracy']:.4f}",
             )
@@ -45,8 +45,8 @@ def print_scores(scores: dict[str, Any], pair_rows: Sequence[tuple[str, float, f
     console.print(table)
     table = Table(title="Pairs of distortions, mean over contexts", title_justify="left")
     table.add_column("pair")
-    table.add_column("baseline", justify="right")
-    table.add_column("adapted", justify="right")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
     for pair, baseline, adapted in pair_rows:
         table.add_row(pair, f"{baseline:.4f}", f"{adapted:.4f}")
     console.print(table)
