@@ -24,7 +24,6 @@ from fastdps.shards import INDEX_HEADER, SCALARS, Manifest, Shard
 BLOCK = 512  # bytes; tar headers and the starts of members are multiples of it
 SCALAR_BYTES = 4
 _FIELDS = 4  # of a component in a line of the index: extension, offset, size, name
-_REGULAR_FILE = (b"0", b"\0")
 
 
 @dataclass(frozen=True)
@@ -119,14 +118,12 @@ def _parse(blob: bytes, tar: Path, manifest: Manifest, shard: Shard) -> ShardInd
     if len(tokens) != 2 + n * width:
         raise ValueError(f"its lines do not have {len(manifest.components)} components of {_FIELDS} fields each")
     columns = [tokens[2 + field :: width] for field in range(width)]
-    keys: list[bytes] = []
+    keys = [name.partition(b".")[0] for name in columns[_FIELDS - 1]]
     for number, (component, extensions) in enumerate(manifest.components.items()):
         extension, _, _, names = columns[_FIELDS * number : _FIELDS * (number + 1)]
         if unknown := set(extension) - set(extensions.encode().split(b";")):
             raise ValueError(f"it has extensions {sorted(unknown)} for {component}, which are {extensions}")
-        own = [name.partition(b".")[0] for name in names]
-        keys = keys or own
-        if own != keys or any(n != k + b"." + e for n, k, e in zip(names, keys, extension, strict=True)):
+        if any(n != k + b"." + e for n, k, e in zip(names, keys, extension, strict=True)):
             raise ValueError(f"the names of {component} are not those of their samples")
     ids = _integers(keys)
     if np.any(np.diff(ids) <= 0):
@@ -181,8 +178,8 @@ def _fixed_size(manifest: Manifest, component: str) -> int | None:
 
 
 def _is_header_of(header: bytes, name: bytes, size: int) -> bool:
-    """Whether a tar header is that of a regular file of this name and size (in bytes)."""
-    if header[:100].rstrip(b"\0") != name or header[156:157] not in _REGULAR_FILE:
+    """Whether a tar header is that of a file of this name and size (in bytes)."""
+    if header[:100].rstrip(b"\0") != name:
         return False
     try:
         return int(header[124:136].rstrip(b" \0"), 8) == size

@@ -184,8 +184,9 @@ def test_components_of_different_samples_in_one_line(tmp_path, loader):
         read_all(directory, loader)
 
 
-def test_a_shard_of_longer_headers_is_read(tmp_path, loader):
-    """Headers that take more blocks (here PAX, for a time in fractions) leave gaps between members; that is fine."""
+@pytest.fixture
+def gappy_set(tmp_path):
+    """A shard with longer headers (PAX, for times in fractions of seconds), so that there are gaps between members."""
     directory = write_set(tmp_path / "set", raw_samples(5), [5])
     path = directory / "shard-000000.tar"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
@@ -195,7 +196,20 @@ def test_a_shard_of_longer_headers_is_read(tmp_path, loader):
             tar.addfile(member, io.BytesIO(sample["bin"]))
     write_index(path)
     rewrite_manifest(directory, bytes=path.stat().st_size)
-    assert read_all(directory, loader) == [[0, 1, 2, 3], [4]]
+    return directory
+
+
+def test_members_may_have_gaps_between_them(gappy_set, loader):
+    assert read_all(gappy_set, loader) == [[0, 1, 2, 3], [4]]
+
+
+def test_an_index_that_points_into_a_gap(gappy_set, loader):
+    index = gappy_set / "shard-000000.idx"
+    text = index.read_text()
+    offset = int(re.search(r"bin (\d+) 72 000000002", text).group(1))
+    index.write_text(text.replace(f"bin {offset} ", f"bin {offset - 512} "))
+    with pytest.raises(ShardError, match=r"shard-000000\.idx does not fit the shard: sample 2 "):
+        read_all(gappy_set, loader)
 
 
 # --- single samples ---------------------------------------------------------------------------------------------

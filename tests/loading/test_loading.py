@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import subprocess
@@ -268,6 +269,29 @@ def test_an_exif_rotation_is_not_applied(tmp_path, loader):
         np.testing.assert_array_equal(batch.images[0].numpy(), np.asarray(image.convert("RGB")))
 
 
+def test_dalis_decoder_is_built_once(tmp_path, monkeypatch):
+    dali = pytest.importorskip("nvidia.dali") and importlib.import_module("fastdps.loading.dali")
+    built = []
+    original = dali._Decoder.__init__
+    monkeypatch.setattr(dali._Decoder, "__init__", lambda *args: built.append(original(*args)))
+    pixels = noise(23, 6, 4, 3)
+    samples = [{"png": encoded(p, "PNG")} for p in pixels]
+    opened = open_shards(write_set(tmp_path / "set", samples, SIZES, encoding="png"), batch_size=4, loader="dali")
+
+    def is_right(batches) -> bool:
+        ids, components = gather(batches)
+        return np.array_equal(components["image"].numpy(), pixels[ids]) and len(ids) == 23
+
+    assert all(is_right(opened.epoch(epoch)) for epoch in range(3))
+    assert len(built) == 1
+    both = list(zip(opened.epoch(3), opened.epoch(4), strict=True))  # a second one while the first is in use
+    assert is_right(pair[0] for pair in both)
+    assert is_right(pair[1] for pair in both)
+    assert len(built) == 2
+    assert next(opened.epoch(5)) is not None  # left early
+    assert is_right(opened.epoch(6))
+
+
 @pytest.mark.parametrize(
     ("kind", "images", "scalar"), [("triplets", ("ref", "p0", "p1"), "judge"), ("pairs", ("p0", "p1"), "same")]
 )
@@ -334,7 +358,7 @@ def test_without_dali_asking_for_it_is_an_error(raw_set, no_dali):
 
 
 def test_auto_is_dali_where_it_is_installed(raw_set):
-    dali = pytest.importorskip("nvidia.dali") and __import__("fastdps.loading.dali", fromlist=["DaliReader"])
+    dali = pytest.importorskip("nvidia.dali") and importlib.import_module("fastdps.loading.dali")
     assert isinstance(open_shards(raw_set, batch_size=4)._reader, dali.DaliReader)
 
 
