@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastdps.contexts import labels, pairs
 from fastdps.distortions import NAMES, Interpolation, draw_plan
+from fastdps.errors import ConfigError
 from fastdps.extraction import extract_moments
 from fastdps.heads import distances
 from fastdps.loading import LoaderName, ShardLoader, open_shards
@@ -31,49 +32,62 @@ DRAWS = 5
 
 
 @dataclass(frozen=True)
-class PairAccuracies:
-    """Accuracy per pair of distortions and context, (pairs, K) float64, of the unadapted and the adapted metric."""
+class Tally:
+    """How often the unadapted and the adapted metric chose as each context has it.
+
+    `baseline` and `adapted` count choices per pair of distortions and context, (pairs, K) float64, ties as 0.5; each of
+    their elements is out of `judged` choices. Counts are exact, so that equal metrics have equal accuracies.
+    """
 
     baseline: Tensor
     adapted: Tensor
+    judged: int
+
+    def per_context(self) -> tuple[Tensor, Tensor]:
+        """Baseline and adapted accuracy of each context, (K,) each."""
+        choices = self.judged * len(self.adapted)
+        return self.baseline.sum(dim=0) / choices, self.adapted.sum(dim=0) / choices
+
+    def per_pair(self) -> tuple[Tensor, Tensor]:
+        """Baseline and adapted accuracy on each pair of distortions, mean over contexts, (pairs,) each."""
+        choices = self.judged * self.adapted.shape[1]
+        return self.baseline.sum(dim=1) / choices, self.adapted.sum(dim=1) / choices
 
 
-def pair_accuracies(
+def tally_choices(
     metric: PerceptualMetric,
     loader: ShardLoader,
     accelerator: Accelerator,
     *,
     draws: int = DRAWS,
     interpolation: Interpolation = "nearest",
-) -> PairAccuracies:
-    """Accuracies over all images of a shard set and all processes.
+) -> Tally:
+    """Let the metric choose over all images of a shard set and all processes.
 
     The distortions of draw d are those of epoch d of `EVALUATION_SEED`, so they are the same for every metric and run.
     """
     device = metric.weights.device
     first, second = pairs(len(NAMES)).to(device).unbind(dim=1)
-    equal_weights = torch.ones_like(metric.weights[:1])
-    chosen = [
-        torch.zeros(len(first), len(w), dtype=torch.float64, device=device) for w in (equal_weights, metric.weights)
-    ]
-    batches = track(loader.epoch(0), total=loader.steps, what="scoring", enabled=accelerator.is_main_process)
-    for batch in batches:
+    # The unadapted metric is one more context.
+    weights = torch.cat([torch.ones_like(metric.weights[:1]), metric.weights])
+    second_chosen = torch.zeros(len(first), len(weights), dtype=torch.float64, device=device)
+    for batch in track(loader.epoch(0), total=loader.steps, what="scoring", enabled=accelerator.is_main_process):
         for draw in range(draws):
             plan = draw_plan(batch.ids, seed=EVALUATION_SEED, epoch=draw)
-            mean = extract_moments(metric, batch.images, plan, interpolation=interpolation).mean
-            for weights, sums in zip((equal_weights, metric.weights), chosen, strict=True):
-                d = distances(weights, mean)
-                sums += prefers_second(d[:, first], d[:, second]).sum(dim=0, dtype=torch.float64)
-    votes = labels(metric.rankings, NAMES).to(device, torch.float64)
-    baseline, adapted = (accelerator.reduce(sums, reduction="sum") / (loader.samples * draws) for sums in chosen)
-    return PairAccuracies(agreement(baseline, votes).cpu(), agreement(adapted, votes).cpu())
+            d = distances(weights, extract_moments(metric, batch.images, plan, interpolation=interpolation).mean)
+            second_chosen += prefers_second(d[:, first], d[:, second]).sum(dim=0, dtype=torch.float64)
+    second_chosen = accelerator.reduce(second_chosen, reduction="sum").cpu()
+    judged = loader.samples * draws
+    votes = labels(metric.rankings, NAMES).double()
+    baseline, adapted = (agreement(chosen, votes, of=judged) for chosen in (second_chosen[:, :1], second_chosen[:, 1:]))
+    return Tally(baseline, adapted, judged)
 
 
 def summarize(
-    config: TrainConfig, metric: PerceptualMetric, accuracies: PairAccuracies, throughput: dict[str, Any]
+    config: TrainConfig, metric: PerceptualMetric, tally: Tally, throughput: dict[str, Any]
 ) -> dict[str, Any]:
     """The content of `scores.json`."""
-    baseline, adapted = accuracies.baseline.mean(dim=0), accuracies.adapted.mean(dim=0)
+    baseline, adapted = tally.per_context()
     return {
         "backbone": config.backbone,
         "variant": config.variant,
@@ -115,6 +129,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """What `fastdps evaluate` does with its options."""
+    if arguments.draws < 1:
+        raise ConfigError(f"--draws must be at least 1, not {arguments.draws}.")
     run = Run(arguments.run)
     config = config_from_json(run.read_config()["config"])
     accelerator = join_processes()
@@ -131,11 +147,11 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         loader=arguments.loader,
         components=["image"],
     )
-    accuracies = pair_accuracies(metric, loader, accelerator, draws=arguments.draws, interpolation=config.interpolation)
+    tally = tally_choices(metric, loader, accelerator, draws=arguments.draws, interpolation=config.interpolation)
     if accelerator.is_main_process:
-        scores = summarize(config, metric, accuracies, training_throughput(run))
+        scores = summarize(config, metric, tally, training_throughput(run))
         write_json(run.scores, scores)
         pair_names = [f"{NAMES[i]}, {NAMES[j]}" for i, j in pairs(len(NAMES)).tolist()]
-        before, after = accuracies.baseline.mean(dim=1).tolist(), accuracies.adapted.mean(dim=1).tolist()
+        before, after = (accuracy.tolist() for accuracy in tally.per_pair())
         print_scores(scores, list(zip(pair_names, before, after, strict=True)), run.scores)
     accelerator.end_training()

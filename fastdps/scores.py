@@ -11,12 +11,12 @@ def prefers_second(d0: Tensor, d1: Tensor) -> Tensor:
     return 0.5 * (1 + torch.sign(d0 - d1))
 
 
-def agreement(choice: Tensor, votes: Tensor) -> Tensor:
-    """The share of votes that agree with a choice: both in [0, 1], the share that finds 1 closer.
+def agreement(chosen: Tensor, votes: Tensor, *, of: int = 1) -> Tensor:
+    """How many of `of` choices agree with the votes, in the mean: `chosen` counts those for 1, `votes` is a share.
 
-    It is linear in either, so the agreement of a mean choice is the mean agreement.
+    With labels 0 or 1 as votes, counts of choices and halves stay exact.
     """
-    return choice * votes + (1 - choice) * (1 - votes)
+    return chosen * votes + (of - chosen) * (1 - votes)
 
 
 def two_afc(d0: Tensor, d1: Tensor, votes: Tensor) -> Tensor:

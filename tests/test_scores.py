@@ -21,11 +21,11 @@ def test_with_labels_it_is_the_accuracy():
     assert abs(two_afc(d0, d1, labels).mean().item() - expected) < 1e-6
 
 
-def test_agreement_of_the_mean_choice_is_the_mean_agreement():
+def test_agreement_counts_choices():
     d0, d1 = torch.rand(2, 200, 3)
     votes = torch.tensor([0.0, 0.25, 1.0])
-    mean_choice = prefers_second(d0, d1).mean(dim=0)
-    assert torch.allclose(agreement(mean_choice, votes), two_afc(d0, d1, votes).mean(dim=0))
+    chosen = prefers_second(d0, d1).sum(dim=0)
+    assert torch.allclose(agreement(chosen, votes, of=200), two_afc(d0, d1, votes).sum(dim=0))
 
 
 def test_swapping_the_pair_swaps_the_votes():
