@@ -1,8 +1,9 @@
-"""Pack images into a shard set; see `--help`."""
+"""Pack images into shard sets; see `--help`."""
 
 import sys
 
-from fastdps.packing.command import make_shards
-
 if __name__ == "__main__":
+    # Not at the top: worker processes import this file, and need nothing of the command line.
+    from fastdps.packing.command import make_shards
+
     sys.exit(make_shards())

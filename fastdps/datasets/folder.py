@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdps.datasets.source import Sample, Source, UnreadableItemError
+from fastdps.datasets.source import Sample, Source, UnreadableItemError, printable
 from fastdps.errors import FastDPSError
 
 #: File endings, in lower case, that are taken for images; other files are not part of the source.
@@ -17,39 +17,63 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff
 
 @dataclass(frozen=True)
 class Folder(Source):
-    """All image files below `root`, ordered by path; an item is a path relative to it."""
+    """All image files below `root`, ordered by path; an item is a path relative to it.
+
+    `called` is the name of the data set in the manifest.
+    """
 
     root: Path
+    called: str = "folder"
 
     def items(self) -> Sequence[str]:
         """Relative paths of all image files. Links to directories are followed once, so that loops end."""
-        if not self.root.is_dir():
-            raise FastDPSError(f"--source {self.root} is not a directory.")
+        require_directory(self.root)
         found = []
         seen = {self.root.resolve()}
         for directory, names, files in os.walk(self.root, followlinks=True, onerror=_refuse):
             here = Path(directory)
-            names[:] = sorted(name for name in names if _first_visit(here / name, seen))
+            names[:] = [name for name in sorted(names) if _first_visit(here / name, seen)]
             relative = here.relative_to(self.root)
-            found += [(relative / file).as_posix() for file in files if Path(file).suffix.lower() in EXTENSIONS]
+            found += [(relative / file).as_posix() for file in files if is_image_name(file)]
         if not found:
-            raise FastDPSError(f"--source {self.root} holds no image files ({', '.join(sorted(EXTENSIONS))}).")
+            raise FastDPSError(f"{self.root} holds no image files ({', '.join(sorted(EXTENSIONS))}).")
         return sorted(found)
 
     def read(self, item: str) -> Sample:
         """The file as it is."""
-        try:
-            return {"image": (self.root / item).read_bytes()}
-        except OSError as error:
-            raise UnreadableItemError(f"cannot be read: {error.strerror}") from error
+        return {"image": read_file(self.root, item)}
 
     def name(self, item: str) -> str:
         """The relative path."""
-        return item
+        return printable(item)
 
     def describe(self) -> dict[str, Any]:
         """The kind of source alone: where the folder happened to be is no property of the set."""
-        return {"name": "folder"}
+        return {"name": self.called}
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file name ends like that of an image."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def require_directory(root: Path) -> None:
+    """Raise `FastDPSError` unless the directory is there."""
+    if not root.is_dir():
+        raise FastDPSError(f"the source {root} is not a directory, or has gone away. Mount it, or correct --source.")
+
+
+def read_file(root: Path, relative: str) -> bytes:
+    """A file of a source. Raises `UnreadableItemError`, and `FastDPSError` when the directory `root` is gone."""
+    path = root / relative
+    try:
+        if path.is_file():  # a pipe or a device would keep the worker waiting
+            return path.read_bytes()
+    except OSError as error:
+        require_directory(root)
+        raise UnreadableItemError(f"cannot be read: {error.strerror}") from error
+    require_directory(root)
+    raise UnreadableItemError("cannot be read: it is not a file, or has gone away")
 
 
 def _refuse(error: OSError) -> None:
@@ -57,6 +81,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _first_visit(directory: Path, seen: set[Path]) -> bool:
+    """Whether a directory was not walked before, by whatever path; it counts as walked from now on."""
     resolved = directory.resolve()
     if resolved in seen:
         return False

@@ -1,6 +1,8 @@
-"""What a source of samples is: something with items in a fixed order, each of which can be read by itself.
+"""What can be packed: a data set has splits, and each split is a source of items that can be read one by one.
 
-A source is sent to worker processes, so it holds descriptions (paths, seeds) and not data.
+    Dataset.splits() --> {"train": Source, ...}      Source.items() --> [item, ...]      Source.read(item) --> Sample
+
+A source and its items are sent to worker processes: a source holds descriptions (paths, seeds) and not data.
 """
 
 from __future__ import annotations
@@ -24,10 +26,25 @@ class UnreadableItemError(Exception):
     """An item gives no sample, for the reason in its message; it is rejected and packing goes on."""
 
 
-class Source(ABC):
-    """A source of samples of one kind."""
+class Dataset(ABC):
+    """One or more sources that are packed together, each as a shard set of its own."""
+
+    @abstractmethod
+    def splits(self) -> Mapping[str, Source]:
+        """The sources by the directory that each is packed to, such as "train" or "2afc/val/cnn".
+
+        Nothing is listed or loaded for it yet. Raises `FastDPSError` when the data set is not there.
+        """
+
+
+class Source(Dataset):
+    """A source of samples of one kind; by itself a data set with the one split "train"."""
 
     kind: ClassVar[Kind] = "images"
+
+    def splits(self) -> Mapping[str, Source]:
+        """All of it is "train"."""
+        return {"train": self}
 
     @abstractmethod
     def items(self) -> Sequence[Any]:
@@ -38,12 +55,24 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, item: Any) -> Sample:
-        """The sample of one item. Raises `UnreadableItemError`."""
+        """The sample of one item.
+
+        Raises `UnreadableItemError` for an item that gives none, and `FastDPSError` when the source as a whole has
+        gone away.
+        """
 
     @abstractmethod
     def name(self, item: Any) -> str:
-        """What an item is called where it came from; for people, in `rejects.jsonl`."""
+        """What an item is called where it came from, in valid Unicode; different for different items.
+
+        It stands in `rejects.jsonl`, and tells the listing of a source from that of an earlier run.
+        """
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What goes into the manifest: the source's name and the options that decide its content."""
+
+
+def printable(path: str) -> str:
+    r"""A file name in valid Unicode: bytes of it that are none become escapes such as `\xff`."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

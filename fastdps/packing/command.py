@@ -1,79 +1,130 @@
-"""The commands `tools/make_shards.py` and `tools/check_shards.py`."""
+"""The command `tools/make_shards.py`."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+from fastdps.datasets.bapps import Bapps
 from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.datasets.folder import Folder
-from fastdps.datasets.source import Source
-from fastdps.errors import ConfigError, FastDPSError, run_command
+from fastdps.datasets.imagenet import ImageNet
+from fastdps.datasets.source import Dataset
+from fastdps.datasets.torchvision_sets import stl10, svhn
+from fastdps.datasets.triplets import Triplets
+from fastdps.errors import ConfigError, run_command
 from fastdps.packing.executor import default_workers
+from fastdps.packing.ledger import REJECTS
 from fastdps.packing.options import SAMPLES_PER_SHARD, SIZE, Fit, PackOptions
 from fastdps.packing.pack import PackResult, pack
-from fastdps.packing.verify import check_set, find_sets
 from fastdps.report.live import counter
 from fastdps.shards import Encoding
 
-#: How each kind of source is made from the options.
-SOURCES: dict[str, Callable[[argparse.Namespace], Source]] = {
-    "folder": lambda a: Folder(_source_path(a)),
-    "deadleaves": lambda a: DeadLeaves(a.count, a.size or SIZE, a.seed),
+COUNT = 1500
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A row of `KINDS`: how the data set is made from the options, and which of the options it takes.
+
+    `splits` are those that are packed unless others are named, None for all.
+    """
+
+    make: Callable[[argparse.Namespace], Dataset]
+    options: tuple[str, ...] = ("source",)
+    splits: tuple[str, ...] | None = None
+
+
+KINDS = {
+    "imagenet": Kind(lambda a: ImageNet(a.source)),
+    "bapps": Kind(lambda a: Bapps(a.source)),
+    "stl10": Kind(lambda a: stl10(a.source, download=bool(a.download)), ("source", "download"), ("train", "test")),
+    "svhn": Kind(lambda a: svhn(a.source, download=bool(a.download)), ("source", "download"), ("train", "test")),
+    "folder": Kind(lambda a: Folder(a.source)),
+    "triplets": Kind(lambda a: Triplets(a.source)),
+    "deadleaves": Kind(
+        lambda a: DeadLeaves(COUNT if a.count is None else a.count, a.size or SIZE, a.seed), options=("count",)
+    ),
 }
-
-
-def _source_path(arguments: argparse.Namespace) -> Path:
-    if arguments.source is None:
-        raise ConfigError(f"{arguments.kind} needs --source PATH.")
-    return Path(arguments.source)
+#: The options that only some kinds take.
+_OPTIONS_OF_KINDS = ("source", "download", "count")
 
 
 def make_shards_parser() -> argparse.ArgumentParser:
     """The options of `make_shards.py`."""
     parser = argparse.ArgumentParser(
         prog="make_shards.py",
-        description="Pack images into a shard set: OUT/train, and OUT/val with --holdout. The same input and options "
-        "give the same bytes, whatever the number of workers; a run that was interrupted goes on where it stopped.",
+        description="Pack images into shard sets, one for each split: OUT/train, OUT/val and so on. The same input and "
+        "options give the same bytes, whatever the number of workers; a run that was interrupted goes on where it "
+        "stopped when the same command is run again.",
     )
-    parser.add_argument("kind", choices=SOURCES, help="what to pack")
-    parser.add_argument("--source", help="where it is")
-    parser.add_argument("--out", type=Path, required=True, help="directory of the shard set")
-    parser.add_argument(
-        "--size", type=int, help=f"side of the square images in pixels (default {SIZE}; none with keep)"
+    add = parser.add_argument
+    add("kind", choices=KINDS, help="what to pack")
+    add("--source", type=Path, metavar="PATH", help="where it is: a directory; for imagenet also one of the tars, for "
+        "triplets a .csv or .jsonl file with ref, p0, p1, judge and paths relative to it")  # fmt: skip
+    add("--out", type=Path, required=True, metavar="DIR", help="directory of the shard sets")
+    add("--size", type=int, help=f"side of the square images in pixels (default {SIZE}; none with keep)")
+    add(
+        "--encoding", choices=get_args(Encoding), default="raw", help="raw loads fastest; keep leaves JPEGs as they are"
     )
-    parser.add_argument(
-        "--encoding", choices=get_args(Encoding), default="raw", help="raw is fastest to load; keep leaves JPEGs as is"
-    )
-    parser.add_argument(
+    add(
         "--fit",
         choices=get_args(Fit),
         default="squash",
         help="squash to a square as the paper does, or crop the centre",
     )
-    parser.add_argument("--holdout", type=float, default=0.0, metavar="FRACTION", help="part that becomes OUT/val")
-    parser.add_argument("--samples-per-shard", type=int, default=SAMPLES_PER_SHARD, metavar="N")
-    parser.add_argument(
-        "--workers", type=int, default=default_workers(), metavar="N", help="processes (default: cores)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the order, and of dead leaves")
-    parser.add_argument(
-        "--max-rejects", type=float, default=0.01, metavar="FRACTION", help="fail beyond this share (default 0.01)"
-    )
-    parser.add_argument("--count", type=int, default=1500, help="number of dead-leaves images (default 1500)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
+    add("--splits", nargs="+", metavar="NAME", help="splits to pack (default: all; of stl10 and svhn train and test)")
+    add("--holdout", type=float, default=0.0, metavar="FRACTION", help="part of the split train that becomes OUT/val")
+    add("--samples-per-shard", type=int, default=SAMPLES_PER_SHARD, metavar="N", help=f"default {SAMPLES_PER_SHARD}")
+    add("--workers", type=int, default=default_workers(), metavar="N", help="processes (default: cores)")
+    add("--seed", type=int, default=0, help="of the order, and of dead leaves")
+    add("--max-rejects", type=float, default=0.01, metavar="FRACTION",
+        help="fail when more of the items than this give no image (default 0.01)")  # fmt: skip
+    add("--count", type=int, metavar="N", help=f"of deadleaves: number of images (default {COUNT})")
+    add("--download", action="store_true", default=None, help="of stl10 and svhn: fetch missing files into --source")
+    add("--overwrite", action="store_true", help="replace the sets that OUT holds")
     return parser
 
 
 def make_shards(argv: Sequence[str] | None = None) -> int:
-    """Entry of `tools/make_shards.py`; returns the exit status."""
+    """Entry of `tools/make_shards.py`; the exit status is 1 after an error, 130 after Ctrl-C, 143 after SIGTERM."""
     arguments = make_shards_parser().parse_args(argv)
-    return run_command(lambda: _make_shards(arguments))
+    with _sigterm_as_exit():
+        return run_command(lambda: _make_shards(arguments))
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """A context in which SIGTERM unwinds like Ctrl-C, so that workers end and unfinished files go."""
+
+    def leave(number: int, _: Any) -> None:
+        print("terminated; run the same command again to go on", file=sys.stderr)
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _make_shards(arguments: argparse.Namespace) -> None:
+    kind = KINDS[arguments.kind]
+    for option in _OPTIONS_OF_KINDS:
+        if getattr(arguments, option) is not None and option not in kind.options:
+            raise ConfigError(f"{arguments.kind} takes no --{option}.")
+    if "source" in kind.options and arguments.source is None:
+        raise ConfigError(f"{arguments.kind} needs --source PATH.")
     keep = arguments.encoding == "keep"
     if keep and arguments.size is not None:
         raise ConfigError("--encoding keep leaves images as they are; leave --size away, and give it when loading.")
@@ -81,26 +132,40 @@ def _make_shards(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--workers must be at least 1, not {arguments.workers}.")
     options = PackOptions(
         encoding=arguments.encoding,
-        size=None if keep else arguments.size or SIZE,
+        size=None if keep else SIZE if arguments.size is None else arguments.size,
         fit=arguments.fit,
         samples_per_shard=arguments.samples_per_shard,
         holdout=arguments.holdout,
         seed=arguments.seed,
         max_rejects=arguments.max_rejects,
     )
-    source = SOURCES[arguments.kind](arguments)
-    print_result(pack_with_progress(source, arguments.out, options, arguments.workers, overwrite=arguments.overwrite))
+    result = pack_with_progress(
+        kind.make(arguments),
+        arguments.out,
+        options,
+        arguments.workers,
+        splits=arguments.splits or kind.splits,
+        overwrite=arguments.overwrite,
+    )
+    print_result(result)
 
 
 def pack_with_progress(
-    source: Source, out: Path, options: PackOptions, workers: int | None = None, *, overwrite: bool = False
+    dataset: Dataset,
+    out: Path,
+    options: PackOptions,
+    workers: int | None = None,
+    *,
+    splits: Sequence[str] | None = None,
+    overwrite: bool = False,
 ) -> PackResult:
     """`pack` with live progress on the terminal."""
     with counter("packing", unit="images") as count:
         return pack(
-            source,
+            dataset,
             out,
             options,
+            splits=splits,
             workers=workers,
             overwrite=overwrite,
             on_start=count.start,
@@ -111,32 +176,8 @@ def pack_with_progress(
 def print_result(result: PackResult) -> None:
     """Say what is where."""
     for split, manifest in result.manifests.items():
-        size = sum(shard.bytes for shard in manifest.shards) / 2**20
+        size_MiB = sum(shard.bytes for shard in manifest.shards) / 2**20
         shards = len(manifest.shards)
-        print(f"{result.out / split}: {manifest.samples:,} samples in {shards:,} shards, {size:,.1f} MiB")
-    if result.rejects:
-        print(f"{len(result.rejects)} items were rejected; see rejects.jsonl beside each manifest.")
-
-
-def check_shards(argv: Sequence[str] | None = None) -> int:
-    """Entry of `tools/check_shards.py`; returns the exit status, not 0 if anything is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="check_shards.py", description="Check the shard sets in a directory, and say what is wrong with them."
-    )
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--quick", action="store_true", help="sizes and indexes only")
-    arguments = parser.parse_args(argv)
-    return run_command(lambda: _check_shards(arguments.directory, quick=arguments.quick))
-
-
-def _check_shards(directory: Path, *, quick: bool) -> None:
-    found = 0
-    for shard_set in find_sets(directory):
-        problems = 0
-        for problem in check_set(shard_set, quick=quick):
-            print(problem)
-            problems += 1
-        print(f"{shard_set}: " + (f"{problems} problems" if problems else "sound"))
-        found += problems
-    if found:
-        raise FastDPSError(f"{found} problems in {directory}. Restore the files, or pack again with --overwrite.")
+        print(f"{result.out / split}: {manifest.samples:,} samples in {shards:,} shards, {size_MiB:,.1f} MiB")
+        if rejects := result.rejects[split]:
+            print(f"{len(rejects):,} items were rejected: see {result.out / split / REJECTS}")

@@ -29,8 +29,9 @@ class Member:
 
 @dataclass(frozen=True)
 class Reject:
-    """An item that gave no sample, and why."""
+    """An item that gave no sample, and why; `id` is the sample id that is missing for it."""
 
+    id: int
     item: str
     reason: str
 
@@ -51,7 +52,7 @@ def make_fragment(source: Source, part: Part, options: PackOptions) -> Fragment:
         try:
             members = list(_members(source, source.read(item), options))
         except UnreadableItemError as error:
-            fragment.rejects.append(Reject(source.name(item), str(error)))
+            fragment.rejects.append(Reject(sample_id, source.name(item), str(error)))
             continue
         fragment.samples.append([_append(fragment.data, sample_id, *member) for member in members])
     return fragment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -48,6 +49,10 @@ class PackOptions:
             raise ConfigError(f"max rejects must be a fraction in [0, 1], not {self.max_rejects}.")
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative, not {self.seed}.")
+
+    def allowed_rejects(self, items: int) -> int:
+        """How many of a number of items may be rejected."""
+        return math.floor(self.max_rejects * items + 1e-9)  # 0.29 * 100 is a little less than 29
 
     def describe(self) -> dict[str, Any]:
         """The options as the manifest's `source` has them."""

@@ -1,18 +1,27 @@
-"""Which item goes into which shard of which split, decided before anything is read."""
+"""Which item goes into which shard of which set, decided before anything is read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from fastdps.datasets.source import Dataset, Source
 from fastdps.errors import ConfigError
 from fastdps.packing.options import PackOptions
 
-#: Samples that a worker turns into one fragment at a time; bounds the memory of a worker and of the queue.
-PART_SAMPLES = 64
+#: Samples that a worker turns into one fragment at a time, and bytes of pixels in it: they bound the memory of a worker
+#: and of the queue. The smaller of the two counts; at 64 px that is the first.
+PART_SAMPLES = 32
+PART_BYTES = 4 << 20
+#: What an image is taken to have where it keeps its own size.
+OWN_SIZE_BYTES = 1 << 20
+
+#: The split that a holdout divides, and the one that it makes.
+DIVIDED, HELD_OUT = "train", "val"
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,7 @@ class Part:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard: its number in its split, and its items in order; the first has the sample id `first_id`."""
+    """One shard: its number in its set, and its items in order; the first has the sample id `first_id`."""
 
     number: int
     first_id: int
@@ -36,27 +45,79 @@ class ShardPlan:
         """The file name of its tar."""
         return f"shard-{self.number:06d}.tar"
 
-    def parts(self) -> list[Part]:
-        """The shard in units of work."""
-        starts = range(0, len(self.items), PART_SAMPLES)
-        return [Part(self.first_id + start, self.items[start : start + PART_SAMPLES]) for start in starts]
+    def item(self, sample_id: int) -> Any:
+        """The item of a sample id."""
+        return self.items[sample_id - self.first_id]
+
+    def parts(self, options: PackOptions) -> Iterator[Part]:
+        """The shard in units of work. How it is divided changes nothing in the bytes."""
+        image_bytes = OWN_SIZE_BYTES if options.size is None else 3 * options.size**2
+        step = max(1, min(PART_SAMPLES, PART_BYTES // image_bytes))
+        for start in range(0, len(self.items), step):
+            yield Part(self.first_id + start, self.items[start : start + step])
 
 
-def plan_splits(items: Sequence[Any], options: PackOptions) -> dict[str, list[ShardPlan]]:
-    """Shuffle all items with the seed and divide them into shards, by split: "train", and "val" with a holdout.
+@dataclass(frozen=True)
+class SetPlan:
+    """One shard set to be: its directory within OUT, its source, its shards.
 
-    Raises `ConfigError` when the holdout leaves one of the splits empty.
+    `identity` is what decides its bytes: the source, its listing and the options; it goes into the manifest, and a run
+    with another one does not touch the set.
     """
-    order = np.random.Generator(np.random.Philox(options.seed)).permutation(len(items))
-    held_out = round(options.holdout * len(items))
-    if options.holdout and not 0 < held_out < len(items):
-        raise ConfigError(f"a holdout of {options.holdout} of {len(items)} items leaves a split without samples.")
-    splits = {"train": order[held_out:], "val": order[:held_out]}
-    return {
-        split: _divide([items[index] for index in indices], options.samples_per_shard)
-        for split, indices in splits.items()
-        if len(indices)
-    }
+
+    name: str
+    source: Source
+    identity: dict[str, Any]
+    shards: Sequence[ShardPlan]
+
+    @property
+    def samples(self) -> int:
+        """The number of items."""
+        return sum(len(shard.items) for shard in self.shards)
+
+
+def plan_sets(dataset: Dataset, options: PackOptions, wanted: Collection[str] | None = None) -> list[SetPlan]:
+    """Shuffle the items of each (wanted) split with the seed and divide them into shards.
+
+    With a holdout a part of "train" becomes "val". Raises `ConfigError` when the data set lacks a wanted split, has
+    no "train" to hold out from or a "val" already, and when the holdout leaves a split without samples.
+    """
+    sources = _chosen(dataset.splits(), wanted)
+    if options.holdout and (DIVIDED not in sources or HELD_OUT in sources):
+        raise ConfigError(
+            f"--holdout makes {HELD_OUT} of a part of {DIVIDED}, and this source has {', '.join(sources)}. "
+            f"Leave it away, or choose splits with --splits."
+        )
+    plans = []
+    for name, source in sources.items():
+        items = source.items()
+        origin = {"kind": source.kind, **source.describe(), "items": len(items), "listing": _listing(source, items)}
+        order = np.random.Generator(np.random.Philox(options.seed)).permutation(len(items))
+        held_out = round(options.holdout * len(items)) if name == DIVIDED else 0
+        if options.holdout and name == DIVIDED and not 0 < held_out < len(items):
+            raise ConfigError(f"a holdout of {options.holdout} of {len(items)} items leaves a split without samples.")
+        for part, indices in ((name, order[held_out:]), (HELD_OUT, order[:held_out])):
+            if len(indices):
+                identity = {"split": part, **origin, **options.describe()}
+                shards = _divide([items[index] for index in indices], options.samples_per_shard)
+                plans.append(SetPlan(part, source, identity, shards))
+    return plans
+
+
+def _chosen(sources: Mapping[str, Source], wanted: Collection[str] | None) -> Mapping[str, Source]:
+    if wanted is None:
+        return sources
+    if missing := [name for name in wanted if name not in sources]:
+        raise ConfigError(f"the source has no split {', '.join(missing)}; it has {', '.join(sources)}.")
+    return {name: source for name, source in sources.items() if name in wanted}
+
+
+def _listing(source: Source, items: Sequence[Any]) -> str:
+    """A digest of the names of all items in order: tells whether a source has changed between two runs."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(source.name(item).encode() + b"\n")
+    return digest.hexdigest()[:16]
 
 
 def _divide(items: Sequence[Any], samples_per_shard: int) -> list[ShardPlan]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from fastdps.datasets.source import UnreadableItemError
 from fastdps.errors import ShardError
 from fastdps.packing.fragment import Member
 from fastdps.packing.images import decode
+from fastdps.packing.ledger import LEDGER
 from fastdps.shards import INDEX_HEADER, MANIFEST, SCALARS, Manifest, Shard, read_manifest, sample_key
 
 SCALAR_BYTES = 4
@@ -29,8 +31,14 @@ class Problem:
 
 
 def find_sets(directory: Path) -> list[Path]:
-    """The shard sets in a directory: itself, or those below it. Raises `ShardError` if there are none."""
-    found = sorted(path.parent for path in directory.rglob(MANIFEST))
+    """The shard sets in a directory, unfinished ones and those without a manifest included: itself, or those below it.
+
+    Raises `ShardError` if there are none.
+    """
+    if not directory.is_dir():
+        raise ShardError(f"{directory} is not a directory. Name that of a shard set, or one that holds some.")
+    marks = (MANIFEST, LEDGER, "shard-*.tar")
+    found = sorted({path.parent for mark in marks for path in directory.rglob(mark)})
     if not found:
         raise ShardError(f"{directory} holds no shard set: there is no {MANIFEST} in it or below it.")
     return found
@@ -38,6 +46,9 @@ def find_sets(directory: Path) -> list[Path]:
 
 def check_set(directory: Path, *, quick: bool = False) -> Iterator[Problem]:
     """Problems of one shard set, as they are found; `quick` looks at sizes and indexes and reads no shard."""
+    if (directory / LEDGER).exists() and not (directory / MANIFEST).exists():
+        yield Problem(directory, "is not finished: run the same command of make_shards.py again to go on")
+        return
     try:
         manifest = read_manifest(directory)
     except ShardError as error:
@@ -87,6 +98,7 @@ def _check_samples(samples: list[list[Member]], shard: Shard, manifest: Manifest
     """Compare an index with the manifest and itself; returns the last sample id. Raises `ValueError`."""
     if len(samples) != shard.samples:
         raise ValueError(f"has {len(samples)} samples, and the manifest says {shard.samples}")
+    end = 0
     allowed = [extensions.split(";") for extensions in manifest.components.values()]
     for members in samples:
         key = members[0].name.split(".")[0]
@@ -99,8 +111,12 @@ def _check_samples(samples: list[list[Member]], shard: Shard, manifest: Manifest
             raise ValueError(f"sample {key} has {[m.extension for m in members]}, expected {allowed}")
         if wrong := [m.name for m in members if m.name != f"{key}.{m.extension}"]:
             raise ValueError(f"sample {key} lists the member {wrong[0]!r}")
-        if members[-1].offset + members[-1].size > shard.bytes:
-            raise ValueError(f"sample {key} lies beyond the end of the shard")
+        for member in members:
+            if member.offset < end + tarfile.BLOCKSIZE or member.offset % tarfile.BLOCKSIZE or member.size < 0:
+                raise ValueError(f"places {member.name} at {member.offset}, where no member can be")
+            end = member.offset + member.size
+        if end > shard.bytes:
+            raise ValueError(f"places {members[-1].name} beyond the end of the shard")
     return last_id
 
 
@@ -130,7 +146,10 @@ def _fault(member: Member, content: bytes, manifest: Manifest) -> str | None:
     """What is wrong with the content of a member, if anything."""
     size = manifest.image_size
     if member.extension.removesuffix(".f32") in SCALARS:
-        return None if len(content) == SCALAR_BYTES else f"has {len(content)} bytes, not {SCALAR_BYTES}"
+        if len(content) != SCALAR_BYTES:
+            return f"has {len(content)} bytes, not {SCALAR_BYTES}"
+        share = struct.unpack("<f", content)[0]
+        return None if 0 <= share <= 1 else f"is {share}, not a share of votes in [0, 1]"
     if manifest.encoding == "raw":
         expected = 3 * size[0] * size[1] if size else 0
         return None if len(content) == expected else f"has {len(content)} bytes, not {expected}"

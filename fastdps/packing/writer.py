@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from fastdps.packing.files import PARTIAL, flush, sync_directory, write_whole, writing
 from fastdps.packing.fragment import TAR_END, Fragment, Member
 from fastdps.shards import INDEX_HEADER, Shard
 
-PARTIAL = ".partial"
-
 
 class ShardWriter:
-    """Writes a shard under temporary names; `finish` puts it in place. A context that removes what is unfinished."""
+    """Writes a shard under temporary names; `finish` puts it in place. A context that removes what is unfinished.
+
+    Raises `FastDPSError` when the disk is full, or does not take the file for another reason.
+    """
 
     def __init__(self, directory: Path, name: str) -> None:
         self._path = directory / name
+        self._temporary = directory / (name + PARTIAL)
         self._lines: list[str] = []
         self._digest = hashlib.sha256()
         self._size = 0
-        self._file: BinaryIO = (directory / (name + PARTIAL)).open("wb")
+        with writing(self._path):
+            self._file: BinaryIO = self._temporary.open("wb")
 
     def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._file.close()
-        Path(self._file.name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a full disk is told of where it was met; the next run removes the rest
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
 
     def add(self, fragment: Fragment) -> None:
         """Append a fragment."""
@@ -44,15 +50,18 @@ class ShardWriter:
             return None
         self._write(TAR_END)
         self._write(bytes(-self._size % tarfile.RECORDSIZE))
-        _flush(self._file)
         shard = Shard(self._path.name, len(self._lines), self._size, self._digest.hexdigest())
-        # The index goes first: a tar that has its final name is complete.
-        write_whole(self._path.with_name(shard.index_name), _index_text(self._lines))
-        Path(self._file.name).replace(self._path)
+        with writing(self._path):
+            flush(self._file)
+            # The index goes first: a tar that has its final name is complete.
+            write_whole(self._path.with_name(shard.index_name), _index_text(self._lines))
+            self._temporary.replace(self._path)
+            sync_directory(self._path.parent)
         return shard
 
     def _write(self, data: bytes | bytearray) -> None:
-        self._file.write(data)
+        with writing(self._path):
+            self._file.write(data)
         self._digest.update(data)
         self._size += len(data)
 
@@ -63,17 +72,3 @@ def _index_line(members: Sequence[Member], base: int) -> str:
 
 def _index_text(lines: Sequence[str]) -> str:
     return f"{INDEX_HEADER} {len(lines)}\n" + "".join(line + "\n" for line in lines)
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that it has its name only once it is complete and on disk."""
-    temporary = path.with_name(path.name + PARTIAL)
-    with temporary.open("wb") as file:
-        file.write(text.encode())
-        _flush(file)
-    temporary.replace(path)

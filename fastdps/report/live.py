@@ -67,30 +67,30 @@ class Counter:
 
     def __init__(self, what: str, unit: str, console: Console, progress: Progress | None) -> None:
         self._what, self._unit, self._console, self._progress = what, unit, console, progress
-        self._total = self._done = 0
+        self._total = self._done = self._found = 0
         self._started_s = self._shown_s = time.perf_counter()
         self._task: TaskID | None = None
 
-    def start(self, total: int) -> None:
-        """Begin; `total` is the number of items."""
-        self._total = total
+    def start(self, total: int, found: int = 0) -> None:
+        """Begin; `total` is the number of items, `found` that of those which an earlier run has done."""
+        self._total, self._done, self._found = total, found, found
         self._started_s = self._shown_s = time.perf_counter()
         if self._progress:
-            self._task = self._progress.add_task("", total=total)
+            self._task = self._progress.add_task("", total=total, completed=found)
 
     def advance(self, items: int) -> None:
         """Count items that are done."""
         self._done += items
         now_s = time.perf_counter()
-        elapsed_s = now_s - self._started_s
-        line = f"{self._done / elapsed_s:,.0f} {self._unit}/s"
+        items_per_s = (self._done - self._found) / max(now_s - self._started_s, 1e-9)
+        rate = f"{items_per_s:,.0f} {self._unit}/s"
         if self._progress and self._task is not None:
-            self._progress.update(self._task, completed=self._done, description=line)
+            self._progress.update(self._task, completed=self._done, description=rate)
         elif now_s - self._shown_s >= self.LINE_EVERY_S or self._done == self._total:
             self._shown_s = now_s
-            left_s = (self._total - self._done) * elapsed_s / max(1, self._done)
+            left_s = (self._total - self._done) / max(items_per_s, 1e-9)
             print(
-                f"{self._what} {self._done:,}/{self._total:,}  {line}  {left_s:.0f} s left",
+                f"{self._what} {self._done:,}/{self._total:,}  {rate}  {left_s:.0f} s left",
                 file=self._console.file,
                 flush=True,
             )

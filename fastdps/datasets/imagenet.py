@@ -1,0 +1,36 @@
+"""ImageNet (ILSVRC 2012): the official tars as they are, or unpacked with one folder per class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastdps.datasets.folder import Folder, require_directory
+from fastdps.datasets.source import Dataset, Source
+from fastdps.datasets.tars import TarImages
+
+NAME = "imagenet"
+#: The official tars by split; that of "train" holds one tar per class.
+TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
+
+
+@dataclass(frozen=True)
+class ImageNet(Dataset):
+    """ImageNet at `path`: one of the tars, a directory of them, one with `train` and `val`, or one of class folders."""
+
+    path: Path
+
+    def splits(self) -> Mapping[str, Source]:
+        """Splits "train" and "val", or the one that is there. Raises `FastDPSError` when the path is not there."""
+        if self.path.is_file():
+            split = "val" if self.path.name == TARS["val"] else "train"
+            return {split: TarImages(self.path, NAME)}
+        require_directory(self.path)
+        tars: dict[str, Source] = {
+            split: TarImages(self.path / name, NAME) for split, name in TARS.items() if (self.path / name).is_file()
+        }
+        folders: dict[str, Source] = {
+            split: Folder(self.path / split, NAME) for split in TARS if (self.path / split).is_dir()
+        }
+        return tars or folders or {"train": Folder(self.path, NAME)}

@@ -1,0 +1,38 @@
+"""The command `tools/check_shards.py`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastdps.errors import ShardError, run_command
+from fastdps.packing.verify import check_set, find_sets
+
+
+def check_shards(argv: Sequence[str] | None = None) -> int:
+    """Entry of `tools/check_shards.py`; returns the exit status, not 0 if anything is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="check_shards.py",
+        description="Check all shard sets in a directory and say what is wrong: manifest, sizes, indexes, checksums, "
+        "names and order of the members, and that every image decodes.",
+    )
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--quick", action="store_true", help="manifest, sizes and indexes only; reads no shard")
+    arguments = parser.parse_args(argv)
+    return run_command(lambda: _check_shards(arguments.directory, quick=arguments.quick))
+
+
+def _check_shards(directory: Path, *, quick: bool) -> None:
+    found = 0
+    for shard_set in find_sets(directory):
+        problems = 0
+        for problem in check_set(shard_set, quick=quick):
+            print(problem)
+            problems += 1
+        print(f"{shard_set}: " + (f"{problems} problem{'s' * (problems > 1)}" if problems else "sound"))
+        found += problems
+    if found:
+        raise ShardError(
+            f"{found} problem{'s' * (found > 1)} in {directory}. Restore the files, or pack again with --overwrite."
+        )

@@ -1,0 +1,59 @@
+"""Files that have their name only once they are complete and on disk, and errors of writing as users see them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from fastdps.errors import FastDPSError
+
+#: What the name of an unfinished file ends with.
+PARTIAL = ".partial"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A context in which an `OSError` becomes a `FastDPSError` that names the file and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise FastDPSError(
+            f"{path} cannot be written: {error.strerror or error}. Make room, or mend what is wrong, and run the same "
+            "command again: finished shards are kept."
+        ) from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that it has its name only once it is complete and on disk. Raises `FastDPSError`."""
+    temporary = path.with_name(path.name + PARTIAL)
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(text.encode())
+                flush(file)
+            temporary.replace(path)
+            sync_directory(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def flush(file: BinaryIO) -> None:
+    """Bring what was written to disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_directory(directory: Path) -> None:
+    """Bring the names in a directory to disk, where the system can."""
+    with contextlib.suppress(OSError):  # Windows opens no directories, some network file systems sync none
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
