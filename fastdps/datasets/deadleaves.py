@@ -1,8 +1,9 @@
 """Dead leaves: images made up of overlapping shapes, for machines that have no images yet.
 
 Shapes fall on each other like leaves; their radii follow r^-3 between two bounds, which gives the scale invariance of
-natural images. Colours scatter about a few hues per image, and leaves have shading and texture. Source: Lee, Mumford,
-Huang 2001, "Occlusion models for natural images"; its use for training is from Baradad et al. 2021.
+natural images. The lower bound differs from image to image, so that some show a few large things and some many small
+ones. Colours scatter about a few hues per image, leaves have shading and texture, and light falls from one side. Source:
+Lee, Mumford, Huang 2001, "Occlusion models for natural images"; its use for training is from Baradad et al. 2021.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from fastdps.errors import ConfigError
 
 #: Images are drawn this much larger and averaged down, for smooth edges.
 OVERSAMPLING = 2
-#: Smallest and largest radius of a leaf, in image widths.
-RADII = (0.03, 0.5)
+#: Bounds of the smallest radius of the leaves of an image, and their largest radius, in image widths.
+SMALLEST = (0.035, 0.2)
+LARGEST = 0.6
 #: Leaves fall until their areas add up to this many images, so that little of the ground is left.
-LAYERS = 5.0
+LAYERS = 4.0
+#: Standard deviation of the noise, before it is averaged down.
 GRAIN = 0.02
 
 Array = NDArray[np.float32]
@@ -66,39 +69,45 @@ def draw(size: int, random: np.random.Generator) -> NDArray[np.uint8]:
     canvas = np.empty((side, side, 3), np.float32)
     canvas[:] = palette[0]
     rows, columns = np.meshgrid(*2 * [np.arange(side, dtype=np.float32)], indexing="ij")
+    smallest = float(np.exp(random.uniform(*np.log(SMALLEST))))
     covered = 0.0
     while covered < LAYERS:
-        radius = _radius(random) * side
-        # Random strength of occlusion: small leaves come as often as their density says, whatever lies below them.
+        radius = draw_radius(smallest, random) * side
         y, x = random.uniform(-radius, side + radius, 2)
         top, left = max(0, int(y - radius)), max(0, int(x - radius))
         box = np.s_[top : int(y + radius) + 2, left : int(x + radius) + 2]
         dy, dx = rows[box] - y, columns[box] - x
         inside = _shape(dy, dx, radius, random)
-        colour = palette[random.integers(len(palette))] * random.uniform(0.6, 1.4)
+        colour = palette[random.integers(len(palette))] * random.uniform(0.7, 1.3)
         canvas[box][inside] = colour * _texture(dy[inside], dx[inside], radius, random)[:, None]
         covered += np.pi * radius**2 / (side + 2 * radius) ** 2
+    canvas *= _light(rows / side - 0.5, columns / side - 0.5, random)[..., None]
     canvas += random.normal(0, GRAIN, canvas.shape).astype(np.float32)
     small = canvas.reshape(size, OVERSAMPLING, size, OVERSAMPLING, 3).mean(axis=(1, 3))
     return np.round(small.clip(0, 1) * 255).astype(np.uint8)
 
 
 def _palette(random: np.random.Generator) -> Array:
-    """A few colours about one or two hues, mostly pale, as in nature."""
+    """A few colours (colours, 3) about one or two hues, mostly pale, as in nature."""
     hues = random.uniform(0, 1, random.integers(1, 3))
     colours = [
         colorsys.hsv_to_rgb(
-            (random.choice(hues) + random.normal(0, 0.06)) % 1, random.beta(1.5, 2.5), random.beta(2.0, 1.6)
+            (random.choice(hues) + random.normal(0, 0.06)) % 1, random.beta(1.3, 3.0), random.beta(1.8, 1.5)
         )
         for _ in range(random.integers(4, 10))
     ]
     return np.array(colours, np.float32)
 
 
-def _radius(random: np.random.Generator) -> float:
-    """A radius in image widths with density r^-3 between the bounds."""
-    low, high = RADII[0] ** -2, RADII[1] ** -2
-    return float(random.uniform(high, low) ** -0.5)
+def draw_radius(smallest: float, random: np.random.Generator) -> float:
+    """A radius in image widths with density r^-3 between `smallest` and `LARGEST`."""
+    return float(random.uniform(LARGEST**-2, smallest**-2) ** -0.5)
+
+
+def _light(y: Array, x: Array, random: np.random.Generator) -> Array:
+    """Brightness about 1 that rises to one side; y and x are in image widths from the centre."""
+    angle = random.uniform(0, 2 * np.pi)
+    return (1 + random.uniform(0, 0.5) * (np.cos(angle) * x + np.sin(angle) * y)).astype(np.float32)
 
 
 def _shape(dy: Array, dx: Array, radius: float, random: np.random.Generator) -> NDArray[np.bool_]:
