@@ -2,7 +2,7 @@
 
 Shapes fall on each other like leaves; their radii follow r^-3 between two bounds, which gives the scale invariance of
 natural images. The lower bound differs from image to image, so that some show a few large things and some many small
-ones. Colours scatter about a few hues per image, leaves have shading and texture, and light falls from one side. Source:
+ones. Colours scatter about a few hues, leaves have shading and texture, and light falls from one side. Source:
 Lee, Mumford, Huang 2001, "Occlusion models for natural images"; its use for training is from Baradad et al. 2021.
 """
 
