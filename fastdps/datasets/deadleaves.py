@@ -81,7 +81,7 @@ def draw(size: int, random: np.random.Generator) -> NDArray[np.uint8]:
         colour = palette[random.integers(len(palette))] * random.uniform(0.7, 1.3)
         canvas[box][inside] = colour * _texture(dy[inside], dx[inside], radius, random)[:, None]
         covered += np.pi * radius**2 / (side + 2 * radius) ** 2
-    canvas *= _light(rows / side - 0.5, columns / side - 0.5, random)[..., None]
+    canvas *= _light(rows - side / 2, columns - side / 2, side, random)[..., None]
     canvas += random.normal(0, GRAIN, canvas.shape).astype(np.float32)
     small = canvas.reshape(size, OVERSAMPLING, size, OVERSAMPLING, 3).mean(axis=(1, 3))
     return np.round(small.clip(0, 1) * 255).astype(np.uint8)
@@ -104,10 +104,10 @@ def draw_radius(smallest: float, random: np.random.Generator) -> float:
     return float(random.uniform(LARGEST**-2, smallest**-2) ** -0.5)
 
 
-def _light(y: Array, x: Array, random: np.random.Generator) -> Array:
-    """Brightness about 1 that rises to one side; y and x are in image widths from the centre."""
-    angle = random.uniform(0, 2 * np.pi)
-    return (1 + random.uniform(0, 0.5) * (np.cos(angle) * x + np.sin(angle) * y)).astype(np.float32)
+def _light(dy: Array, dx: Array, side: int, random: np.random.Generator) -> Array:
+    """Brightness about 1 that rises to one side of an image; dy and dx are in pixels from its centre."""
+    angle, change = random.uniform(0, 2 * np.pi), random.uniform(0, 0.5)
+    return (1 + change / side * (np.cos(angle) * dx + np.sin(angle) * dy)).astype(np.float32)
 
 
 def _shape(dy: Array, dx: Array, radius: float, random: np.random.Generator) -> NDArray[np.bool_]:

@@ -62,8 +62,9 @@ class TorchvisionSplit(Source):
             raise FastDPSError(f"{dataset.class_name} needs another package: {error}. pip install scipy") from error
         except Exception as error:  # a download fails in many ways
             hint = "Check the network" if dataset.download else "Correct --source, or pass --download"
+            reason = str(error).rstrip(".")
             raise FastDPSError(
-                f"{dataset.class_name} in {dataset.root}, split {self.split}: {error} {hint}."
+                f"{dataset.class_name} in {dataset.root}, split {self.split}: {reason}. {hint}."
             ) from error
         images = loaded.data.transpose(0, 2, 3, 1)  # torchvision has the channels first
         return [NumberedImage(number, pixels) for number, pixels in enumerate(images)]

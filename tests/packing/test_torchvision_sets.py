@@ -92,10 +92,10 @@ def test_missing_files_are_an_error_that_says_what_to_do(tmp_path, make):
 
 @pytest.mark.parametrize(("make", "of"), [(stl10, STL10), (svhn, SVHN)])
 def test_a_failed_download_is_an_error(tmp_path, make, of, monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise OSError("network is unreachable")
 
     monkeypatch.setattr(f"{of.__module__}.download_url", refuse, raising=False)
     monkeypatch.setattr(f"{of.__module__}.download_and_extract_archive", refuse, raising=False)
-    with pytest.raises(FastDPSError, match="network is unreachable Check the network"):
+    with pytest.raises(FastDPSError, match=r"network is unreachable\. Check the network"):
         pack(make(tmp_path, download=True), tmp_path / "out", PackOptions())
