@@ -1,0 +1,48 @@
+"""What the stages get: device, timing, data."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from bench.data import Data
+from bench.measure import Timing
+from fastdps.errors import ConfigError
+from fastdps.recipes import fast
+
+#: Images per training step, as `fastdps train` has them by default.
+BATCH = fast().batch_size
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One run of the bench. `quick` stages may measure fewer variants."""
+
+    device: torch.device
+    timing: Timing
+    data: Data
+    quick: bool
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.device.type == "cuda"
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device by name; None is the one that fastdps's commands take, the first GPU if there is one.
+
+    Raises `ConfigError` for another than that: training would not run there.
+    """
+    if name not in (None, "cpu") and not torch.cuda.is_available():
+        raise ConfigError(f"--device is {name}, but torch finds no CUDA; use --device cpu.")
+    if name == "cpu" and torch.cuda.is_available():
+        raise ConfigError("fastdps uses the GPU of this machine; to measure its CPU set CUDA_VISIBLE_DEVICES= (empty).")
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,149 @@
+"""The images that are measured on: packed by fastdps's own packing, once, and kept.
+
+photographs of $FASTDPS_TEST_DATA/imagenet-sample, or dead leaves --pack--> distinct images, raw 64 px
+--repeat--> sets of as many 64 px images as asked for, raw, PNG or JPEG
+photographs --pack--> sets at 256 px and as they are
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fastdps.datasets.deadleaves import DeadLeaves
+from fastdps.datasets.folder import Folder
+from fastdps.datasets.source import Sample, Source
+from fastdps.loading import open_shards
+from fastdps.packing import PackOptions, pack
+from fastdps.shards import Encoding
+
+PHOTOS_VARIABLE = "FASTDPS_TEST_DATA"
+SIZE = 64
+#: Dead leaves are drawn up to this number and repeated from there.
+DISTINCT = 700
+
+
+def find_photos() -> Path | None:
+    """The directory of real images, if there is one."""
+    root = os.environ.get(PHOTOS_VARIABLE)
+    path = Path(root) / "imagenet-sample" if root else None
+    return path if path and path.is_dir() else None
+
+
+@dataclass(frozen=True)
+class Repeated(Source):
+    """`count` images made of fewer: `pixels` (n, H, W, 3) uint8, over and over."""
+
+    pixels: NDArray[np.uint8] = field(repr=False)
+    count: int
+    name_of_images: str
+
+    def items(self) -> Sequence[int]:
+        """The numbers of the images."""
+        return range(self.count)
+
+    def read(self, item: int) -> Sample:
+        """The pixels of one image."""
+        return {"image": self.pixels[item % len(self.pixels)]}
+
+    def name(self, item: int) -> str:
+        """The number."""
+        return f"image {item}"
+
+    def describe(self) -> dict[str, Any]:
+        """Of what, and how many different ones."""
+        return {"name": f"{self.name_of_images}, repeated", "distinct": len(self.pixels)}
+
+
+@dataclass(frozen=True)
+class Part(Source):
+    """At most `count` items of another source, spread over it."""
+
+    source: Source
+    count: int
+
+    def items(self) -> Sequence[Any]:
+        """The other's items."""
+        every = self.source.items()
+        count = min(self.count, len(every))
+        return [every[number * len(every) // count] for number in range(count)]
+
+    def read(self, item: Any) -> Sample:
+        """As the other reads it."""
+        return self.source.read(item)
+
+    def name(self, item: Any) -> str:
+        """As the other names it."""
+        return self.source.name(item)
+
+    def describe(self) -> dict[str, Any]:
+        """As the other describes itself, and how many."""
+        return {**self.source.describe(), "at_most": self.count}
+
+
+@dataclass(frozen=True)
+class Data:
+    """The sets below `directory`. `photos` are real images, None to draw dead leaves; `images` is the size of sets.
+
+    All methods return the directory of a finished set and pack it first where it is not there. They raise what
+    `fastdps.packing.pack` raises.
+    """
+
+    directory: Path
+    images: int
+    photos: Path | None
+
+    @property
+    def source(self) -> str:
+        """What the images are."""
+        return "imagenet-sample" if self.photos else "deadleaves"
+
+    def small(self, encoding: Encoding, images: int | None = None) -> Path:
+        """A set of 64 px images, `images` of them or as many as the bench was asked for."""
+        count = images or self.images
+        options = PackOptions(encoding=encoding, size=SIZE)
+        source = Repeated(self._pixels(), count, self.source)
+        return self._packed(f"{encoding}-{SIZE}-{count}", source, options, workers=1)
+
+    def photographs(self, size: int | None) -> Path:
+        """A set of JPEG photographs, square with `size` pixels a side, or as they are. Needs `photos`."""
+        if self.photos is None:
+            raise ValueError("there are no photographs")
+        source = Part(Folder(self.photos), min(self.images, DISTINCT))
+        options = PackOptions(encoding="jpeg" if size else "keep", size=size)
+        return self._packed(f"jpeg-{size or 'full'}-{source.count}", source, options)
+
+    def files(self) -> list[Path]:
+        """64 px images as PNG files, for those who load files."""
+        directory = self.directory / self.source / "files"
+        pixels = self._pixels()
+        paths = [directory / f"{number:06d}.png" for number in range(len(pixels))]
+        directory.mkdir(parents=True, exist_ok=True)
+        for path, image in zip(paths, pixels, strict=True):
+            if not path.exists():
+                temporary = path.with_suffix(".partial")
+                Image.fromarray(image).save(temporary, "png")
+                temporary.replace(path)
+        return paths
+
+    def _pixels(self) -> NDArray[np.uint8]:
+        """The distinct images, uint8 (n, 64, 64, 3)."""
+        count = min(self.images, DISTINCT)
+        source = Part(Folder(self.photos), count) if self.photos else DeadLeaves(count, SIZE, seed=0)
+        directory = self._packed(f"distinct-{count}", source, PackOptions(encoding="raw", size=SIZE))
+        loader = open_shards(directory, batch_size=count, shuffle=False, loader="portable")
+        with closing(loader.epoch(0)) as batches:
+            return next(batches).images.numpy()
+
+    def _packed(self, name: str, source: Source, options: PackOptions, workers: int | None = None) -> Path:
+        out = self.directory / self.source / name
+        pack(source, out, options, workers=workers)
+        return out / "train"

@@ -1,0 +1,190 @@
+"""Measuring: cases that are compared take turns, and what comes out is a sample per turn, not one number.
+
+    cases A, B --warm up, find how much work fills `seconds`--> A B A B A B ... --> a sample per case and round
+
+Compared numbers come from the same round, so that a machine that slows down for a while slows down both.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+Unit = Literal["images/s", "s"]
+Samples = tuple[float, ...]
+
+
+class Timed(NamedTuple):
+    """Work that has measured itself: how many items it did and in what time."""
+
+    items: float
+    seconds: float
+
+
+#: Does an amount of work, in units of its own, and returns how many items (images, FLOPs) that was.
+Work = Callable[[int], float | Timed]
+
+
+class Spread(NamedTuple):
+    """The median and the quartiles of some samples."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(samples: Sequence[float]) -> Spread:
+    """Median and quartiles; of a single sample all are the same. Raises `ValueError` when there is none."""
+    if not samples:
+        raise ValueError("no samples")
+    if len(samples) == 1:
+        return Spread(samples[0], samples[0], samples[0])
+    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return Spread(median, low, high)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long to measure: `rounds` samples of each case, of at least `seconds` each."""
+
+    rounds: int
+    seconds: float
+    device: torch.device
+
+    def rates(self, cases: Mapping[str, Work], *, seconds: Mapping[str, float] | None = None) -> dict[str, Samples]:
+        """Items per second of each case, one sample a round, the cases taking turns.
+
+        `seconds` are those of cases whose samples are to take another time than the others'.
+        """
+        own = seconds or {}
+        amounts = {name: self._amount(work, own.get(name, self.seconds)) for name, work in cases.items()}
+        return self._take_turns(cases, amounts)
+
+    def single_rates(self, cases: Mapping[str, Work]) -> dict[str, Samples]:
+        """As `rates`, with samples of one unit of work each and without warming up."""
+        return self._take_turns(cases, dict.fromkeys(cases, 1))
+
+    def _take_turns(self, cases: Mapping[str, Work], amounts: Mapping[str, int]) -> dict[str, Samples]:
+        samples: dict[str, list[float]] = {name: [] for name in cases}
+        for _ in range(self.rounds):
+            for name, work in cases.items():
+                done = self._time(work, amounts[name])
+                samples[name].append(done.items / done.seconds)
+        return {name: tuple(rates) for name, rates in samples.items()}
+
+    def _amount(self, work: Work, seconds: float) -> int:
+        """Warm up, and find the amount of work that takes `seconds`."""
+        self._time(work, 1)
+        amount = 1
+        while (done := self._time(work, amount)).seconds < seconds / 4:
+            amount = min(math.ceil(amount * seconds / max(done.seconds, 1e-6)), 16 * amount)
+        return math.ceil(amount * seconds / done.seconds)
+
+    def _time(self, work: Work, amount: int) -> Timed:
+        self._synchronize()
+        started_s = time.perf_counter()
+        done = work(amount)
+        self._synchronize()
+        return done if isinstance(done, Timed) else Timed(done, time.perf_counter() - started_s)
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def repeated(step: Callable[[], object], items: float) -> Work:
+    """Work whose unit is one call of `step`, which does `items` items."""
+
+    def work(amount: int) -> float:
+        for _ in range(amount):
+            step()
+        return amount * items
+
+    return work
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Something that a measurement is held against: what it is, and its samples in the same unit and rounds."""
+
+    what: str
+    samples: Samples
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One row of the result.
+
+    `samples` has one value a round, in `unit`. `limit` is what the machine allows, `usual` the usual way of doing the
+    same (see `reference`), in context-triplets/s where `triplets_per_image` is more than one. `parts_s` are the seconds
+    per image of the stages that an end-to-end measurement consists of, each measured alone. `notes` are further
+    numbers, their names ending in the unit. `headline` rows go into the README.
+    """
+
+    stage: str
+    what: str
+    samples: Samples
+    unit: Unit = "images/s"
+    limit: Compared | None = None
+    usual: Compared | None = None
+    triplets_per_image: int = 1
+    parts_s: Mapping[str, float] = field(default_factory=dict)
+    notes: Mapping[str, float] = field(default_factory=dict)
+    headline: bool = True
+
+    @property
+    def share(self) -> Spread | None:
+        """The share of the limit that is reached, round by round: 1 is all of it, for rates and durations alike."""
+        if self.limit is None:
+            return None
+        own, limit = self.samples, self.limit.samples
+        if self.unit == "s":
+            own, limit = limit, own
+        return spread([a / b for a, b in zip(own, limit, strict=True)])
+
+    @property
+    def speedup(self) -> Spread | None:
+        """How many times the usual way's triplets (or images) per second, round by round."""
+        if self.usual is None:
+            return None
+        pairs = zip(self.samples, self.usual.samples, strict=True)
+        return spread([own * self.triplets_per_image / usual for own, usual in pairs])
+
+    @property
+    def bottleneck(self) -> str | None:
+        """The part that takes longest."""
+        return max(self.parts_s, key=lambda part: self.parts_s[part]) if self.parts_s else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as results files have it."""
+        return {
+            "stage": self.stage,
+            "what": self.what,
+            "unit": self.unit,
+            **spread(self.samples)._asdict(),
+            "samples": list(self.samples),
+            "limit": _compared_json(self.limit),
+            "share": _spread_json(self.share),
+            "usual": _compared_json(self.usual),
+            "speedup": _spread_json(self.speedup),
+            "parts_s": dict(self.parts_s),
+            "bottleneck": self.bottleneck,
+            "notes": dict(self.notes),
+            "headline": self.headline,
+        }
+
+
+def _compared_json(compared: Compared | None) -> dict[str, Any] | None:
+    if compared is None:
+        return None
+    return {"what": compared.what, **spread(compared.samples)._asdict(), "samples": list(compared.samples)}
+
+
+def _spread_json(of: Spread | None) -> dict[str, float] | None:
+    return None if of is None else of._asdict()

@@ -1,0 +1,157 @@
+"""The usual way, which training is compared with: what the paper's group and most people do.
+
+    PNG file --Pillow--> tensor --torchvision, sample by sample--> (ref, p0, p1, judge)   in DataLoader workers
+      --> LPIPS(ref, p0), LPIPS(ref, p1): four forward passes --> LPIPS's judge network --> Adam
+
+One random pair of distortions an image, one context. It is written to be fast at what it does: images are 64 px
+already, there is a worker for every core and the workers stay alive. Nothing of fastdps is in it but the place of the
+pretrained weights; the network, its heads, dropout and judge are those of the `lpips` package.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import functional
+
+from fastdps.weights import load_pretrained
+
+BATCH = 50
+SIZE = 64
+
+
+def _rotate(image: Tensor) -> Tensor:
+    return functional.rotate(image, random.uniform(30, 330))
+
+
+def _translate(image: Tensor) -> Tensor:
+    height, width = image.shape[-2:]
+    shift = [round(random.uniform(-0.5, 0.5) * width), round(random.uniform(-0.5, 0.5) * height)]
+    return functional.affine(image, angle=0, translate=shift, scale=1, shear=[0.0, 0.0])
+
+
+def _darken(image: Tensor) -> Tensor:
+    return functional.adjust_brightness(image, random.uniform(0.1, 0.5))
+
+
+def _color(image: Tensor) -> Tensor:
+    return functional.adjust_hue(image, random.uniform(-0.5, 0.5))
+
+
+def _blur(image: Tensor) -> Tensor:
+    return functional.gaussian_blur(image, [11, 21], random.uniform(4, 10))
+
+
+def _zoom_in(image: Tensor) -> Tensor:
+    return functional.affine(image, angle=0, translate=[0, 0], scale=random.uniform(1.1, 2), shear=[0.0, 0.0])
+
+
+DISTORTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rotate": _rotate,
+    "translate": _translate,
+    "darken": _darken,
+    "color": _color,
+    "blur": _blur,
+    "zoom_in": _zoom_in,
+}
+
+
+def draw_and_distort(name: str, image: Tensor) -> Tensor:
+    """One distortion of one image (3, H, W) with parameters drawn from Python's generator."""
+    return DISTORTIONS[name](image)
+
+
+class Triplets(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
+    """A reference, two of its distorted versions, and which of them must be closer in one ranking."""
+
+    def __init__(self, files: Sequence[Path], ranking: Sequence[str]) -> None:
+        self._files, self._ranking = list(files), list(ranking)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        with Image.open(self._files[index]) as image:
+            ref = functional.to_tensor(image.convert("RGB"))
+        first, second = random.sample(range(len(self._ranking)), 2)
+        p0, p1 = (draw_and_distort(self._ranking[rank], ref) for rank in (first, second))
+        return ref, p0, p1, torch.tensor([[[float(second < first)]]])
+
+
+class _Drawn(Sampler[int]):
+    """`count` numbers below `size`, each anew at random."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.count = size, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(random.choices(range(self.size), k=self.count))
+
+
+class Reference:
+    """The usual way's training loop, which goes on where it stopped; a context that ends its workers."""
+
+    def __init__(self, files: Sequence[Path], ranking: Sequence[str], device: torch.device, workers: int) -> None:
+        self._device = device
+        self._lpips, self._loss = _network(device)
+        trained = [p for module in (self._lpips, self._loss) for p in module.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.Adam(trained, lr=1e-3, betas=(0.5, 0.999))
+        self._sampler = _Drawn(len(files))
+        self._loader: Any = DataLoader(
+            Triplets(files, ranking),
+            BATCH,
+            sampler=self._sampler,
+            num_workers=workers,
+            persistent_workers=True,
+            pin_memory=device.type == "cuda",
+            # A fork of a process with threads may hang; it makes no difference once the workers run.
+            multiprocessing_context="spawn",
+        )
+
+    def __enter__(self) -> Reference:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._loader  # ends the workers
+
+    def train(self, batches: int) -> int:
+        """Train on as many batches; returns the number of triplets."""
+        self._sampler.count = batches * BATCH
+        for ref, p0, p1, judge in self._loader:
+            self._step(*(t.to(self._device, non_blocking=True) for t in (ref, p0, p1, judge)))
+        return batches * BATCH
+
+    def _step(self, ref: Tensor, p0: Tensor, p1: Tensor, judge: Tensor) -> None:
+        d0 = self._lpips(ref, p0, normalize=True)
+        d1 = self._lpips(ref, p1, normalize=True)
+        loss = self._loss(d0, d1, judge * 2 - 1)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        for head in self._lpips.lins:
+            weight = head.model[-1].weight
+            weight.data.clamp_(min=0)
+
+
+def _network(device: torch.device) -> tuple[Any, Any]:
+    """LPIPS on AlexNet with random heads, in training mode, and its judge with the loss."""
+    import lpips
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it calls torchvision in the old way
+        network = lpips.LPIPS(net="alex", pnet_rand=True, pretrained=False, eval_mode=False, verbose=False)
+    slices = network.net.state_dict()  # named slice3.6.weight where torchvision has features.6.weight
+    state = load_pretrained("alexnet", ["features." + key.split(".", 1)[1] for key in slices])
+    network.net.load_state_dict({key: state["features." + key.split(".", 1)[1]] for key in slices})
+    return network.to(device), lpips.BCERankingLoss().to(device)

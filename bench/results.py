@@ -1,0 +1,60 @@
+"""Results files: what was measured, on what, with which settings. See README.md for the keys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.bench import Bench
+from bench.machine import describe_commit, describe_machine, describe_versions
+from bench.measure import Measurement
+from fastdps.errors import ConfigError
+
+FORMAT = "fastdps-bench"
+FORMAT_VERSION = 1
+DIRECTORY = Path(__file__).resolve().parent / "results"
+
+
+def describe_run(bench: Bench) -> dict[str, Any]:
+    """All of a results file but the measurements; to be taken before them."""
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": describe_commit(),
+        "machine": describe_machine(bench.device),
+        "versions": describe_versions(),
+        "settings": {
+            "device": bench.device.type,
+            "quick": bench.quick,
+            "images": bench.data.images,
+            "source": bench.data.source,
+            "rounds": bench.timing.rounds,
+            "sample_s": bench.timing.seconds,
+            "torch_threads": torch.get_num_threads(),
+            "torch_interop_threads": torch.get_num_interop_threads(),
+        },
+    }
+
+
+def with_measurements(run: dict[str, Any], measurements: Sequence[Measurement]) -> dict[str, Any]:
+    """The content of a results file."""
+    return {**run, "measurements": [measurement.to_json() for measurement in measurements]}
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read a results file. Raises `ConfigError` if it is none, or of another version."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as results: {error}. Write some with `--json`.") from error
+    if not isinstance(results, dict) or results.get("format") != FORMAT:
+        raise ConfigError(f"{path} does not hold results of the bench: its format is not {FORMAT!r}.")
+    if results["format_version"] != FORMAT_VERSION:
+        raise ConfigError(f"{path} has version {results['format_version']}; this bench reads {FORMAT_VERSION}.")
+    return results

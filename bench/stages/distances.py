@@ -1,0 +1,31 @@
+"""Distances: feature maps to moments, against reading the maps once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bench.bench import Bench
+from bench.measure import Compared, Measurement, repeated
+from bench.parts import Parts, frozen
+from fastdps.backbones import BACKBONES
+
+
+def run(bench: Bench) -> Iterator[Measurement]:
+    """For the first backbone of the table, which training takes by default."""
+    name = next(iter(BACKBONES))
+    parts = Parts(bench, bench.data.small("raw"), name)
+
+    def read_maps() -> None:
+        with frozen(bench.device):
+            for feature in parts.maps:
+                feature.sum()
+
+    rates = bench.timing.rates({"distances": parts.distances(), "read": repeated(read_maps, len(parts.batch))})
+    map_bytes = sum(feature.nbytes for feature in parts.maps) / len(parts.batch)
+    yield Measurement(
+        "distances",
+        f"{name}, spatial",
+        rates["distances"],
+        limit=Compared("adding up the maps", rates["read"]),
+        notes={"map_bytes_per_image": map_bytes},
+    )

@@ -1,0 +1,62 @@
+"""Distorting: each distortion, and all six with their draw, against writing as many pixels, and torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bench.bench import Bench
+from bench.measure import Compared, Measurement, repeated
+from bench.parts import Parts
+from bench.reference import draw_and_distort
+from fastdps.distortions import DISTORTIONS, apply_plan, draw_plan
+from fastdps.extraction import to_float
+
+#: Images of a call of the per-sample way.
+FEW = 5
+
+
+def run(bench: Bench) -> Iterator[Measurement]:
+    """All six at once first, then each."""
+    batch = Parts(bench, bench.data.small("raw")).batch
+    images = to_float(batch.images)
+    singles = list(images[:FEW].cpu())
+    variants = {"all six, drawn and applied": dict(DISTORTIONS)}
+    variants |= {name: {name: distortion} for name, distortion in DISTORTIONS.items()}
+    for what, distortions in variants.items():
+        target = images.new_empty(len(images), len(distortions), *images.shape[1:])
+        plan = draw_plan(batch.ids, seed=0, epoch=0, distortions=distortions).to(bench.device)
+        ours = (
+            partial(_draw_and_apply, batch.ids, images) if len(distortions) > 1 else partial(apply_plan, images, plan)
+        )
+        write = partial(target.copy_, images[:, None])
+        with torch.inference_mode():
+            rates = bench.timing.rates(
+                {
+                    "ours": repeated(ours, len(images)),
+                    "write": repeated(write, len(images)),
+                    "per sample": repeated(partial(_per_sample, list(distortions), singles), len(singles)),
+                }
+            )
+        yield Measurement(
+            "distort",
+            what,
+            rates["ours"],
+            limit=Compared("a copy of as many pixels", rates["write"]),
+            usual=Compared("torchvision, image by image", rates["per sample"]),
+            notes={"batch_images": len(images)},
+            headline=len(distortions) > 1,
+        )
+
+
+def _draw_and_apply(ids: Tensor, images: Tensor) -> Tensor:
+    return apply_plan(images, draw_plan(ids, seed=0, epoch=0).to(images.device))
+
+
+def _per_sample(names: list[str], images: list[Tensor]) -> None:
+    for image in images:
+        for name in names:
+            draw_and_distort(name, image)

@@ -1,0 +1,31 @@
+"""Features: seven views through each backbone, against as many operations of one large matrix product."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bench.bench import BATCH, Bench
+from bench.flops import count_flops, fastest, large_products
+from bench.measure import Measurement
+from bench.parts import Parts
+from fastdps.backbones import BACKBONES
+
+#: Images of a batch where a whole one would take seconds on a CPU.
+CPU_BATCH = {"vgg16": 5}
+
+
+def run(bench: Bench) -> Iterator[Measurement]:
+    """One row a backbone; rates count images, of seven views each."""
+    shards = bench.data.small("raw")
+    for name in BACKBONES:
+        parts = Parts(bench, shards, name, BATCH if bench.on_gpu else CPU_BATCH.get(name, BATCH))
+        flops = count_flops(parts.backbone, parts.views) / len(parts.batch)
+        multiply = large_products(bench.device)
+        rates = bench.timing.rates({"features": parts.features(), **multiply})
+        yield Measurement(
+            "features",
+            name,
+            rates["features"],
+            limit=fastest("a matrix product", {library: rates[library] for library in multiply}, per_item=flops),
+            notes={"GFLOP_per_image": flops / 1e9, "batch_images": len(parts.batch)},
+        )

@@ -1,0 +1,98 @@
+"""Results as people read them: a terminal table, and the table of the project's README."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fastdps.errors import ConfigError
+
+#: Columns of a table that goes into a file.
+PLAIN_WIDTH = 150
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """Every measurement with its spread, its limit and how it compares with the usual way."""
+    console = Console() if Console().is_terminal else Console(width=PLAIN_WIDTH)
+    table = Table(title=describe(results), title_justify="left")
+    for name in ("stage", "what", "images/s", "quartiles", "limit", "share", "limit is", "x the usual way"):
+        table.add_column(name, justify="left" if name in ("stage", "what", "limit is") else "right")
+    last = None
+    for row in results["measurements"]:
+        if last not in (None, row["stage"]):
+            table.add_section()
+        limit, speedup = row["limit"], row["speedup"]
+        table.add_row(
+            row["stage"] if row["stage"] != last else "",
+            row["what"],
+            _value(row["median"], row["unit"]),
+            f"{_number(row['low'])} - {_number(row['high'])}",
+            _number(limit["median"]) if limit else "",
+            f"{row['share']['median']:.0%}" if limit else "",
+            limit["what"] if limit else "",
+            f"{_number(speedup['median'])} x" if speedup else "",
+        )
+        last = row["stage"]
+    console.print(table)
+    for row in results["measurements"]:
+        if row["parts_s"]:
+            console.print(f"{row['stage']}, {row['what']}: {_parts(row)}", soft_wrap=True, highlight=False)
+
+
+def _parts(row: dict[str, Any]) -> str:
+    """Where the time of an image goes, the bottleneck marked."""
+    parts = [f"{name} {1e3 * part_s:.3g}" for name, part_s in row["parts_s"].items()]
+    marked = [f"[bold]{part} (bottleneck)[/]" if part.startswith(row["bottleneck"] + " ") else part for part in parts]
+    return f"{1e3 / row['median']:.3g} ms an image; its parts alone, in ms: " + ", ".join(marked)
+
+
+def describe(results: dict[str, Any]) -> str:
+    """On what and of what, in one line."""
+    machine, versions, commit = results["machine"], results["versions"], results["commit"]
+    hardware = f"{machine['cpu']}, {machine['cores']} cores" + (f", {machine['gpu']}" if machine["gpu"] else "")
+    packages = [f"{name} {versions[key]}" for name, key in (("torch", "torch"), ("DALI", "nvidia-dali-cuda130"))]
+    state = f"commit {commit['id'][:9]}" + (" with changes" if commit["dirty"] else "") if commit else "no commit"
+    return f"{hardware}; Python {versions['python']}, {', '.join(packages)}; {state}, {results['date'][:10]}"
+
+
+def readme_table(results: dict[str, Any]) -> str:
+    """The headline rows in Markdown, with the machine above them."""
+    lines = [describe(results) + ".", ""]
+    lines += ["| stage | what | images/s | limit | share |", "|---|---|---:|---:|---:|"]
+    for row in results["measurements"]:
+        if not row["headline"]:
+            continue
+        what, limit = row["what"], row["limit"]
+        if row["speedup"]:
+            what += f" ({_number(row['speedup']['median'])} x {row['usual']['what']})"
+        held = f"{limit['what']}: {_value(limit['median'], row['unit'])}" if limit else ""
+        share = f"{row['share']['median']:.0%}" if limit else ""
+        lines.append(f"| {row['stage']} | {what} | {_value(row['median'], row['unit'])} | {held} | {share} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_readme(results: dict[str, Any], path: Path) -> None:
+    """Replace what is between the two marker comments of a README; all else stays as it is, to the byte.
+
+    Raises `ConfigError` unless both markers are there once, in order.
+    """
+    text = path.read_bytes().decode("utf-8")
+    if (text.count(BEGIN), text.count(END)) != (1, 1) or text.index(BEGIN) > text.index(END):
+        raise ConfigError(f"{path} has to have the lines {BEGIN} and {END} once each, for the table to go between.")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    path.write_bytes(f"{before}{BEGIN}\n{readme_table(results)}{END}{after}".encode())
+
+
+def _value(value: float, unit: str) -> str:
+    """A number in a column of images/s; with its unit where it is another."""
+    return _number(value) if unit == "images/s" else f"{_number(value)} {unit}"
+
+
+def _number(value: float) -> str:
+    """Three digits that count, and the whole of larger numbers."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
