@@ -104,7 +104,7 @@ class Reference:
 
     def __init__(self, files: Sequence[Path], ranking: Sequence[str], device: torch.device, workers: int) -> None:
         self._device = device
-        self._lpips, self._loss = _network(device)
+        self._lpips, self._loss = network(device)
         trained = [p for module in (self._lpips, self._loss) for p in module.parameters() if p.requires_grad]
         self._optimizer = torch.optim.Adam(trained, lr=1e-3, betas=(0.5, 0.999))
         self._sampler = _Drawn(len(files))
@@ -140,18 +140,17 @@ class Reference:
         loss.backward()
         self._optimizer.step()
         for head in self._lpips.lins:
-            weight = head.model[-1].weight
-            weight.data.clamp_(min=0)
+            head.model[-1].weight.data.clamp_(min=0)
 
 
-def _network(device: torch.device) -> tuple[Any, Any]:
+def network(device: torch.device) -> tuple[Any, Any]:
     """LPIPS on AlexNet with random heads, in training mode, and its judge with the loss."""
     import lpips
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it calls torchvision in the old way
-        network = lpips.LPIPS(net="alex", pnet_rand=True, pretrained=False, eval_mode=False, verbose=False)
-    slices = network.net.state_dict()  # named slice3.6.weight where torchvision has features.6.weight
+        metric = lpips.LPIPS(net="alex", pnet_rand=True, pretrained=False, eval_mode=False, verbose=False)
+    slices = metric.net.state_dict()  # named slice3.6.weight where torchvision has features.6.weight
     state = load_pretrained("alexnet", ["features." + key.split(".", 1)[1] for key in slices])
-    network.net.load_state_dict({key: state["features." + key.split(".", 1)[1]] for key in slices})
-    return network.to(device), lpips.BCERankingLoss().to(device)
+    metric.net.load_state_dict({key: state["features." + key.split(".", 1)[1]] for key in slices})
+    return metric.to(device), lpips.BCERankingLoss().to(device)

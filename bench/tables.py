@@ -12,6 +12,8 @@ from fastdps.errors import ConfigError
 
 #: Columns of a table that goes into a file.
 PLAIN_WIDTH = 150
+#: Load average before measuring from which on numbers are not to be trusted.
+BUSY = 0.7
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 
@@ -38,6 +40,9 @@ def print_results(results: dict[str, Any]) -> None:
         )
         last = row["stage"]
     console.print(table)
+    busy = results["machine"]["load_average"]
+    if busy > BUSY:
+        console.print(f"The machine was busy before (load average {busy}), which makes all of this too low.")
     for row in results["measurements"]:
         if row["parts_s"]:
             console.print(f"{row['stage']}, {row['what']}: {_parts(row)}", soft_wrap=True, highlight=False)
@@ -54,7 +59,8 @@ def describe(results: dict[str, Any]) -> str:
     """On what and of what, in one line."""
     machine, versions, commit = results["machine"], results["versions"], results["commit"]
     hardware = f"{machine['cpu']}, {machine['cores']} cores" + (f", {machine['gpu']}" if machine["gpu"] else "")
-    packages = [f"{name} {versions[key]}" for name, key in (("torch", "torch"), ("DALI", "nvidia-dali-cuda130"))]
+    names = {"torch": "torch", "nvidia-dali-cuda130": "DALI"}
+    packages = [f"{name} {versions[package]}" for package, name in names.items() if versions[package]]
     state = f"commit {commit['id'][:9]}" + (" with changes" if commit["dirty"] else "") if commit else "no commit"
     return f"{hardware}; Python {versions['python']}, {', '.join(packages)}; {state}, {results['date'][:10]}"
 

@@ -1,0 +1,290 @@
+"""The bench: what is counted and compared, what results files hold, what goes into the README. Never how fast."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import bench.__main__ as command
+from bench import reference
+from bench.flops import count_flops
+from bench.measure import Compared, Measurement, Timed, Timing, spread
+from bench.stages import STAGES
+from bench.tables import BEGIN, END
+from fastdps.backbones import Backbone
+from fastdps.distortions import NAMES
+from fastdps.errors import ConfigError
+
+CPU = torch.device("cpu")
+ROW_KEYS = {
+    "stage",
+    "what",
+    "unit",
+    "median",
+    "low",
+    "high",
+    "samples",
+    "limit",
+    "share",
+    "usual",
+    "speedup",
+    "parts_s",
+    "bottleneck",
+    "notes",
+    "headline",
+}
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Runs stages on a few dead leaves, as briefly as can be; returns the results file's content."""
+    monkeypatch.delenv("FASTDPS_TEST_DATA", raising=False)
+    monkeypatch.setattr(command, "QUICK", (2, 0.001, 60))
+
+    def run(*stages):
+        path = tmp_path / "results.json"
+        options = ["--quick", "--json", str(path), "--shards", str(tmp_path / "shards")]
+        assert command.main([*stages, *options]) == 0
+        assert str(tmp_path) not in path.read_text()
+        return json.loads(path.read_text())
+
+    return run
+
+
+def check_rows(results, stages):
+    """What holds for every row, whatever was measured."""
+    rows = results["measurements"]
+    assert [stage for stage in STAGES if stage in {row["stage"] for row in rows}] == list(stages)
+    for row in rows:
+        assert set(row) == ROW_KEYS
+        assert len(row["samples"]) == (1 if row["stage"] == "startup" else 2)
+        assert 0 < row["low"] <= row["median"] <= row["high"]
+        if row["limit"]:
+            ratios = np.divide(row["samples"], row["limit"]["samples"])
+            expected = np.median(1 / ratios if row["unit"] == "s" else ratios)
+            assert row["share"]["median"] == pytest.approx(expected)
+    return {(row["stage"], row["what"]): row for row in rows}
+
+
+def test_cheap_stages(tiny, capsys):
+    results = tiny("heads", "read", "distort", "load")
+    rows = check_rows(results, ["read", "load", "distort", "heads"])
+    assert {what for stage, what in rows if stage == "distort"} == {"all six, drawn and applied", *NAMES}
+    assert [row["limit"]["what"] for (stage, _), row in rows.items() if stage == "heads"] != []
+    assert results["settings"]["source"] == "deadleaves"
+    assert results["settings"]["images"] == 60
+    assert results["machine"]["cores"] >= 1
+    assert results["machine"]["cpu"]
+    assert results["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert set(results["commit"] or {"id", "dirty"}) == {"id", "dirty"}
+    shown = capsys.readouterr().out
+    assert "zoom_in" in shown
+    assert "720 contexts" in shown
+
+
+@pytest.mark.slow
+def test_whole_stages(tiny, weights_dir, monkeypatch, capsys):
+    monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
+    monkeypatch.setattr("bench.stages.startup.MAX_ROUNDS", 1)
+    results = tiny("features", "distances", "train", "evaluate", "startup")
+    rows = check_rows(results, ["features", "distances", "train", "evaluate", "startup"])
+    one, every = rows["train", "lin, 1 context"], rows["train", "lin, 720 contexts"]
+    for row, contexts in ((one, 1), (every, 720)):
+        slowest = max(row["parts_s"], key=row["parts_s"].get)
+        assert row["bottleneck"] == slowest
+        assert row["limit"]["what"] == f"{slowest} alone"
+        assert set(row["parts_s"]) == {"load", "distort", "features", "distances", "heads"}
+        ratios = np.divide(row["samples"], row["usual"]["samples"]) * 15 * contexts
+        assert row["speedup"]["median"] == pytest.approx(np.median(ratios))
+        assert 0 <= row["notes"]["data_wait_fraction"] <= 1
+    assert one["usual"]["samples"] == rows["train", "the usual way, 1 context"]["samples"]
+    assert {row["unit"] for (stage, _), row in rows.items() if stage == "startup"} == {"s"}
+    assert "(bottleneck)" in capsys.readouterr().out
+
+
+def test_unknown_stage(capsys):
+    assert command.main(["loda"]) == 1
+    assert "Unknown stage loda. Known: read, load" in capsys.readouterr().err
+
+
+def test_every_stage_of_the_table_runs():
+    assert all(callable(importlib.import_module(f"bench.stages.{name}").run) for name in STAGES)
+
+
+def test_results_of_earlier_stages_survive_a_failure(tiny, monkeypatch, tmp_path, capsys):
+    def fail(_):
+        raise ConfigError("no luck")
+
+    monkeypatch.setattr(importlib.import_module("bench.stages.distort"), "run", fail)
+    options = ["--quick", "--json", str(tmp_path / "results.json"), "--shards", str(tmp_path / "shards")]
+    assert command.main(["read", "distort", *options]) == 1
+    check_rows(json.loads((tmp_path / "results.json").read_text()), ["read"])
+    assert "no luck" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg16"])
+def test_flops_of_backbones_against_torch(name):
+    backbone, images = Backbone(name, pretrained=False).eval(), torch.rand(2, 3, 64, 64)
+    with FlopCounterMode(display=False) as oracle, torch.no_grad():
+        backbone(images)
+    assert count_flops(backbone, images) == oracle.get_total_flops()
+
+
+def test_flops_of_groups_and_linears_against_torch():
+    module = nn.Sequential(nn.Conv2d(4, 6, (3, 5), stride=2, groups=2), nn.Flatten(), nn.Linear(6 * 4 * 3, 7))
+    images = torch.rand(3, 4, 10, 10)
+    with FlopCounterMode(display=False) as oracle, torch.no_grad():
+        module(images)
+    assert count_flops(module, images) == oracle.get_total_flops()
+
+
+def test_cases_take_turns_with_samples_of_the_asked_length():
+    calls = []
+
+    def case(name, seconds_per_unit):
+        def work(amount):
+            calls.append((name, amount))
+            return Timed(10 * amount, seconds_per_unit * amount)
+
+        return work
+
+    cases = {"a": case("a", 0.001), "b": case("b", 2.0)}
+    rates = Timing(rounds=3, seconds=0.1, device=CPU).rates(cases)
+    assert [name for name, _ in calls[-6:]] == ["a", "b"] * 3
+    assert {amount for name, amount in calls[-6:] if name == "a"} == {100}
+    assert {amount for name, amount in calls if name == "b"} == {1}
+    assert rates == {"a": pytest.approx((10_000.0,) * 3), "b": pytest.approx((5.0,) * 3)}
+    calls.clear()
+    Timing(rounds=1, seconds=0.1, device=CPU).rates(cases, seconds={"a": 0.5})
+    assert calls[-2:] == [("a", 500), ("b", 1)]
+
+
+def test_spread_against_numpy():
+    samples = np.random.default_rng(0).normal(size=7)
+    assert spread(samples.tolist()) == pytest.approx(np.percentile(samples, [50, 25, 75]))
+    assert spread([3.0]) == (3, 3, 3)
+    with pytest.raises(ValueError, match="no samples"):
+        spread([])
+
+
+def test_share_and_speedup_compare_within_rounds():
+    # The machine halves its speed in the second round: medians of each would not show the share that was always 0.5.
+    row = Measurement("a", "b", (50.0, 25.0, 50.0), limit=Compared("c", (100.0, 50.0, 100.0)))
+    assert row.share == (0.5, 0.5, 0.5)
+    slow = Measurement("a", "b", (4.0, 8.0), unit="s", limit=Compared("c", (1.0, 2.0)))
+    assert slow.share == (0.25, 0.25, 0.25)
+    usual = Measurement("a", "b", (50.0, 25.0), usual=Compared("c", (10.0, 5.0)), triplets_per_image=15)
+    assert usual.speedup == (75, 75, 75)
+
+
+def results_file(path, date, median):
+    rows = [
+        Measurement("load", "raw 64 px", (median,), limit=Compared("DALI", (2 * median,))),
+        Measurement("load", "a detail", (1.0,), headline=False),
+        Measurement(
+            "train", "lin, 1 context", (300.0,), usual=Compared("the usual way", (150.0,)), triplets_per_image=15
+        ),
+        Measurement("startup", "help", (0.25,), unit="s", limit=Compared("Python", (0.05,))),
+    ]
+    content = {
+        "format": "fastdps-bench",
+        "format_version": 1,
+        "date": date,
+        "commit": {"id": "0123456789abcdef", "dirty": False},
+        "machine": {"cpu": "Model X", "cores": 4, "gpu": None},
+        "versions": {"python": "3.12.1", "torch": "2.14.1", "nvidia-dali-cuda130": None},
+        "measurements": [row.to_json() for row in rows],
+    }
+    path.write_text(json.dumps(content))
+
+
+def test_readme_table_goes_between_the_markers_and_nowhere_else(tmp_path):
+    path, readme = tmp_path / "r.json", tmp_path / "README.md"
+    results_file(path, "2026-01-02T03:04:05+00:00", 123456.0)
+    readme.write_bytes(f"# Title\r\n\r\n{BEGIN}\nold\n{END}\n\ntail without an end".encode())
+    arguments = ["readme", "--json", str(path), "--readme", str(readme)]
+    assert command.main(arguments) == 0
+    written = readme.read_bytes().decode()
+    before, _, rest = written.partition(BEGIN)
+    table, _, after = rest.partition(END)
+    assert (before, after) == ("# Title\r\n\r\n", "\n\ntail without an end")
+    assert table.splitlines() == [
+        "",
+        "Model X, 4 cores; Python 3.12.1, torch 2.14.1; commit 012345678, 2026-01-02.",
+        "",
+        "| stage | what | images/s | limit | share |",
+        "|---|---|---:|---:|---:|",
+        "| load | raw 64 px | 123,456 | DALI: 246,912 | 50% |",
+        "| train | lin (30 x the usual way) | 300 |  |  |",
+        "| startup | help | 0.25 s | Python: 0.05 s | 20% |",
+    ]
+    assert command.main(arguments) == 0
+    assert readme.read_bytes().decode() == written
+
+
+@pytest.mark.parametrize("text", ["no markers", f"{END} {BEGIN}", f"{BEGIN} {BEGIN} {END}"])
+def test_readme_without_its_markers_stays_as_it_is(tmp_path, text, capsys):
+    path, readme = tmp_path / "r.json", tmp_path / "README.md"
+    results_file(path, "2026-01-02T03:04:05+00:00", 1.0)
+    readme.write_text(text)
+    assert command.main(["readme", "--json", str(path), "--readme", str(readme)]) == 1
+    assert readme.read_text() == text
+    assert "once each" in capsys.readouterr().err
+
+
+def test_readme_takes_the_newest_results(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.results.DIRECTORY", tmp_path)
+    results_file(tmp_path / "z.json", "2026-01-01T00:00:00+00:00", 111.0)
+    results_file(tmp_path / "a.json", "2026-01-02T00:00:00+00:00", 222.0)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{BEGIN}{END}")
+    assert command.main(["readme", "--readme", str(readme)]) == 0
+    assert "| 222 |" in readme.read_text()
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"format": "other"}', '{"format": "fastdps-bench", "format_version": 9}']
+)
+def test_files_that_hold_no_results_are_refused(tmp_path, content, capsys):
+    path, readme = tmp_path / "r.json", tmp_path / "README.md"
+    path.write_text(content)
+    readme.write_text(f"{BEGIN}{END}")
+    assert command.main(["readme", "--json", str(path), "--readme", str(readme)]) == 1
+    assert str(path) in capsys.readouterr().err
+
+
+def test_reference_judges_by_the_ranking(tmp_path, monkeypatch):
+    path = tmp_path / "image.png"
+    Image.fromarray(np.full((64, 64, 3), 51, np.uint8)).save(path)
+    ranking = NAMES[::-1]
+    marks = {name: float(rank) for rank, name in enumerate(ranking)}
+    monkeypatch.setattr(reference, "draw_and_distort", lambda name, image: torch.full_like(image, marks[name]))
+    dataset = reference.Triplets([path] * 40, ranking)
+    seen = set()
+    for index in range(len(dataset)):
+        ref, p0, p1, judge = dataset[index]
+        assert torch.allclose(ref, torch.tensor(0.2))
+        assert judge.item() == float(p1.max() < p0.max())
+        seen.add(judge.item())
+    assert seen == {0.0, 1.0}
+
+
+def test_reference_has_the_pretrained_network(weights_dir, monkeypatch):
+    monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
+    network, _ = reference.network(CPU)
+    backbone, x = Backbone("alexnet").eval(), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        theirs = network.net(x)
+        for feature in theirs:
+            assert feature.dtype == torch.float32
+        assert torch.allclose(theirs[-1], backbone.features(x), atol=1e-4)
+    assert not any(parameter.requires_grad for parameter in network.net.parameters())
+    assert all(parameter.requires_grad for parameter in network.lins.parameters())
+    assert network.training
