@@ -58,7 +58,7 @@ class Parts:
 
     bench: Bench
     shards: Path
-    backbone_name: str = "alexnet"
+    backbone_name: str = fast().backbone
     batch_size: int = BATCH
 
     @functools.cached_property

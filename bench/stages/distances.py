@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from bench.bench import Bench
 from bench.measure import Compared, Measurement, repeated
 from bench.parts import Parts, frozen
-from fastdps.backbones import BACKBONES
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
-    """For the first backbone of the table, which training takes by default."""
-    name = next(iter(BACKBONES))
-    parts = Parts(bench, bench.data.small("raw"), name)
+    """For the backbone and the comparison that training takes by default."""
+    parts = Parts(bench, bench.data.small("raw"))
 
     def read_maps() -> None:
         with frozen(bench.device):
@@ -24,7 +22,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
     map_bytes = sum(feature.nbytes for feature in parts.maps) / len(parts.batch)
     yield Measurement(
         "distances",
-        f"{name}, spatial",
+        f"{parts.backbone_name}, spatial",
         rates["distances"],
         limit=Compared("adding up the maps", rates["read"]),
         notes={"map_bytes_per_image": map_bytes},

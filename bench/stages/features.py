@@ -8,17 +8,16 @@ from bench.bench import BATCH, Bench
 from bench.flops import count_flops, fastest, large_products
 from bench.measure import Measurement
 from bench.parts import Parts
-from fastdps.backbones import BACKBONES
 
-#: Images of a batch where a whole one would take seconds on a CPU.
-CPU_BATCH = {"vgg16": 5}
+#: The backbones that are measured, and images of a batch on a CPU, where a whole one of the larger would take seconds.
+CPU_BATCHES = {"alexnet": BATCH, "vgg16": 5}
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
     """One row a backbone; rates count images, of seven views each."""
     shards = bench.data.small("raw")
-    for name in BACKBONES:
-        parts = Parts(bench, shards, name, BATCH if bench.on_gpu else CPU_BATCH.get(name, BATCH))
+    for name, cpu_batch in CPU_BATCHES.items():
+        parts = Parts(bench, shards, name, BATCH if bench.on_gpu else cpu_batch)
         flops = count_flops(parts.backbone, parts.views) / len(parts.batch)
         multiply = large_products(bench.device)
         rates = bench.timing.rates({"features": parts.features(), **multiply})

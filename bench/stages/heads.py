@@ -11,16 +11,17 @@ from bench.bench import BATCH, Bench
 from bench.flops import Product, fastest, products
 from bench.measure import Measurement, Work, repeated
 from bench.parts import head_step
-from fastdps.backbones import BACKBONES, Backbone
+from fastdps.backbones import Backbone
 from fastdps.distances import Moments
 from fastdps.distortions import NAMES
+from fastdps.recipes import fast
 
 CONTEXTS = (1, 24, 720)
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
     """One row for each number of contexts; rates count images, with all their pairs."""
-    channels = sum(Backbone(next(iter(BACKBONES)), pretrained=False).channels)
+    channels = sum(Backbone(fast().backbone, pretrained=False).channels)
     generator = torch.Generator().manual_seed(0)
     mean, var = torch.rand(2, BATCH, len(NAMES), channels, generator=generator).to(bench.device)
     for k in CONTEXTS:
