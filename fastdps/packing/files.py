@@ -31,16 +31,11 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file so that it has its name only once it is complete and on disk. Raises `FastDPSError`."""
     temporary = path.with_name(path.name + PARTIAL)
     with writing(path):
-        try:
-            with temporary.open("wb") as file:
-                file.write(text.encode())
-                flush(file)
-            temporary.replace(path)
-            sync_directory(path.parent)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        with temporary.open("wb") as file:
+            file.write(text.encode())
+            flush(file)
+        temporary.replace(path)
+        sync_directory(path.parent)
 
 
 def flush(file: BinaryIO) -> None:

@@ -78,8 +78,12 @@ class Ledger:
         self.entries[entry.number] = entry
 
     def remove(self) -> None:
-        """Remove the ledger and unfinished files, once there is a manifest."""
-        for path in (self._path, *self._directory.glob(f"*{PARTIAL}")):
+        """Remove the ledger, once there is a manifest."""
+        self._path.unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove files that nobody writes any more."""
+        for path in self._directory.glob(f"*{PARTIAL}"):
             path.unlink(missing_ok=True)
 
     @property

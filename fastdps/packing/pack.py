@@ -71,7 +71,11 @@ def pack(
         for one in sets:
             one.open()
         on_start(sum(plan.samples for plan in plans), sum(one.done for one in sets))
-        _pack_missing(sets, options, workers or default_workers(), on_progress)
+        try:
+            _pack_missing(sets, options, workers or default_workers(), on_progress)
+        finally:
+            for one in sets:
+                one.sweep()
     return PackResult(
         out,
         {one.plan.name: read_manifest(one.directory) for one in sets},
@@ -123,6 +127,7 @@ class _SetInProgress:
         """Find out what is done, and remove what an earlier run left unfinished."""
         if self.is_finished:
             self._ledger.remove()
+            self._ledger.sweep()
             self.rejects = read_rejects(self.directory)
         else:
             self._ledger.open(self._still_rejected)
@@ -150,6 +155,10 @@ class _SetInProgress:
                 after_part(len(part.items))
             self._ledger.append(Entry(shard.number, writer.finish(), rejects))
         self.rejects = self._ledger.rejects
+
+    def sweep(self) -> None:
+        """Remove what a run that ended early was about to write."""
+        self._ledger.sweep()
 
     def finish(self) -> None:
         """Write the manifest, which makes the set complete."""

@@ -16,7 +16,9 @@ from fastdps.shards import INDEX_HEADER, Shard
 
 
 class ShardWriter:
-    """Writes a shard under temporary names; `finish` puts it in place. A context that removes what is unfinished.
+    """Writes a shard under a temporary name; `finish` puts it in place. A context that closes the file.
+
+    What is unfinished keeps its temporary name, for `Ledger` to remove.
 
     Raises `FastDPSError` when the disk is full, or does not take the file for another reason.
     """
@@ -34,10 +36,8 @@ class ShardWriter:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        with contextlib.suppress(OSError):  # a full disk is told of where it was met; the next run removes the rest
+        with contextlib.suppress(OSError):  # a full disk is told of where it was met
             self._file.close()
-        with contextlib.suppress(OSError):
-            self._temporary.unlink(missing_ok=True)
 
     def add(self, fragment: Fragment) -> None:
         """Append a fragment."""
