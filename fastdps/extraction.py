@@ -7,11 +7,14 @@ Nothing here depends on the context, so one pass serves all of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from fastdps.distances import Moments
 from fastdps.distortions import Interpolation, Plan, apply_plan
+from fastdps.heads import distances
 from fastdps.metric import PerceptualMetric
 
 
@@ -25,16 +28,33 @@ def make_views(images: Tensor, plan: Plan, interpolation: Interpolation = "neare
     return torch.cat([images[:, None], apply_plan(images, plan, interpolation=interpolation)], dim=1)
 
 
-def extract_moments(
-    metric: PerceptualMetric, images: Tensor, plan: Plan, *, interpolation: Interpolation = "nearest"
-) -> Moments:
-    """Moments of a batch of uint8 images (n, H, W, 3) under a plan, without gradients, on the device of the images.
+def frozen_moments(metric: PerceptualMetric, views: Tensor) -> Moments:
+    """Moments of views (n, 1 + D, 3, H, W) without gradients for the backbone; they may take part in autograd.
 
     On a GPU the backbone runs in bfloat16; distances are float32 everywhere.
     """
+    with torch.inference_mode(), torch.autocast(views.device.type, torch.bfloat16, enabled=views.is_cuda):
+        moments = metric.moments(views)
+    # Copies made outside inference mode are ordinary tensors.
+    return Moments(moments.mean.clone(), moments.var.clone())
+
+
+def extract_moments(
+    metric: PerceptualMetric, images: Tensor, plan: Plan, *, interpolation: Interpolation = "nearest"
+) -> Moments:
+    """Moments of a batch of uint8 images (n, H, W, 3) under a plan, as `frozen_moments`, on the images' device."""
     with torch.inference_mode():
         views = make_views(to_float(images), plan.to(images.device), interpolation)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
-            moments = metric.moments(views)
-    # Copies made outside inference mode may take part in autograd.
-    return Moments(moments.mean.clone(), moments.var.clone())
+    return frozen_moments(metric, views)
+
+
+def all_distances(baseline: PerceptualMetric, adapted: Sequence[PerceptualMetric], views: Tensor) -> Tensor:
+    """Distances of views (n, 1 + D, 3, H, W) in all contexts of all metrics: (n, D, 1 + K), the baseline's one first.
+
+    Where all metrics share one backbone its features are computed once, and the distances are one matrix product.
+    """
+    mean = frozen_moments(baseline, views).mean
+    if all(metric.backbone is baseline.backbone for metric in adapted):
+        return distances(torch.cat([baseline.weights[:1], *(metric.weights for metric in adapted)]), mean)
+    own = [distances(metric.weights, frozen_moments(metric, views).mean) for metric in adapted]
+    return torch.cat([distances(baseline.weights[:1], mean), *own], dim=-1)

@@ -21,6 +21,7 @@ ORDER = [
     "heads",
     "scores",
     "objective",
+    "lpips_format",
     "metric",
     "extraction",
     "recipes",
@@ -32,6 +33,7 @@ ORDER = [
     "meter",
     "trainee",
     "train",
+    "bapps",
     "evaluate",
     "cli",
     "demo",
@@ -43,7 +45,7 @@ DOORS = {
     "nvidia": {"loading"},
     "webdataset": {"loading"},
     "kornia": {"distortions"},
-    "accelerate": {"processes", "meter", "train", "evaluate"},
+    "accelerate": {"processes", "meter", "bapps", "train", "evaluate"},
     "rich": {"report", "cli"},
 }
 #: What must start fast, and so never imports torch at its top.

@@ -1,9 +1,14 @@
 """Scores against hand-computed cases and scikit-learn."""
 
+import lpips
+import numpy as np
+import pytest
 import torch
-from sklearn.metrics import accuracy_score
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, average_precision_score
 
-from fastdps.scores import agreement, improved, prefers_second, two_afc
+from fastdps.scores import agreement, average_precision, human_ceiling, improved, prefers_second, two_afc
 
 
 def test_two_afc_by_hand():
@@ -11,6 +16,20 @@ def test_two_afc_by_hand():
     d1 = torch.tensor([0.2, 0.3, 0.5, 0.2, 0.3])
     votes = torch.tensor([0.0, 1.0, 0.8, 0.4, 0.4])
     assert torch.allclose(two_afc(d0, d1, votes), torch.tensor([1.0, 1.0, 0.5, 0.6, 0.4]))
+
+
+def test_two_afc_of_several_contexts_by_hand():
+    """Rows are triplets, columns contexts: both ways round, and a tie, which counts 0.5 whatever the votes."""
+    d0 = torch.tensor([[0.1, 0.3, 0.2], [0.0, 0.5, 0.9]])
+    d1 = torch.tensor([[0.2, 0.1, 0.2], [0.0, 0.6, 0.1]])
+    votes = torch.tensor([[0.2], [1.0]])
+    expected = torch.tensor([[0.8, 0.2, 0.5], [0.5, 0.0, 1.0]])
+    assert torch.allclose(two_afc(d0, d1, votes), expected)
+
+
+def test_a_distance_that_is_no_number_is_no_tie():
+    d0, d1 = torch.tensor([torch.nan, 0.1, 0.5]), torch.tensor([0.5, torch.nan, 0.5])
+    assert two_afc(d0, d1, torch.tensor(1.0)).nan_to_num(7.0).tolist() == [7, 7, 0.5]
 
 
 def test_with_labels_it_is_the_accuracy():
@@ -35,3 +54,67 @@ def test_swapping_the_pair_swaps_the_votes():
 
 def test_improved_is_strict():
     assert improved(torch.tensor([0.5, 0.5, 0.5]), torch.tensor([0.5, 0.6, 0.4])).tolist() == [False, True, False]
+
+
+def test_human_ceiling_by_hand():
+    assert human_ceiling(torch.tensor([0.0, 1.0, 0.5, 0.8])).tolist() == pytest.approx([1.0, 1.0, 0.5, 0.68])
+
+
+def sklearn_average_precision(distances, votes):
+    """Every pair twice: as positive, weighing its votes, and as negative, weighing the others."""
+    truth = np.r_[np.ones(len(votes)), np.zeros(len(votes))]
+    return average_precision_score(truth, -np.r_[distances, distances], sample_weight=np.r_[votes, 1 - votes])
+
+
+JUDGED_PAIRS = st.lists(
+    # Few different distances, so that many are equal; votes of three people.
+    st.tuples(st.sampled_from([0.0, 0.25, 0.5, 1.0, 1.0000001]), st.integers(0, 3)),
+    min_size=1,
+    max_size=30,
+).filter(lambda pairs: any(votes for _, votes in pairs))
+
+
+@given(JUDGED_PAIRS)
+def test_average_precision_is_that_of_scikit_learn(pairs):
+    distances, votes = (np.array(column, dtype=float) for column in zip(*pairs, strict=True))
+    votes /= 3
+    ours = average_precision(torch.from_numpy(distances)[:, None], torch.from_numpy(votes))
+    assert ours.dtype == torch.float64
+    assert ours.item() == pytest.approx(sklearn_average_precision(distances, votes), abs=1e-9)
+
+
+@pytest.mark.parametrize("levels", [5, 40, None], ids=lambda levels: f"{levels} distances")
+def test_average_precision_of_many_contexts(levels):
+    rng = np.random.default_rng(0)
+    votes = rng.binomial(3, 0.4, 500) / 3
+    distances = rng.random((500, 9)).astype(np.float32) - 0.3 * votes[:, None].astype(np.float32)
+    if levels:
+        distances = (distances * levels).round()
+    ours = average_precision(torch.from_numpy(distances), torch.from_numpy(votes).float())
+    expected = [sklearn_average_precision(column, votes.astype(np.float32).astype(float)) for column in distances.T]
+    assert ours.tolist() == pytest.approx(expected, abs=1e-9)
+    assert ours.unique().numel() == 9
+
+
+def test_average_precision_by_hand():
+    """Retrieved: one pair, all votes for "same"; two at one distance, with 1 vote of 2; one more with none."""
+    distances = torch.tensor([[0.5], [0.1], [0.5], [0.9]])
+    votes = torch.tensor([0.5, 1.0, 0.0, 0.0])
+    # recall 1/1.5 at precision 1, then 1 at precision 1.5/3
+    assert average_precision(distances, votes).item() == pytest.approx((1 * 1 + 0.5 * 0.5) / 1.5)
+
+
+def test_average_precision_without_any_same_is_zero_and_with_nan_is_nan():
+    distances = torch.tensor([[0.1, 0.1], [0.2, torch.nan]])
+    assert average_precision(distances, torch.zeros(2)).nan_to_num(7.0).tolist() == [0, 7]
+    assert average_precision(distances, torch.ones(2)).nan_to_num(7.0).tolist() == [1, 7]
+
+
+def test_lpips_averages_precision_under_its_envelope():
+    """What the docstring says of LPIPS's own evaluation, with its own function."""
+    votes = np.array([0.0, 1.0, 1.0, 0.0])
+    found = votes.cumsum()
+    theirs = lpips.voc_ap(found / found[-1], found / np.arange(1, 5))
+    assert theirs == pytest.approx(0.667, abs=5e-4)
+    ours = average_precision(torch.arange(4.0)[:, None], torch.from_numpy(votes)).item()
+    assert ours == pytest.approx(0.583, abs=5e-4)

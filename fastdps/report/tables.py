@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +51,30 @@ def print_scores(scores: dict[str, Any], pair_rows: Sequence[tuple[str, float, f
         table.add_row(pair, f"{baseline:.4f}", f"{adapted:.4f}")
     console.print(table)
     console.print(f"Scores: {path}", soft_wrap=True)
+
+
+def print_bapps(bapps: Mapping[str, Any]) -> None:
+    """Print what `fastdps.bapps.score_bapps` returns: a row per sub-set, and below each test its averages.
+
+    "after" is the mean over contexts. Averages that are null are left out.
+    """
+    table = Table(title="Agreement with human judgement", title_justify="left")
+    table.add_column("sub-set", overflow="fold")
+    for heading in ("samples", "human", "before", "after", "worst context"):
+        table.add_column(heading, justify="right")
+    for test, title in (("2afc", "2AFC"), ("jnd", "JND mAP")):
+        for name, scores in bapps[test].items():
+            table.add_row(f"{title} {name}", *_bapps_cells(scores))
+        table.add_section()
+        for average in ("distort", "real", "all") if test == "2afc" else ("jnd",):
+            if scores := bapps["averages"][average]:
+                name = "mean" if average == "jnd" else average
+                table.add_row(f"{title} {name} of {len(scores['of'])}", *_bapps_cells(scores), style="bold")
+        table.add_section()
+    Console().print(table)
+
+
+def _bapps_cells(scores: Mapping[str, Any]) -> list[str]:
+    human = "" if scores["human"] is None else f"{scores['human']:.4f}"
+    after = (scores["baseline"], scores["adapted"], min(scores["contexts"]))
+    return [f"{scores['samples']:,}", human, *(f"{score:.4f}" for score in after)]
