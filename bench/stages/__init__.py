@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 #: What each stage measures, in the order in which they are run and shown: that of the data.
 STAGES: dict[str, str] = {
+    "pack": "JPEG files into a shard set",
     "read": "the bytes of packed images, from storage",
     "load": "packed images to uint8 batches on the device",
     "distort": "drawing and applying the six distortions",

@@ -1,0 +1,146 @@
+"""Packing JPEG files into a raw shard set of 64 px, with a worker on every core.
+
+It is held against decoding at reduced scale and resizing alone, of bytes in memory, and against the usual way: a
+Pillow loop over the files. Both run in as many processes, and start-up counts for none of the three: the processes of
+the other two run already, and packing is timed from its first finished part on. What start-up costs is a note.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from bench.bench import Bench, cores
+from bench.data import SIZE
+from bench.measure import Compared, Measurement, Timed, Work, spread
+from fastdps.datasets.folder import Folder
+from fastdps.datasets.source import Sample, Source
+from fastdps.packing import PackOptions, pack
+
+#: Images of one sample: seconds of work, so that the last parts, when a core may idle, weigh little.
+IMAGES, QUICK_IMAGES = 5600, 1400
+#: Height and width of the stand-ins where there are no photographs: those of most of ImageNet.
+STAND_IN = (375, 500)
+
+
+@dataclass(frozen=True)
+class RepeatedFolder(Source):
+    """A folder several times over: `count` items."""
+
+    folder: Folder
+    count: int
+
+    def items(self) -> Sequence[tuple[int, str]]:
+        """Numbers and paths."""
+        paths = self.folder.items()
+        return [(number, paths[number % len(paths)]) for number in range(self.count)]
+
+    def read(self, item: tuple[int, str]) -> Sample:
+        """As the folder reads it."""
+        return self.folder.read(item[1])
+
+    def name(self, item: tuple[int, str]) -> str:
+        """The number and the path."""
+        return f"{item[0]} {item[1]}"
+
+    def describe(self) -> dict[str, Any]:
+        """The folder's name."""
+        return self.folder.describe()
+
+
+def run(bench: Bench) -> Iterator[Measurement]:
+    """One row."""
+    folder = Folder(bench.data.photos or _stand_ins(bench))
+    source = RepeatedFolder(folder, QUICK_IMAGES if bench.quick else IMAGES)
+    paths = [str(folder.root / path) for _, path in source.items()]
+    context = multiprocessing.get_context("spawn")
+    startup_s: list[float] = []
+    bench.data.directory.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=bench.data.directory) as directory,
+        ProcessPoolExecutor(cores(), mp_context=context) as pool,
+    ):
+        _spread_over(pool, _decode_scaled, paths)  # brings the files into memory
+        cases: dict[str, Work] = {
+            "pack": lambda _: _pack(source, Path(directory), startup_s),
+            "decode": lambda _: _spread_over(pool, _decode_scaled, paths),
+            "pillow": lambda _: _spread_over(pool, _pillow_loop, paths),
+        }
+        rates = bench.timing.single_rates(cases)
+    images = "photographs" if bench.data.photos else "stand-ins for photographs"
+    yield Measurement(
+        "pack",
+        f"JPEG {images} to raw {SIZE} px, {cores()} processes",
+        rates["pack"],
+        limit=Compared("decoding at reduced scale and resizing alone", rates["decode"]),
+        usual=Compared("a Pillow loop", rates["pillow"]),
+        notes={"startup_s": spread(startup_s).median},
+    )
+
+
+def _pack(source: Source, out: Path, startup_s: list[float]) -> Timed:
+    """Pack anew; timed from the first finished part to the end, with all that was done after it."""
+    started_s = time.perf_counter()
+    first_s, first_items, items = 0.0, 0, 0
+
+    def count(done: int) -> None:
+        nonlocal first_s, first_items, items
+        items += done
+        if not first_s:
+            first_s, first_items = time.perf_counter(), done
+
+    pack(source, out, PackOptions(encoding="raw", size=SIZE), workers=cores(), overwrite=True, on_progress=count)
+    startup_s.append(first_s - started_s)
+    return Timed(items - first_items, time.perf_counter() - first_s)
+
+
+def _spread_over(pool: ProcessPoolExecutor, work: Callable[[Sequence[str]], None], paths: Sequence[str]) -> int:
+    """Do the work in all processes, in chunks as small as the parts of packing."""
+    chunks = [paths[start : start + 32] for start in range(0, len(paths), 32)]
+    for _ in pool.map(work, chunks):
+        pass
+    return len(paths)
+
+
+@cache
+def _file(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
+def _decode_scaled(paths: Sequence[str]) -> None:
+    """Decode at the smallest of libjpeg's scales that is not below the target, and resize."""
+    for path in paths:
+        with Image.open(io.BytesIO(_file(path))) as image:
+            image.draft("RGB", (SIZE, SIZE))
+            image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR).tobytes()
+
+
+def _pillow_loop(paths: Sequence[str]) -> None:
+    """What one writes without thinking of speed."""
+    for path in paths:
+        with Image.open(path) as image:
+            image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR).tobytes()
+
+
+def _stand_ins(bench: Bench) -> Path:
+    """Dead leaves, enlarged, as JPEG files."""
+    directory = bench.data.directory / bench.data.source / "enlarged"
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in bench.data.files():
+        enlarged = directory / f"{path.stem}.jpg"
+        if not enlarged.exists():
+            temporary = enlarged.with_suffix(".partial")
+            with Image.open(path) as image:
+                image.resize(STAND_IN[::-1], Image.Resampling.BICUBIC).save(temporary, "JPEG", quality=95)
+            temporary.replace(enlarged)
+    return directory
