@@ -24,7 +24,8 @@ class Command:
 
 COMMANDS = {
     "train": Command("fastdps.train", "adapt a metric to one context, to many or to all"),
-    "evaluate": Command("fastdps.evaluate", "score a run on held-out images, before and after"),
+    "evaluate": Command("fastdps.evaluate", "score a run on held-out images and on human judgement, before and after"),
+    "sweep": Command("fastdps.sweep", "train and evaluate all cases of a grid, and put them into one table"),
     "demo": Command("fastdps.demo", "pack, adapt and score on made-up images, in minutes"),
 }
 

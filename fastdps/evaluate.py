@@ -3,122 +3,90 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor
 
-from fastdps.contexts import labels, pairs
-from fastdps.distortions import NAMES, Interpolation, draw_plan
+from fastdps.backbones import Backbone
+from fastdps.bapps import score_bapps
+from fastdps.contexts import Ranking, pairs
+from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError
-from fastdps.extraction import extract_moments
-from fastdps.heads import distances
-from fastdps.loading import LoaderName, ShardLoader, open_shards
+from fastdps.loading import LoaderName, open_shards
 from fastdps.metric import PerceptualMetric
 from fastdps.processes import join_processes
 from fastdps.recipes import TrainConfig, config_from_json
-from fastdps.report.live import track
-from fastdps.report.tables import print_scores
+from fastdps.report.tables import print_bapps, print_scores
 from fastdps.runs import Run, write_json
-from fastdps.scores import agreement, improved, prefers_second
+from fastdps.scores import improved
+from fastdps.tally import Tally, tally_choices
 
-#: Seed of the held-out distortions, the same for every run so that their scores compare.
-EVALUATION_SEED = 0x5EED_E7A1_0000_0001
 #: Draws of all distortions per image.
 DRAWS = 5
 
 
-@dataclass(frozen=True)
-class Tally:
-    """How often the unadapted and the adapted metric chose as each context has it.
+def load_metrics(
+    run: Run, config: TrainConfig, accelerator: Accelerator
+) -> tuple[PerceptualMetric, list[PerceptualMetric]]:
+    """The unadapted metric that a run is compared with, and its adapted metric, or several with a backbone each.
 
-    `baseline` and `adapted` count choices per pair of distortions and context, (pairs, K) float64, ties as 0.5; each of
-    their elements is out of `judged` choices. Counts are exact, so that equal metrics have equal accuracies.
+    The unadapted metric is the pretrained backbone with equal weights, also where training began from a random one.
     """
-
-    baseline: Tensor
-    adapted: Tensor
-    judged: int
-
-    def per_context(self) -> tuple[Tensor, Tensor]:
-        """Baseline and adapted accuracy of each context, (K,) each."""
-        choices = self.judged * len(self.adapted)
-        return self.baseline.sum(dim=0) / choices, self.adapted.sum(dim=0) / choices
-
-    def per_pair(self) -> tuple[Tensor, Tensor]:
-        """Baseline and adapted accuracy on each pair of distortions, mean over contexts, (pairs,) each."""
-        choices = self.judged * self.adapted.shape[1]
-        return self.baseline.sum(dim=1) / choices, self.adapted.sum(dim=1) / choices
+    with accelerator.local_main_process_first():
+        adapted = [PerceptualMetric.load(path).to(accelerator.device) for path in run.metrics()]
+        backbone = adapted[0].backbone
+        if config.variant in ("tune", "scratch"):
+            backbone = Backbone(config.backbone, taps=config.taps)
+    baseline = PerceptualMetric(backbone, comparison=config.comparison).to(accelerator.device)
+    return baseline, adapted
 
 
-def tally_choices(
-    metric: PerceptualMetric,
-    loader: ShardLoader,
-    accelerator: Accelerator,
-    *,
-    draws: int = DRAWS,
-    interpolation: Interpolation = "nearest",
-) -> Tally:
-    """Let the metric choose over all images of a shard set and all processes.
-
-    The distortions of draw d are those of epoch d of `EVALUATION_SEED`, so they are the same for every metric and run.
-    """
-    device = metric.weights.device
-    first, second = pairs(len(NAMES)).to(device).unbind(dim=1)
-    # The unadapted metric is one more context.
-    weights = torch.cat([torch.ones_like(metric.weights[:1]), metric.weights])
-    second_chosen = torch.zeros(len(first), len(weights), dtype=torch.float64, device=device)
-    for batch in track(loader.epoch(0), total=loader.steps, what="scoring", enabled=accelerator.is_main_process):
-        for draw in range(draws):
-            plan = draw_plan(batch.ids, seed=EVALUATION_SEED, epoch=draw)
-            d = distances(weights, extract_moments(metric, batch.images, plan, interpolation=interpolation).mean)
-            second_chosen += prefers_second(d[:, first], d[:, second]).sum(dim=0, dtype=torch.float64)
-    second_chosen = accelerator.reduce(second_chosen, reduction="sum").cpu()
-    judged = loader.samples * draws
-    votes = labels(metric.rankings, NAMES).double()
-    baseline, adapted = (agreement(chosen, votes, of=judged) for chosen in (second_chosen[:, :1], second_chosen[:, 1:]))
-    return Tally(baseline, adapted, judged)
-
-
-def summarize(
-    config: TrainConfig, metric: PerceptualMetric, tally: Tally, throughput: dict[str, Any]
-) -> dict[str, Any]:
-    """The content of `scores.json`."""
+def context_scores(rankings: Sequence[Ranking], tally: Tally) -> dict[str, Any]:
+    """The contexts and the summary of `scores.json`."""
     baseline, adapted = tally.per_context()
     return {
-        "backbone": config.backbone,
-        "variant": config.variant,
-        "comparison": "spatial",
-        "recipe": config.recipe,
         "contexts": [
             {"ranking": list(ranking), "baseline_accuracy": before, "adapted_accuracy": after}
-            for ranking, before, after in zip(metric.rankings, baseline.tolist(), adapted.tolist(), strict=True)
+            for ranking, before, after in zip(rankings, baseline.tolist(), adapted.tolist(), strict=True)
         ],
         "summary": {
-            "contexts": len(metric.rankings),
+            "contexts": len(rankings),
             "improved_fraction": improved(baseline, adapted).double().mean().item(),
             "baseline_accuracy": baseline.mean().item(),
             "adapted_accuracy": adapted.mean().item(),
         },
+    }
+
+
+def empty_scores(config: TrainConfig, run: Run) -> dict[str, Any]:
+    """`scores.json` of a run that nothing has been scored of yet."""
+    return {
+        "backbone": config.backbone,
+        "variant": config.variant,
+        "comparison": config.comparison,
+        "recipe": config.recipe,
+        "contexts": [],
+        "summary": None,
         "bapps": None,
-        "throughput": throughput,
+        "throughput": training_throughput(run),
     }
 
 
 def training_throughput(run: Run) -> dict[str, Any]:
-    """How fast the run was trained, from the end of its log; nulls where nothing was trained."""
+    """How fast the run was trained, mean over its trainings, from their log; nulls where nothing was trained."""
     names = ("images_per_s", "triplets_per_s", "data_wait_fraction")
     ends = [record for record in run.read_log() if record["event"] == "end"]
-    return {name: ends[-1][name] if ends else None for name in names}
+    return {name: sum(end[name] for end in ends) / len(ends) if ends else None for name in names}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `fastdps evaluate`."""
     parser.add_argument("run", type=Path, help="run directory")
-    parser.add_argument("--shards", type=Path, required=True, help="shard set of held-out images")
+    parser.add_argument("--shards", type=Path, help="shard set of held-out images")
+    parser.add_argument("--bapps", type=Path, help="packed BAPPS, or any set of judged triplets or pairs")
     parser.add_argument(
         "--draws", type=int, default=DRAWS, help=f"draws of all distortions per image (default {DRAWS})"
     )
@@ -128,14 +96,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
-    """What `fastdps evaluate` does with its options."""
+    """What `fastdps evaluate` does with its options; scores of an earlier call that are not asked for again stay."""
     if arguments.draws < 1:
         raise ConfigError(f"--draws must be at least 1, not {arguments.draws}.")
+    if not (arguments.shards or arguments.bapps):
+        raise ConfigError("nothing to score on: give --shards with held-out images, --bapps, or both.")
     run = Run(arguments.run)
     config = config_from_json(run.read_config()["config"])
     accelerator = join_processes()
-    with accelerator.local_main_process_first():
-        metric = PerceptualMetric.load(run.metric).to(accelerator.device)
+    baseline, adapted = load_metrics(run, config, accelerator)
+    scores = json.loads(run.scores.read_text("utf-8")) if run.scores.exists() else empty_scores(config, run)
+    pair_rows: list[tuple[str, float, float]] = []
+    if arguments.shards:
+        tally = _tally(arguments, config, baseline, adapted, accelerator)
+        rankings = [ranking for metric in adapted for ranking in metric.rankings]
+        scores |= context_scores(rankings, tally)
+        names = [f"{NAMES[i]}, {NAMES[j]}" for i, j in pairs(len(NAMES)).tolist()]
+        pair_rows = list(zip(names, *(accuracy.tolist() for accuracy in tally.per_pair()), strict=True))
+    if arguments.bapps:
+        scores["bapps"] = score_bapps(
+            baseline,
+            adapted,
+            arguments.bapps,
+            accelerator,
+            batch_size=arguments.batch_size,
+            size=arguments.size,
+            loader=arguments.loader,
+        )
+    if accelerator.is_main_process:
+        write_json(run.scores, scores)
+        if arguments.shards:
+            print_scores(scores, pair_rows)
+        if arguments.bapps:
+            print_bapps(scores["bapps"])
+        print(f"Scores: {run.scores}")
+    accelerator.end_training()
+
+
+def _tally(
+    arguments: argparse.Namespace,
+    config: TrainConfig,
+    baseline: PerceptualMetric,
+    adapted: Sequence[PerceptualMetric],
+    accelerator: Accelerator,
+) -> Tally:
+    if not adapted[0].rankings:
+        raise ConfigError(f"{arguments.run} was adapted to judgements and has no contexts; score it with --bapps.")
     loader = open_shards(
         arguments.shards,
         batch_size=arguments.batch_size,
@@ -145,13 +151,9 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         loader=arguments.loader,
-        components=["image"],
     )
-    tally = tally_choices(metric, loader, accelerator, draws=arguments.draws, interpolation=config.interpolation)
-    if accelerator.is_main_process:
-        scores = summarize(config, metric, tally, training_throughput(run))
-        write_json(run.scores, scores)
-        pair_names = [f"{NAMES[i]}, {NAMES[j]}" for i, j in pairs(len(NAMES)).tolist()]
-        before, after = (accuracy.tolist() for accuracy in tally.per_pair())
-        print_scores(scores, list(zip(pair_names, before, after, strict=True)), run.scores)
-    accelerator.end_training()
+    if loader.manifest.kind != "images":
+        raise ConfigError(f"{arguments.shards} is a set of {loader.manifest.kind}; contexts are scored on images.")
+    return tally_choices(
+        baseline, adapted, loader, accelerator, draws=arguments.draws, interpolation=config.interpolation
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,16 @@ class Heads(nn.Module):
         shape = (*mean.shape[:-1], len(self.weights))
         noise = torch.randn(shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return dropout_distances(self.weights, mean, var, noise, p=self.p)
+
+    @torch.no_grad()
+    def init_as_lpips_(self, channels: Sequence[int], generator: torch.Generator) -> None:
+        """Draw the weights as torch draws those of LPIPS's 1 x 1 convolutions: uniform within 1 / sqrt(C_l) per tap.
+
+        `channels` are the C_l. Half of them are negative until the first `project_`, as in LPIPS's training.
+        """
+        for own in self.weights.split(list(channels), dim=1):
+            bound = 1 / math.sqrt(own.shape[1])
+            own.uniform_(-bound, bound, generator=generator)
 
     @torch.no_grad()
     def project_(self) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from fastdps.loading import Batch
+from fastdps.processes import Processes
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Meter:
             "data_wait_fraction": self.wait_s / elapsed_s,
         }
 
-    def read(self, accelerator: Accelerator) -> dict[str, Any]:
+    def read(self, processes: Processes) -> dict[str, Any]:
         """Mean loss and accuracy over images and contexts, and rates. Waits for the device and the other processes."""
-        sums = accelerator.reduce(torch.stack([self.loss, self.accuracy]), reduction="sum").tolist()
+        sums = processes.reduce(torch.stack([self.loss, self.accuracy]), reduction="sum").tolist()
         return {"loss": sums[0] / self.images, "accuracy": sums[1] / self.images, **self.rates()}

@@ -38,16 +38,17 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     return c0, c1, c2, c3
 
 
-def uniforms(seed: int, epoch: int, ids: Tensor, streams: int) -> Tensor:
+def uniforms(seed: int, epoch: int, ids: Tensor, streams: int, *, first_stream: int = 0) -> Tensor:
     """Four numbers, uniform in [0, 1), for every sample and stream.
 
     ids: (n,) int64 sample ids. Returns (n, streams, 4) float64 on the device of `ids`; row i of stream s depends on
-    (seed, epoch, ids[i], s) alone. Seed is taken modulo 2^64 and epoch modulo 2^32.
+    (seed, epoch, ids[i], s) alone, where streams are numbered from `first_stream`. Seed is taken modulo 2^64 and
+    epoch modulo 2^32.
     """
     if ids.dtype != torch.int64 or ids.dim() != 1:
         raise ValueError(f"ids must be a vector of int64, not {ids.dtype} of shape {tuple(ids.shape)}")
     sample = ids[:, None]
-    stream = torch.arange(streams, device=ids.device)[None, :]
+    stream = torch.arange(first_stream, first_stream + streams, device=ids.device)[None, :]
     words = philox(
         (sample & _MASK, (sample >> 32) & _MASK, torch.full_like(sample, epoch & _MASK), stream),
         (seed & _MASK, (seed >> 32) & _MASK),

@@ -5,61 +5,82 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 from fastdps.errors import ConfigError
 
-Variant = Literal["baseline", "lin"]
+Variant = Literal["baseline", "lin", "tune", "scratch"]
+Comparison = Literal["spatial", "mean", "sort", "spatial+mean", "spatial+sort"]
 JudgeName = Literal["logistic", "mlp"]
 LossName = Literal["expected_error", "cross_entropy"]
+PairsName = Literal["all", "one"]
+HeadInit = Literal["constant", "lpips"]
+Decay = Literal["cosine", "linear"]
 Interpolation = Literal["nearest", "bilinear"]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All that decides what a training run learns; the data, the device and the number of processes do not belong here.
+    """All that decides what a training run learns; data, device and the number of processes do not belong here.
 
-    `batch_size` is that of all processes together, in images. `learning_rate` is Adam's at the start; it falls to zero
-    as a half cosine over the whole run. `initial_weight` is what every channel weight starts at, `initial_temperature`
-    the logistic judge's. `dropout` is the probability of dropping an element of z. `loss` is one of
-    `fastdps.objective.LOSSES`; `sync_loss` adds the paper's.
+    variant: what is trained: `baseline` nothing, `lin` the heads, `tune` heads and backbone, `scratch` the same from a
+        random backbone. taps: None for the backbone's own.
+    loss: one of `fastdps.objective.LOSSES`; sync_loss adds the paper's. pairs: `all` pairs of an image's distortions
+        in each step, or `one` per image and context, drawn anew each epoch.
+    head_init: `constant`, every channel weight at `initial_weight`, or as `lpips` draws them. `initial_temperature` is
+        the logistic judge's. dropout: the probability of dropping an element of z.
+    batch_size: images per step, over all processes. learning_rate: Adam's at the start, for heads and judges;
+        backbone_learning_rate for the backbone. decay: `cosine`, half a cosine to zero over the run; `linear`,
+        constant for half of the epochs, then falling from epoch to epoch, as LPIPS trains.
     """
 
     recipe: str
     variant: Variant = "lin"
     backbone: str = "alexnet"
+    taps: tuple[int, ...] | None = None
+    comparison: Comparison = "spatial"
     judge: JudgeName = "logistic"
     loss: LossName = "expected_error"
     sync_loss: bool = False
+    pairs: PairsName = "all"
+    head_init: HeadInit = "constant"
+    initial_weight: float = 0.1
+    initial_temperature: float = 15.0
+    dropout: float = 0.5
     epochs: int = 40
     batch_size: int = 50
     learning_rate: float = 4e-2
+    backbone_learning_rate: float = 3e-4
+    decay: Decay = "cosine"
     adam_betas: tuple[float, float] = (0.5, 0.999)
-    dropout: float = 0.5
-    initial_weight: float = 0.1
-    initial_temperature: float = 15.0
     interpolation: Interpolation = "nearest"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("variant", self.variant, get_args(Variant))
-        _one_of("judge", self.judge, get_args(JudgeName))
-        _one_of("loss", self.loss, get_args(LossName))
-        _one_of("interpolation", self.interpolation, get_args(Interpolation))
-        for name in ("epochs", "batch_size", "learning_rate", "initial_weight", "initial_temperature"):
+        for name, hint in get_type_hints(TrainConfig).items():
+            if (known := get_args(hint)) and isinstance(known[0], str) and getattr(self, name) not in known:
+                raise ConfigError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
+        for name in ("epochs", "batch_size"):
+            if not isinstance(getattr(self, name), int):
+                raise ConfigError(f"{name} must be a whole number, not {getattr(self, name)!r}.")
+        for name in (
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "backbone_learning_rate",
+            "initial_weight",
+            "initial_temperature",
+        ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}.")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must be in [0, 2^63), not {self.seed}.")
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON has it; `config_from_json` reads it."""
         return dataclasses.asdict(self)
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(f"{name} must be one of {', '.join(known)}, not {value!r}.")
 
 
 def config_from_json(data: Mapping[str, Any]) -> TrainConfig:
@@ -67,7 +88,8 @@ def config_from_json(data: Mapping[str, Any]) -> TrainConfig:
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     if unknown := sorted(set(data) - known):
         raise ConfigError(f"Unknown settings {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
-    return TrainConfig(**{**data, "adam_betas": tuple(data["adam_betas"])})
+    lists = {key: tuple(value) for key, value in data.items() if isinstance(value, list)}
+    return TrainConfig(**{**data, **lists})
 
 
 def fast() -> TrainConfig:
@@ -79,7 +101,39 @@ def fast() -> TrainConfig:
     return TrainConfig(recipe="fast")
 
 
-RECIPES: dict[str, Callable[[], TrainConfig]] = {"fast": fast}
+def paper() -> TrainConfig:
+    """As Pihlgren et al. 2023 train: one pair per image and context, LPIPS's judge, and their sync loss."""
+    return TrainConfig(
+        recipe="paper",
+        judge="mlp",
+        loss="cross_entropy",
+        sync_loss=True,
+        pairs="one",
+        head_init="lpips",
+        epochs=10,
+        batch_size=1024,
+        learning_rate=1e-3,
+        backbone_learning_rate=1e-3,
+        decay="linear",
+    )
+
+
+def lpips() -> TrainConfig:
+    """As Zhang et al. 2018 train LPIPS on human judgements: 5 + 5 epochs of batches of 50."""
+    return TrainConfig(
+        recipe="lpips",
+        judge="mlp",
+        loss="cross_entropy",
+        head_init="lpips",
+        epochs=10,
+        batch_size=50,
+        learning_rate=1e-4,
+        backbone_learning_rate=1e-4,
+        decay="linear",
+    )
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {"fast": fast, "paper": paper, "lpips": lpips}
 
 
 def get_recipe(name: str, overrides: Mapping[str, Any]) -> TrainConfig:

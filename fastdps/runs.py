@@ -37,6 +37,15 @@ class Run:
         """`metric.safetensors`."""
         return self.path / "metric.safetensors"
 
+    def metric_of(self, number: int) -> Path:
+        """`metrics/NNN.safetensors`: the metric of one of several contexts with a backbone each."""
+        return self.path / "metrics" / f"{number:03d}.safetensors"
+
+    def metrics(self) -> list[Path]:
+        """The files of the run's metric or metrics, in the order of its contexts."""
+        several = sorted(self.metric_of(0).parent.glob("*.safetensors"), key=lambda path: int(path.stem))
+        return several or [self.metric]
+
     @property
     def scores(self) -> Path:
         """`scores.json`."""
@@ -44,7 +53,7 @@ class Run:
 
     def create(self, *, overwrite: bool) -> None:
         """Make the directory. Raises `ConfigError` when it holds a run already, unless that may be overwritten."""
-        present = [path for path in (self.config, self.log, self.metric, self.scores) if path.exists()]
+        present = [path for path in (self.config, self.log, self.scores, *self.metrics()) if path.exists()]
         if present and not overwrite:
             raise ConfigError(
                 f"{self.path} already holds a run. Choose another --out, or pass --overwrite to replace it."

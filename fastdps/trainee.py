@@ -1,62 +1,100 @@
-"""What training changes: heads and judges as one Module, and the small functions a step is made of."""
+"""What training changes, as one Module, and the small functions a step is made of.
+
+    views --> backbone (if it is trained) --> moments --> heads --> distances --> judge --> loss, accuracy
+
+Shapes: n images, D distorted versions of each, C channels, K contexts, T pairs that are judged in a step.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastdps.contexts import Ranking, labels, pairs
-from fastdps.distortions import NAMES
+from fastdps.distances import Moments
 from fastdps.heads import Heads, LogisticJudge, MLPJudge
+from fastdps.metric import PerceptualMetric
 from fastdps.objective import LOSSES, sync_loss
 from fastdps.recipes import TrainConfig
 from fastdps.scores import two_afc
 
 
+@dataclass(frozen=True)
+class Judgements:
+    """Which versions of each image are compared, and what is right.
+
+    `first` and `second` (T,) or (n, T, K) int64 number the D versions; `votes`, the share that finds the second closer,
+    broadcasts to (n, T, K). Vectors stand for all images and contexts alike.
+    """
+
+    first: Tensor
+    second: Tensor
+    votes: Tensor
+
+    def pick(self, distances: Tensor) -> tuple[Tensor, Tensor]:
+        """The two distances of each judgement: (n, D, K) to two (n, T, K)."""
+        if self.first.dim() == 1:
+            return distances[:, self.first], distances[:, self.second]
+        return distances.gather(1, self.first), distances.gather(1, self.second)
+
+
 class Trainee(nn.Module):
-    """The heads of K contexts and their judges. Maps moments to loss and accuracy.
+    """Heads and judges of K contexts, and for `tune` and `scratch` the backbone of `metric` with them.
 
     It is one Module so that the gradients of all of it are averaged over processes.
     """
 
-    votes: Tensor
-    first: Tensor
-    second: Tensor
-
-    def __init__(self, config: TrainConfig, rankings: Sequence[Ranking], channels: int) -> None:
+    def __init__(self, config: TrainConfig, contexts: int, channels: Sequence[int]) -> None:
         super().__init__()
-        contexts = len(rankings)
-        self.heads = Heads(contexts, channels, initial_weight=config.initial_weight, p=config.dropout)
+        generator = torch.Generator().manual_seed(config.seed)
+        self.heads = Heads(contexts, sum(channels), initial_weight=config.initial_weight, p=config.dropout)
+        if config.head_init == "lpips":
+            self.heads.init_as_lpips_(channels, generator)
         self.judge: nn.Module
         if config.judge == "logistic":
             self.judge = LogisticJudge(contexts, initial_temperature=config.initial_temperature)
         else:
-            self.judge = MLPJudge(contexts, generator=torch.Generator().manual_seed(config.seed))
+            self.judge = MLPJudge(contexts, generator=generator)
+        self.metric: PerceptualMetric | None = None
         self.loss = LOSSES[config.loss]
         self.sync_loss = config.sync_loss
-        first, second = pairs(len(NAMES)).unbind(dim=1)
-        self.register_buffer("first", first.clone(), persistent=False)
-        self.register_buffer("second", second.clone(), persistent=False)
-        self.register_buffer("votes", labels(rankings, NAMES), persistent=False)
 
-    def forward(self, mean: Tensor, var: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Loss (n, K) and, without gradient, accuracy (n, K) on moments (n, D, C); both are means over the pairs."""
-        distances = self.heads(mean, var, generator)
-        d0, d1 = distances[:, self.first], distances[:, self.second]
-        loss = self.loss(self.judge(d0, d1), self.votes)
-        accuracy = two_afc(d0.detach(), d1.detach(), self.votes).mean(dim=1)
+    def with_backbone(self, metric: PerceptualMetric) -> Trainee:
+        """Train the backbone of a metric too; `forward` then takes views instead of moments."""
+        metric.backbone.requires_grad_(True)
+        self.metric = metric
+        return self
+
+    def forward(
+        self, inputs: Moments | Tensor, judgements: Judgements, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Loss (n, K) and, without gradient, accuracy (n, K); both are means over the judgements of an image.
+
+        `inputs` are moments (n, D, C), or views (n, 1 + D, 3, H, W) where the backbone is trained.
+        """
+        moments = self.metric.moments(inputs) if isinstance(inputs, Tensor) and self.metric else inputs
+        if not isinstance(moments, Moments):
+            raise TypeError("views need a Trainee with a backbone")
+        d0, d1 = judgements.pick(self.heads(moments.mean, moments.var, generator))
+        loss = self.loss(self.judge(d0, d1), judgements.votes)
+        accuracy = two_afc(d0.detach(), d1.detach(), judgements.votes).mean(dim=1)
         if self.sync_loss:
-            loss = loss + sync_loss(d0, d1, self.votes, accuracy.mean(dim=0))
+            loss = loss + sync_loss(d0, d1, judgements.votes, accuracy.mean(dim=0))
         return loss, accuracy
 
 
-def learning_rate_at(config: TrainConfig, step: int, steps: int) -> float:
-    """Half a cosine from the configured rate to zero over the whole run."""
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+def learning_rate_factor(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """What the learning rates are multiplied with in a step (see `TrainConfig.decay`)."""
+    if config.decay == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * step / (config.epochs * steps_per_epoch)))
+    # LPIPS lowers the rate after each epoch of the second half, so the first of these still has the full rate.
+    decaying = config.epochs // 2
+    lowered = step // steps_per_epoch - (config.epochs - decaying)
+    return 1 - max(0, lowered) / max(1, decaying)
 
 
 def dropout_generator(seed: int, step: int, rank: int, device: torch.device) -> torch.Generator:

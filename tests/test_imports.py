@@ -32,9 +32,14 @@ ORDER = [
     "processes",
     "meter",
     "trainee",
+    "tasks",
+    "validation",
+    "training",
+    "tally",
     "train",
     "bapps",
     "evaluate",
+    "sweep",
     "cli",
     "demo",
 ]
@@ -45,7 +50,7 @@ DOORS = {
     "nvidia": {"loading"},
     "webdataset": {"loading"},
     "kornia": {"distortions"},
-    "accelerate": {"processes", "meter", "bapps", "train", "evaluate"},
+    "accelerate": {"processes", "tally", "bapps", "train", "evaluate"},
     "rich": {"report", "cli"},
 }
 #: What must start fast, and so never imports torch at its top.

@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from fastdps import cli, processes
-from fastdps.contexts import all_rankings, sample_rankings
+from fastdps.contexts import all_rankings, labels, pairs, sample_rankings
 from fastdps.datasets.deadleaves import DeadLeaves
+from fastdps.distances import Moments
 from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError
 from fastdps.packing import PackOptions, pack
 from fastdps.recipes import config_from_json, fast, get_recipe
-from fastdps.trainee import Trainee, dropout_generator, learning_rate_at
+from fastdps.trainee import Judgements, Trainee, dropout_generator, learning_rate_factor
 
 RANKINGS = ";".join(",".join(ranking) for ranking in sample_rankings(3, NAMES, seed=3))
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1"]
@@ -147,6 +148,11 @@ def test_errors_are_one_line_without_traceback(argv, message, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+def all_judgements(rankings) -> Judgements:
+    first, second = pairs(6).unbind(dim=1)
+    return Judgements(first, second, labels(rankings, NAMES))
+
+
 def test_contexts_learn_as_if_each_were_alone():
     rankings = sample_rankings(5, NAMES, seed=0)
     config = dataclasses.replace(fast(), dropout=0.0)
@@ -154,10 +160,10 @@ def test_contexts_learn_as_if_each_were_alone():
     moments = [torch.rand(2, 8, 6, 20, generator=generator) for _ in range(5)]
 
     def learn(chosen):
-        trainee = Trainee(config, chosen, channels=20)
+        trainee = Trainee(config, len(chosen), channels=[20])
         optimizer = torch.optim.Adam(trainee.parameters(), lr=0.05, betas=config.adam_betas)
         for mean, var in moments:
-            loss, _ = trainee(mean, var, generator)
+            loss, _ = trainee(Moments(mean, var), all_judgements(chosen), generator)
             (loss.sum() / len(mean)).backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -175,22 +181,35 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch():
     config = dataclasses.replace(fast(), dropout=0.0)
     rankings = all_rankings(NAMES)[:4]
     mean, var = torch.rand(2, 7, 6, 20, generator=torch.Generator().manual_seed(0))
-    whole, parts = (Trainee(config, rankings, channels=20) for _ in range(2))
-    (whole(mean, var, torch.Generator())[0].sum() / 7).backward()
+    whole, parts = (Trainee(config, len(rankings), channels=[20]) for _ in range(2))
+
+    def loss_of(trainee, start, end):
+        moments = Moments(mean[start:end], var[start:end])
+        return trainee(moments, all_judgements(rankings), torch.Generator())[0].sum()
+
+    (loss_of(whole, 0, 7) / 7).backward()
     ranks = [(0, 5), (5, 7), (7, 7)]
     for start, end in ranks:
-        loss, _ = parts(mean[start:end], var[start:end], torch.Generator())
-        (loss.sum() * (len(ranks) / 7) / len(ranks)).backward()
+        (loss_of(parts, start, end) * (len(ranks) / 7) / len(ranks)).backward()
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         assert torch.allclose(a.grad, b.grad, atol=1e-6)
 
 
-def test_learning_rate_falls_from_the_configured_one_to_zero():
-    config = fast()
-    rates = [learning_rate_at(config, step, 100) for step in range(101)]
-    assert rates[0] == config.learning_rate
-    assert rates[-1] == pytest.approx(0)
-    assert all(later < earlier for earlier, later in itertools.pairwise(rates))
+def test_learning_rate_falls_as_half_a_cosine():
+    config = dataclasses.replace(fast(), epochs=10)
+    factors = [learning_rate_factor(config, step, 10) for step in range(101)]
+    assert factors[0] == 1
+    assert factors[50] == pytest.approx(0.5)
+    assert factors[-1] == pytest.approx(0)
+    assert all(later < earlier for earlier, later in itertools.pairwise(factors))
+
+
+@pytest.mark.parametrize("recipe", ["paper", "lpips"])
+def test_learning_rate_is_constant_for_five_epochs_and_then_falls(recipe):
+    """LPIPS's training script lowers the rate by a fifth after each epoch from the sixth on."""
+    config = get_recipe(recipe, {})
+    factors = [learning_rate_factor(config, epoch * 7 + 3, 7) for epoch in range(10)]
+    assert factors == pytest.approx([1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
 
 
 def test_dropout_noise_is_its_own_for_seed_step_and_process():

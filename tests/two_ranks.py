@@ -8,14 +8,14 @@ import torch
 
 from fastdps import train
 from fastdps.loading import ShardLoader
+from fastdps.training import Training
 
 out = Path(sys.argv[1])
 parser = argparse.ArgumentParser()
 train.add_arguments(parser)
 
 seen: dict[int, list[int]] = {}
-trained = []
-original_epoch, original_train = ShardLoader.epoch, train.train
+original_epoch, original_fit = ShardLoader.epoch, Training.fit
 
 
 def recording_epoch(self, epoch, *args):
@@ -24,14 +24,13 @@ def recording_epoch(self, epoch, *args):
         yield batch
 
 
-def recording_train(config, rankings, loader, accelerator, run):
-    metric = original_train(config, rankings, loader, accelerator, run)
-    assert accelerator.num_processes == 2
-    torch.save({"ids": seen, "weights": metric.weights}, out / f"rank{accelerator.process_index}.pt")
-    trained.append(metric)
+def recording_fit(self, *args):
+    metric = original_fit(self, *args)
+    assert self._processes.num_processes == 2
+    torch.save({"ids": seen, "weights": metric.weights}, out / f"rank{self._processes.process_index}.pt")
     return metric
 
 
 ShardLoader.epoch = recording_epoch
-train.train = recording_train
+Training.fit = recording_fit
 train.run_train(parser.parse_args(sys.argv[2:]))

@@ -13,8 +13,8 @@ from rich.table import Table
 LISTED = 3
 
 
-def print_scores(scores: dict[str, Any], pair_rows: Sequence[tuple[str, float, float]], path: Path) -> None:
-    """Print `scores.json` as tables, with the accuracy of each pair of distortions, and say where the file is.
+def print_scores(scores: Mapping[str, Any], pair_rows: Sequence[tuple[str, float, float]]) -> None:
+    """Print the contexts of `scores.json` as tables, with the accuracy of each pair of distortions.
 
     `pair_rows` holds a pair's name and its baseline and adapted accuracy, mean over contexts.
     """
@@ -50,7 +50,6 @@ def print_scores(scores: dict[str, Any], pair_rows: Sequence[tuple[str, float, f
     for pair, baseline, adapted in pair_rows:
         table.add_row(pair, f"{baseline:.4f}", f"{adapted:.4f}")
     console.print(table)
-    console.print(f"Scores: {path}", soft_wrap=True)
 
 
 def print_bapps(bapps: Mapping[str, Any]) -> None:
@@ -78,3 +77,28 @@ def _bapps_cells(scores: Mapping[str, Any]) -> list[str]:
     human = "" if scores["human"] is None else f"{scores['human']:.4f}"
     after = (scores["baseline"], scores["adapted"], min(scores["contexts"]))
     return [f"{scores['samples']:,}", human, *(f"{score:.4f}" for score in after)]
+
+
+def print_sweep(summary: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any]], out: Path) -> None:
+    """Print a sweep: a row per case, and over all of them the means with confidence intervals."""
+    console = Console()
+    table = Table(title="Cases", title_justify="left")
+    table.add_column("case", overflow="fold")
+    for heading in ("before", "after", "worst", "improved"):
+        table.add_column(heading, justify="right")
+    for name, case in scores.items():
+        worst = min(context["adapted_accuracy"] for context in case["contexts"])
+        of_case = case["summary"]
+        table.add_row(
+            name,
+            f"{of_case['baseline_accuracy']:.4f}",
+            f"{of_case['adapted_accuracy']:.4f}",
+            f"{worst:.4f}",
+            f"{of_case['improved_fraction']:.1%}",
+        )
+    console.print(table)
+    for name, value in summary.items():
+        if isinstance(value, dict):
+            interval = f"{value['low']:.4f} to {value['high']:.4f}"
+            console.print(f"{name.replace('_', ' ')}: {value['mean']:.4f} ({summary['confidence']:.0%}: {interval})")
+    console.print(f"Table: {out / 'sweep.csv'}, {out / 'sweep.json'}", soft_wrap=True)

@@ -1,0 +1,115 @@
+"""What a metric is adapted to: rankings of distortions, or judgements of triplets. A task turns batches into steps.
+
+batch, epoch -- views() --> (n, 1 + D, 3, H, W), reference first      batch, epoch -- judgements() --> Judgements
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fastdps.contexts import Ranking, labels, pairs
+from fastdps.distortions import NAMES, draw_plan
+from fastdps.extraction import make_views, to_float
+from fastdps.loading import Batch
+from fastdps.philox import uniforms
+from fastdps.recipes import TrainConfig
+from fastdps.shards import COMPONENTS, Kind
+from fastdps.trainee import Judgements
+
+#: Streams of random numbers from here on draw pairs; those below draw distortions.
+PAIR_STREAMS = 1 << 16
+
+
+class Task(ABC):
+    """What to adapt to. `rankings` are its contexts, none for judgements, which are one context without a name."""
+
+    kind: ClassVar[Kind]
+    rankings: Sequence[Ranking] = ()
+
+    @property
+    def contexts(self) -> int:
+        """The number of contexts, K."""
+        return max(1, len(self.rankings))
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components of a sample that are needed."""
+        return COMPONENTS[self.kind]
+
+    @property
+    @abstractmethod
+    def judgements_per_image(self) -> int:
+        """How many judgements, T, an image or triplet gives per context and epoch."""
+
+    @abstractmethod
+    def views(self, batch: Batch, epoch: int) -> Tensor:
+        """The reference and its D versions, float RGB in [0, 1]: (n, 1 + D, 3, H, W)."""
+
+    @abstractmethod
+    def judgements(self, batch: Batch, epoch: int) -> Judgements:
+        """What is compared in this batch, and what is right."""
+
+
+class RankingTask(Task):
+    """Adapt to rankings of the distortions, which are drawn anew for every image in every epoch."""
+
+    kind = "images"
+
+    def __init__(self, rankings: Sequence[Ranking], config: TrainConfig, device: torch.device) -> None:
+        self.rankings = tuple(rankings)
+        self._config = config
+        self._first, self._second = pairs(len(NAMES)).to(device).unbind(dim=1)
+        self._votes = labels(self.rankings, NAMES).to(device)
+
+    @property
+    def judgements_per_image(self) -> int:
+        """All pairs, or one."""
+        return 1 if self._config.pairs == "one" else len(self._first)
+
+    def views(self, batch: Batch, epoch: int) -> Tensor:
+        """Each image and its distorted versions."""
+        plan = draw_plan(batch.ids, seed=self._config.seed, epoch=epoch).to(batch.images.device)
+        return make_views(to_float(batch.images), plan, self._config.interpolation)
+
+    def judgements(self, batch: Batch, epoch: int) -> Judgements:
+        """All pairs for all contexts, or one pair per image and context in random order, drawn as plans are."""
+        if self._config.pairs == "all":
+            return Judgements(self._first, self._second, self._votes)
+        drawn = uniforms(self._config.seed, epoch, batch.ids, self.contexts, first_stream=PAIR_STREAMS)
+        drawn = drawn.to(self._votes.device)
+        pair = (drawn[..., 0] * len(self._first)).long()[:, None]  # (n, 1, K)
+        swapped = (drawn[..., 1] < 0.5)[:, None]
+        first, second = self._first[pair], self._second[pair]
+        votes = self._votes.expand(len(pair), -1, -1).gather(1, pair)
+        return Judgements(
+            torch.where(swapped, second, first),
+            torch.where(swapped, first, second),
+            torch.where(swapped, 1 - votes, votes),
+        )
+
+
+class JudgementTask(Task):
+    """Adapt to triplets that people judged: BAPPS, or one's own."""
+
+    kind = "triplets"
+
+    def __init__(self, device: torch.device) -> None:
+        self._first, self._second = torch.tensor([0], device=device), torch.tensor([1], device=device)
+
+    @property
+    def judgements_per_image(self) -> int:
+        """A triplet is one judgement."""
+        return 1
+
+    def views(self, batch: Batch, epoch: int) -> Tensor:  # noqa: ARG002, the same in every epoch
+        """Reference, p0 and p1."""
+        return torch.stack([to_float(batch.components[name]) for name in ("ref", "p0", "p1")], dim=1)
+
+    def judgements(self, batch: Batch, epoch: int) -> Judgements:  # noqa: ARG002
+        """The share of votes that finds p1 closer."""
+        return Judgements(self._first, self._second, batch.components["judge"][:, None, None])

@@ -1,0 +1,64 @@
+"""Choosing the epoch: scores on a validation part after each epoch, and the best state that each context had."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastdps.extraction import frozen_moments
+from fastdps.heads import distances
+from fastdps.loading import ShardLoader
+from fastdps.metric import PerceptualMetric
+from fastdps.processes import Processes
+from fastdps.scores import two_afc
+from fastdps.tasks import Task
+
+#: Seed of the distortions that choose the epoch; what is reported is scored on others.
+VALIDATION_SEED = 0x5EED_7A11_0000_0002
+
+
+def validation_scores(task: Task, metric: PerceptualMetric, loader: ShardLoader, processes: Processes) -> Tensor:
+    """Agreement (K,) of a metric with the judgements of a task, over a whole shard set and all processes.
+
+    Without dropout and judge: the metric's own choices, as it will be used.
+    """
+    agreed = torch.zeros(task.contexts, dtype=torch.float64, device=metric.weights.device)
+    for batch in loader.epoch(0):
+        judgements = task.judgements(batch, 0)
+        with torch.inference_mode():
+            views = task.views(batch, 0)
+        d0, d1 = judgements.pick(distances(metric.weights, frozen_moments(metric, views).mean))
+        agreed += two_afc(d0, d1, judgements.votes).sum(dim=(0, 1), dtype=torch.float64)
+    return processes.reduce(agreed, reduction="sum") / (loader.samples * task.judgements_per_image)
+
+
+class BestEpoch:
+    """Remembers the state of the best epoch: of each context for itself, where they share a frozen backbone."""
+
+    def __init__(self, contexts: int, *, with_backbone: bool) -> None:
+        self.scores = torch.full((contexts,), -1.0, dtype=torch.float64)
+        self.epochs = [0] * contexts
+        self._with_backbone = with_backbone
+        self._weights: Tensor | None = None
+        self._backbone: dict[str, Tensor] = {}
+
+    def update(self, epoch: int, scores: Tensor, metric: PerceptualMetric) -> None:
+        """Take in the scores (K,) and the state after an epoch."""
+        better = scores.cpu() > self.scores
+        if not better.any():
+            return
+        self.scores[better] = scores.cpu()[better]
+        self.epochs = [epoch if is_better else before for is_better, before in zip(better, self.epochs, strict=True)]
+        if self._weights is None:
+            self._weights = metric.weights.clone()
+        rows = better.to(metric.weights.device)
+        self._weights[rows] = metric.weights[rows]
+        if self._with_backbone:
+            self._backbone = {name: value.clone() for name, value in metric.backbone.state_dict().items()}
+
+    def restore(self, metric: PerceptualMetric) -> None:
+        """Put the best state back into the metric."""
+        if self._weights is not None:
+            metric.weights.copy_(self._weights)
+        if self._backbone:
+            metric.backbone.load_state_dict(self._backbone)
