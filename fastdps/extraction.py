@@ -39,15 +39,6 @@ def frozen_moments(metric: PerceptualMetric, views: Tensor) -> Moments:
     return Moments(moments.mean.clone(), moments.var.clone())
 
 
-def extract_moments(
-    metric: PerceptualMetric, images: Tensor, plan: Plan, *, interpolation: Interpolation = "nearest"
-) -> Moments:
-    """Moments of a batch of uint8 images (n, H, W, 3) under a plan, as `frozen_moments`, on the images' device."""
-    with torch.inference_mode():
-        views = make_views(to_float(images), plan.to(images.device), interpolation)
-    return frozen_moments(metric, views)
-
-
 def all_distances(baseline: PerceptualMetric, adapted: Sequence[PerceptualMetric], views: Tensor) -> Tensor:
     """Distances of views (n, 1 + D, 3, H, W) in all contexts of all metrics: (n, D, 1 + K), the baseline's one first.
 
