@@ -10,7 +10,7 @@ from pathlib import Path
 from fastdps.errors import ConfigError, run_command
 
 #: (rounds, seconds of a sample, images of the 64 px sets)
-FULL = (7, 0.4, 20_000)
+FULL = (5, 0.4, 20_000)
 QUICK = (3, 0.1, 2_000)
 SHARDS = Path("shards/bench")
 

@@ -21,6 +21,7 @@ from PIL import Image
 from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.datasets.folder import Folder
 from fastdps.datasets.source import Sample, Source
+from fastdps.errors import ConfigError
 from fastdps.loading import open_shards
 from fastdps.packing import PackOptions, pack
 from fastdps.shards import Encoding
@@ -145,5 +146,8 @@ class Data:
 
     def _packed(self, name: str, source: Source, options: PackOptions, workers: int | None = None) -> Path:
         out = self.directory / self.source / name
-        pack(source, out, options, workers=workers)
+        try:
+            pack(source, out, options, workers=workers)
+        except ConfigError:  # it holds a set of other images, or of another fastdps
+            pack(source, out, options, workers=workers, overwrite=True)
         return out / "train"

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import bench.__main__ as command
 from bench import reference
+from bench.data import Data
 from bench.flops import count_flops
 from bench.measure import Compared, Measurement, Timed, Timing, spread
 from bench.stages import STAGES
@@ -21,6 +22,7 @@ from bench.tables import BEGIN, END
 from fastdps.backbones import Backbone
 from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError
+from fastdps.shards import read_manifest
 
 CPU = torch.device("cpu")
 ROW_KEYS = {
@@ -48,9 +50,11 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.delenv("FASTDPS_TEST_DATA", raising=False)
     monkeypatch.setattr(command, "QUICK", (2, 0.001, 60))
 
-    def run(*stages):
+    monkeypatch.setattr(command, "FULL", (2, 0.001, 60))
+
+    def run(*stages, quick=True):
         path = tmp_path / "results.json"
-        options = ["--quick", "--json", str(path), "--shards", str(tmp_path / "shards")]
+        options = [*["--quick"] * quick, "--json", str(path), "--shards", str(tmp_path / "shards")]
         assert command.main([*stages, *options]) == 0
         assert str(tmp_path) not in path.read_text()
         return json.loads(path.read_text())
@@ -74,10 +78,11 @@ def check_rows(results, stages):
 
 
 def test_cheap_stages(tiny, capsys):
-    results = tiny("heads", "read", "distort", "load")
+    results = tiny("heads", "read", "distort", "load", quick=False)
     rows = check_rows(results, ["read", "load", "distort", "heads"])
     assert {what for stage, what in rows if stage == "distort"} == {"all six, drawn and applied", *NAMES}
-    assert [row["limit"]["what"] for (stage, _), row in rows.items() if stage == "heads"] != []
+    assert {what for stage, what in rows if stage == "heads"} == {"1 context", "24 contexts", "720 contexts"}
+    assert {what.split(",")[0] for stage, what in rows if stage == "load"} == {"raw 64 px", "JPEG 64 px", "PNG 64 px"}
     assert results["settings"]["source"] == "deadleaves"
     assert results["settings"]["images"] == 60
     assert results["machine"]["cores"] >= 1
@@ -92,7 +97,6 @@ def test_cheap_stages(tiny, capsys):
 @pytest.mark.slow
 def test_whole_stages(tiny, weights_dir, monkeypatch, capsys):
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
-    monkeypatch.setattr("bench.stages.startup.MAX_ROUNDS", 1)
     results = tiny("features", "distances", "train", "evaluate", "startup")
     rows = check_rows(results, ["features", "distances", "train", "evaluate", "startup"])
     one, every = rows["train", "lin, 1 context"], rows["train", "lin, 720 contexts"]
@@ -111,7 +115,7 @@ def test_whole_stages(tiny, weights_dir, monkeypatch, capsys):
 
 def test_unknown_stage(capsys):
     assert command.main(["loda"]) == 1
-    assert "Unknown stage loda. Known: read, load" in capsys.readouterr().err
+    assert f"Unknown stage loda. Known: {', '.join(STAGES)}." in capsys.readouterr().err
 
 
 def test_every_stage_of_the_table_runs():
@@ -135,6 +139,16 @@ def test_flops_of_backbones_against_torch(name):
     with FlopCounterMode(display=False) as oracle, torch.no_grad():
         backbone(images)
     assert count_flops(backbone, images) == oracle.get_total_flops()
+
+
+def test_sets_of_other_images_are_packed_anew(tmp_path):
+    first = Data(tmp_path / "shards", images=12, photos=None).small("raw", 20)
+    assert read_manifest(first).samples == 20
+    before = first.stat().st_mtime_ns, (first / "manifest.json").read_text()
+    assert Data(tmp_path / "shards", images=12, photos=None).small("raw", 20) == first
+    assert (first.stat().st_mtime_ns, (first / "manifest.json").read_text()) == before
+    Data(tmp_path / "shards", images=5, photos=None).small("raw", 20)
+    assert read_manifest(first).source["distinct"] == 5
 
 
 def test_flops_of_groups_and_linears_against_torch():

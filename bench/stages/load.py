@@ -14,35 +14,38 @@ from fastdps.loading import LoaderName, ShardLoader, open_shards
 from fastdps.shards import read_manifest
 
 BATCH = 128
+#: At most so many are encoded, which takes a while and is slower to load, too.
+ENCODED_IMAGES = 5000
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
-    """Raw, PNG and JPEG at 64 px, and photographs at 256 px and in full, resized to 64 px."""
-    sets = [("raw 64 px", bench.data.small("raw"), True)]
-    encoded = min(bench.data.images, 5000)
-    sets.append(("JPEG 64 px", bench.data.small("jpeg", encoded), True))
-    sets.append(("PNG 64 px", bench.data.small("png", encoded), False))
-    if bench.data.photos:
-        sets.append(("JPEG 256 px to 64 px", bench.data.photographs(256), True))
-        sets.append(("JPEG in full size to 64 px", bench.data.photographs(None), True))
-    for what, directory, headline in sets:
-        yield from _measure(bench, what, directory, headline)
+    """Raw, JPEG and PNG at 64 px, and photographs at 256 px and in full, resized to 64 px; some of them if quick."""
+    data, encoded = bench.data, min(bench.data.images, ENCODED_IMAGES)
+    yield from _measure(bench, "raw 64 px", data.small("raw"), portable=True)
+    yield from _measure(bench, "JPEG 64 px", data.small("jpeg", encoded), portable=not bench.quick)
+    if not bench.quick:
+        yield from _measure(bench, "PNG 64 px", data.small("png", encoded), portable=True)
+    if data.photos:
+        if not bench.quick:
+            yield from _measure(bench, "JPEG 256 px to 64 px", data.photographs(256), portable=True)
+        yield from _measure(bench, "JPEG in full size to 64 px", data.photographs(None), portable=not bench.quick)
 
 
-def _measure(bench: Bench, what: str, directory: Path, headline: bool) -> Iterator[Measurement]:
-    cases: dict[str, Work] = {"auto": load_work(_open(bench, directory, "auto"))}
-    if bare := _bare_reader(bench, directory):
-        cases["bare"] = bare
+def _measure(bench: Bench, what: str, directory: Path, *, portable: bool) -> Iterator[Measurement]:
+    """The loader that fastdps takes by default, and the portable one if asked for or if that is it."""
+    bare = _bare_reader(bench, directory)
+    if bare is None:
+        rates = bench.timing.rates({"portable": load_work(_open(bench, directory, "portable"))})
+        yield Measurement("load", f"{what}, portable loader", rates["portable"])
+        return
+    cases = {"auto": load_work(_open(bench, directory, "auto")), "bare": bare}
+    if portable:
         cases["portable"] = load_work(_open(bench, directory, "portable"))
     rates = bench.timing.rates(cases)
-    if not bare:  # "auto" was the portable loader
-        yield Measurement("load", f"{what}, portable loader", rates["auto"], headline=headline)
-        return
-    limit = Compared(
-        "DALI's bare reader" if what.startswith("raw") else "DALI's bare reader and decoder", rates["bare"]
-    )
-    yield Measurement("load", what, rates["auto"], limit=limit, headline=headline)
-    yield Measurement("load", f"{what}, portable loader", rates["portable"], limit=limit, headline=False)
+    limit = Compared(f"DALI's bare reader{'' if what.startswith('raw') else ' and decoder'}", rates["bare"])
+    yield Measurement("load", what, rates["auto"], limit=limit)
+    if portable:
+        yield Measurement("load", f"{what}, portable loader", rates["portable"], limit=limit, headline=False)
 
 
 def _open(bench: Bench, directory: Path, loader: LoaderName) -> ShardLoader:

@@ -13,8 +13,8 @@ from bench.bench import BATCH, Bench
 from bench.measure import Compared, Measurement, Samples, Timed, Timing, Work
 from fastdps.errors import FastDPSError
 
-#: A start takes seconds, and varies little.
-MAX_ROUNDS = 3
+#: A start takes seconds, and varies little; if quick there is one round.
+ROUNDS = 3
 IMPORTS = "import torch, torchvision, kornia, accelerate, safetensors.torch, rich.progress"
 
 
@@ -30,7 +30,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
             "imports": _process(["-c", f"{imports}; print('imported', flush=True)"], until="imported"),
             "first step": _process([*training, "--out", f"{directory}/run"], until="epoch 1/1"),
         }
-        timing = Timing(min(bench.timing.rounds, MAX_ROUNDS), bench.timing.seconds, bench.device)
+        timing = Timing(1 if bench.quick else ROUNDS, bench.timing.seconds, bench.device)
         seconds = {name: tuple(1 / rate for rate in rates) for name, rates in timing.single_rates(cases).items()}
     yield _row("fastdps --help", seconds["help"], Compared("Python alone", seconds["python"]))
     yield _row("fastdps train to its first step", seconds["first step"], Compared("imports alone", seconds["imports"]))

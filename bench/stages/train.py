@@ -24,13 +24,14 @@ from fastdps.train import add_arguments, run_train
 CONTEXTS = (1, 24, 720)
 #: A sample of training takes this many times as long as one of a part: it has a start.
 LONGER = 5
-#: Images of an epoch on a CPU, where one of the whole set would take a minute.
-CPU_IMAGES = 600
+#: Images of an epoch on a CPU, where one of the whole set would take a minute; and if quick.
+CPU_IMAGES, QUICK_CPU_IMAGES = 600, 150
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
     """One row for the usual way, and one for each number of contexts."""
-    shards = bench.data.small("raw", None if bench.on_gpu else min(bench.data.images, CPU_IMAGES))
+    cpu_images = min(bench.data.images, QUICK_CPU_IMAGES if bench.quick else CPU_IMAGES)
+    shards = bench.data.small("raw", None if bench.on_gpu else cpu_images)
     parts = Parts(bench, bench.data.small("raw"))
     contexts = CONTEXTS[::2] if bench.quick else CONTEXTS
     ranking = sample_rankings(1, NAMES, seed=0)[0]
