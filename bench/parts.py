@@ -25,6 +25,7 @@ from fastdps.distortions import NAMES, draw_plan
 from fastdps.extraction import make_views, to_float
 from fastdps.loading import Batch, ShardLoader, open_shards
 from fastdps.recipes import fast
+from fastdps.tasks import RankingTask
 from fastdps.trainee import Trainee, dropout_generator
 
 
@@ -135,13 +136,16 @@ class Parts:
 def head_step(moments: Moments, contexts: int) -> Callable[[], None]:
     """One training step of K contexts' heads and judges on moments (n, D, C): forward, backward, Adam, projection."""
     config, device = fast(), moments.mean.device
-    trainee = Trainee(config, sample_rankings(contexts, NAMES, seed=0), moments.mean.shape[-1]).to(device)
+    task = RankingTask(sample_rankings(contexts, NAMES, seed=0), config, device)
+    ids = torch.arange(len(moments.mean))
+    judgements = task.judgements(Batch({}, ids, len(ids)), epoch=0)
+    trainee = Trainee(config, contexts, moments.mean.shape[-1:]).to(device)
     optimizer = torch.optim.Adam(trainee.parameters(), lr=config.learning_rate, betas=config.adam_betas, fused=True)
     steps = 0
 
     def step() -> None:
         nonlocal steps
-        loss, _ = trainee(moments.mean, moments.var, dropout_generator(config.seed, steps, 0, device))
+        loss, _ = trainee(moments, judgements, dropout_generator(config.seed, steps, 0, device))
         loss.sum().backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -13,9 +13,10 @@ from bench.measure import Compared, Measurement, Timed, Work, spread
 from bench.parts import Parts
 from fastdps.contexts import all_rankings
 from fastdps.distortions import NAMES
-from fastdps.evaluate import DRAWS, tally_choices
+from fastdps.evaluate import DRAWS
 from fastdps.metric import PerceptualMetric
 from fastdps.processes import join_processes
+from fastdps.tally import tally_choices
 
 #: A sample of scoring takes this many times as long as one of a part: it has a start.
 LONGER = 5
@@ -25,15 +26,15 @@ def run(bench: Bench) -> Iterator[Measurement]:
     """One row: images per second, each with as many draws of its distortions as by default."""
     parts = Parts(bench, bench.data.small("raw"))
     metric = PerceptualMetric(parts.backbone, rankings=all_rankings(NAMES)).to(bench.device)
-
+    baseline = PerceptualMetric(parts.backbone).to(bench.device)
     accelerator = join_processes()
 
     def score(amount: int) -> Timed:
         epochs = math.ceil(amount / parts.loader.steps)
         loader = FirstSteps(parts.loader, math.ceil(amount / epochs), parts.batch_size)
         with redirect_stderr(io.StringIO()):
-            for _ in range(epochs):
-                tally_choices(metric, loader.as_loader(), accelerator)  # ends with a read from the device
+            for _ in range(epochs):  # each ends with a read from the device
+                tally_choices(baseline, [metric], loader.as_loader(), accelerator, draws=DRAWS)
         return Timed(epochs * loader.samples, loader.elapsed_s())
 
     alone: dict[str, Work] = {
