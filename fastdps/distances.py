@@ -1,21 +1,39 @@
 """Distances of deep features, as moments per channel. Pure functions.
 
-    features of 1 + D views -- unit-normalise, square the difference --> z -- pool over space --> mean, var
+    features of 1 + D views -- comparison --> vectors -- unit-normalise, square the difference --> z
+                                                                      z -- pool over positions --> mean, var
 
-Shapes: n images, D distorted versions of each, C_l channels and H_l x W_l positions of tap l, C = sum of C_l.
-Source: Zhang et al. 2018 (LPIPS), section 3; the second moment is ours, for dropout in closed form (see `heads`).
+A comparison says which vectors are compared, and at how many positions:
+
+    spatial         the channels at each place of the map, with those at the same place
+    mean            the averages of the channels over the map: one position
+    sort            each channel's values in ascending order, rank by rank: the same values, wherever they are
+    spatial+mean    both, the second as further taps behind those of the first
+    spatial+sort    likewise
+
+Averaging and sorting come before the unit normalisation, as in the code of the source.
+
+Shapes: n images, D distorted versions of each, m = n (1 + D) views, C_l channels and H_l x W_l positions of tap l,
+P positions of a comparison, C = sum of C_l over all taps and comparisons.
+Source: Zhang et al. 2018 (LPIPS), section 3; Pihlgren et al. 2023; the second moment is ours, for dropout in closed
+form (see `heads`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastdps.errors import ConfigError
+
 #: LPIPS's guard against division by zero.
 EPSILON = 1e-10
+#: On a CPU, how much of a tap is compared at a time, so that what is in between stays in its cache.
+CHUNK_BYTES = 2**21
 
 
 class Moments(NamedTuple):
@@ -30,30 +48,93 @@ class Moments(NamedTuple):
     var: Tensor
 
 
-def unit_normalize(features: Tensor) -> Tensor:
-    """Scale the feature vector at every position to length one: (m, C_l, H_l, W_l), zero vectors stay zero.
+def _unchanged(vectors: Tensor) -> Tensor:
+    return vectors
+
+
+def _averaged(vectors: Tensor) -> Tensor:
+    return vectors.mean(dim=1, keepdim=True)
+
+
+def _sorted(vectors: Tensor) -> Tensor:
+    return vectors.sort(dim=1).values
+
+
+#: Each comparison as the functions, (m, H_l W_l, C_l) to (m, P, C_l), that make its vectors; every one sees all taps.
+COMPARISONS: Mapping[str, tuple[Callable[[Tensor], Tensor], ...]] = {
+    "spatial": (_unchanged,),
+    "mean": (_averaged,),
+    "sort": (_sorted,),
+    "spatial+mean": (_unchanged, _averaged),
+    "spatial+sort": (_unchanged, _sorted),
+}
+
+
+def compared_channels(channels: Sequence[int], comparison: str) -> tuple[int, ...]:
+    """The channels of every tap, in the order of `Moments`, given those of the backbone's taps.
+
+    Raises `ConfigError` for a comparison that is not one of `COMPARISONS`.
+    """
+    return tuple(channels) * len(_vectors_of(comparison))
+
+
+def unit_normalize(features: Tensor, dim: int = 1) -> Tensor:
+    """Scale the feature vectors along `dim` to length one; zero vectors stay zero.
 
     Equal to LPIPS's, with the difference that the gradient at a zero vector is zero and not NaN.
     """
-    squared = features.square().sum(dim=1, keepdim=True)
-    return features / (squared.clamp_min(EPSILON**2).sqrt() + EPSILON)
+    lengths = torch.linalg.vector_norm(features, dim=dim, keepdim=True)
+    return features / (lengths.clamp_min(EPSILON) + EPSILON)
+
+
+def moments(features: Sequence[Tensor], distorted: int, comparison: str = "spatial") -> Moments:
+    """Compare each reference with its distorted versions.
+
+    features: one (n * (1 + D), C_l, H_l, W_l) per tap; of each 1 + D consecutive maps the first is the reference's
+    and the others those of its D = `distorted` versions. Raises `ValueError` if their number does not divide, and
+    `ConfigError` for an unknown comparison.
+    """
+    taps = [
+        _tap_moments(feature, 1 + distorted, vectors_of)
+        for vectors_of in _vectors_of(comparison)
+        for feature in features
+    ]
+    return Moments(*(torch.cat(parts, dim=-1) for parts in zip(*taps, strict=True)))
+
+
+def _vectors_of(comparison: str) -> tuple[Callable[[Tensor], Tensor], ...]:
+    try:
+        return COMPARISONS[comparison]
+    except KeyError:
+        near = get_close_matches(comparison, COMPARISONS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"Unknown comparison {comparison!r}.{hint} Known: {', '.join(COMPARISONS)}.") from None
+
+
+def _tap_moments(feature: Tensor, views: int, vectors_of: Callable[[Tensor], Tensor]) -> Moments:
+    """Moments (n, D, C_l) of one tap (n * views, C_l, H_l, W_l), some images at a time."""
+    maps = len(feature)
+    if maps % views:
+        raise ValueError(f"{maps} feature maps cannot be groups of one reference and {views - 1} distorted")
+    chunk = max(maps, views)
+    if feature.device.type == "cpu":
+        map_bytes = feature[:1].numel() * torch.float32.itemsize
+        chunk = views * max(1, CHUNK_BYTES // max(1, views * map_bytes))
+    # Channels last, as the maps are in memory, so that all that follows works on whole rows.
+    vectors = feature.permute(0, 2, 3, 1).flatten(1, 2)
+    parts = [_chunk_moments(vectors_of(part.float()), views) for part in vectors.split(chunk)]
+    return Moments(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _chunk_moments(vectors: Tensor, views: int) -> Moments:
+    """Moments (n, D, C_l) of the vectors (n * views, P, C_l) of some images."""
+    normalized = unit_normalize(vectors, dim=2).unflatten(0, (len(vectors) // views, views))
+    z = (normalized[:, 1:] - normalized[:, :1]).square_()
+    positions = z.shape[2]
+    mean = z.mean(dim=2)
+    return Moments(mean, z.square_().sum(dim=2) / positions**2)
 
 
 def spatial_moments(features: Sequence[Tensor], distorted: int) -> Moments:
-    """Compare each reference with its distorted versions, position by position.
-
-    features: one (n * (1 + D), C_l, H_l, W_l) per tap; of each 1 + D consecutive maps the first is the reference's
-    and the others those of its D = `distorted` versions. Raises `ValueError` if their number does not divide.
-    """
-    means, variances = [], []
-    for feature in features:
-        maps, _, height, width = feature.shape
-        if maps % (1 + distorted):
-            raise ValueError(f"{maps} feature maps cannot be groups of one reference and {distorted} distorted")
-        normalized = unit_normalize(feature.float())
-        views = normalized.unflatten(0, (maps // (1 + distorted), 1 + distorted))
-        z = (views[:, 1:] - views[:, :1]).square()
-        positions = height * width
-        means.append(z.mean(dim=(3, 4)))
-        variances.append(z.square().sum(dim=(3, 4)) / positions**2)
-    return Moments(torch.cat(means, dim=-1), torch.cat(variances, dim=-1))
+    """`moments` by the spatial comparison."""
+    return moments(features, distorted)

@@ -1,47 +1,133 @@
 """Moments per channel against formulas written out position by position."""
 
+import numpy as np
 import pytest
 import torch
 
-from fastdps.distances import spatial_moments, unit_normalize
+from fastdps import distances
+from fastdps.distances import COMPARISONS, compared_channels, moments, unit_normalize
+from fastdps.errors import ConfigError
 
 
 def make_features(n: int, views: int) -> list[torch.Tensor]:
+    """Two taps as a network returns them: not negative, channels last in memory."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(4, 6, 5), (7, 3, 3)]
-    return [torch.rand(n * views, *shape, generator=generator) for shape in shapes]
+    return [
+        torch.rand(n * views, *shape, generator=generator).contiguous(memory_format=torch.channels_last)
+        for shape in shapes
+    ]
 
 
-def test_moments_against_the_formula():
-    n, distorted = 3, 2
+def vectors_by_hand(feature: np.ndarray, comparison: str) -> list[np.ndarray]:
+    """The feature vectors (C,) that a comparison looks at, one a position, of one map (C, H, W)."""
+    channels, height, width = feature.shape
+    if comparison == "spatial":
+        return [feature[:, y, x] for y in range(height) for x in range(width)]
+    if comparison == "mean":
+        return [np.array([sum(feature[c].ravel().tolist()) / (height * width) for c in range(channels)])]
+    columns = [sorted(feature[c].ravel().tolist()) for c in range(channels)]
+    return [np.array([column[rank] for column in columns]) for rank in range(height * width)]
+
+
+def moments_by_hand(features: list[torch.Tensor], views: int, comparison: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance (n, D, C), from lists of vectors."""
+    blocks = []
+    for part in comparison.split("+"):
+        for feature in features:
+            maps = [vectors_by_hand(map_, part) for map_ in feature.double().numpy()]
+            block = np.zeros((2, len(maps) // views, views - 1, feature.shape[1]))
+            for image in range(len(maps) // views):
+                for d in range(views - 1):
+                    pairs = zip(maps[image * views], maps[image * views + 1 + d], strict=True)
+                    z = [(b / np.linalg.norm(b) - a / np.linalg.norm(a)) ** 2 for a, b in pairs]
+                    block[0, image, d] = sum(z) / len(z)
+                    block[1, image, d] = sum(value**2 for value in z) / len(z) ** 2
+            blocks.append(block)
+    mean, var = np.concatenate(blocks, axis=-1)
+    return mean, var
+
+
+@pytest.mark.parametrize("comparison", COMPARISONS)
+@pytest.mark.parametrize("chunk_bytes", [1, 3000, 2**21], ids=["image by image", "two by two", "at once"])
+def test_moments_against_the_formula(monkeypatch, comparison, chunk_bytes):
+    monkeypatch.setattr(distances, "CHUNK_BYTES", chunk_bytes)
+    n, distorted = 5, 2
     features = make_features(n, 1 + distorted)
-    moments = spatial_moments(features, distorted)
-    assert moments.mean.shape == moments.var.shape == (n, distorted, 11)
-    offset = 0
-    for feature in features:
-        _, channels, height, width = feature.shape
-        for image in range(n):
-            reference = feature[image * 3].double()
-            for d in range(distorted):
-                other = feature[image * 3 + 1 + d].double()
-                z = torch.zeros(channels, height, width, dtype=torch.float64)
-                for y in range(height):
-                    for x in range(width):
-                        a, b = reference[:, y, x], other[:, y, x]
-                        z[:, y, x] = (a / a.norm() - b / b.norm()) ** 2
-                own = slice(offset, offset + channels)
-                positions = height * width
-                assert torch.allclose(moments.mean[image, d, own].double(), z.mean(dim=(1, 2)), rtol=1e-4)
-                expected = (z**2).sum(dim=(1, 2)) / positions**2
-                assert torch.allclose(moments.var[image, d, own].double(), expected, rtol=1e-4)
-        offset += channels
+    ours = moments(features, distorted, comparison)
+    channels = sum(compared_channels([4, 7], comparison))
+    assert ours.mean.shape == ours.var.shape == (n, distorted, channels)
+    for moment, expected in zip(ours, moments_by_hand(features, 1 + distorted, comparison), strict=True):
+        assert np.allclose(moment.numpy(), expected, rtol=1e-5, atol=1e-9)
 
 
-def test_equal_views_have_no_distance():
+def test_combined_comparisons_are_further_taps():
+    features = make_features(2, 3)
+    for second in ("mean", "sort"):
+        both = moments(features, 2, f"spatial+{second}")
+        for together, one, other in zip(both, moments(features, 2), moments(features, 2, second), strict=True):
+            assert torch.equal(together, torch.cat([one, other], dim=-1))
+        assert compared_channels((4, 7), f"spatial+{second}") == (4, 7, 4, 7)
+
+
+def test_what_the_comparisons_do_not_see():
+    """Moving things about changes the spatial distance alone; mean and sort look at what there is, not where."""
+    feature = torch.rand(1, 5, 4, 4, generator=torch.Generator().manual_seed(1))
+    views = torch.cat([feature, feature.roll((1, 2), dims=(2, 3))])
+    assert moments([views], 1, "spatial").mean.min() > 0
+    assert torch.allclose(moments([views], 1, "mean").mean, torch.zeros(1, 1, 5), atol=1e-12)
+    assert (moments([views], 1, "sort").mean == 0).all()
+    # Sorting sees the distribution, averaging does not: the same mean in all channels, spread differently.
+    spread = torch.stack([torch.full((4, 4), 0.5), torch.linspace(0, 1, 16).view(4, 4)])
+    views = torch.stack([spread, spread.flip(0)])
+    assert torch.allclose(moments([views], 1, "mean").mean, torch.zeros(1, 1, 2), atol=1e-12)
+    assert moments([views], 1, "sort").mean.min() > 0.01
+
+
+@pytest.mark.parametrize("comparison", COMPARISONS)
+def test_equal_views_have_no_distance(comparison):
     feature = torch.rand(1, 5, 4, 4).expand(3, -1, -1, -1)
-    moments = spatial_moments([feature], 2)
-    assert (moments.mean == 0).all()
-    assert (moments.var == 0).all()
+    for moment in moments([feature], 2, comparison):
+        assert (moment == 0).all()
+
+
+@pytest.mark.parametrize("comparison", COMPARISONS)
+def test_gradients_against_numeric_ones(comparison):
+    """The derivative along a random direction is that of the formula by hand."""
+    features = make_features(2, 3)
+    for feature in features:
+        feature.requires_grad_()
+    mean, var = moments(features, 2, comparison)
+    generator = torch.Generator().manual_seed(2)
+    weights = torch.rand(2, *mean.shape, generator=generator)
+    (weights[0] * mean + 10 * weights[1] * var).sum().backward()
+
+    directions = [torch.rand(feature.shape, generator=generator) - 0.5 for feature in features]
+    ours = sum((feature.grad * along).sum().item() for feature, along in zip(features, directions, strict=True))
+
+    def value(step: float) -> float:
+        moved = [f.detach().double() + step * along for f, along in zip(features, directions, strict=True)]
+        mean, var = moments_by_hand(moved, 3, comparison)
+        return (weights[0].numpy() * mean + 10 * weights[1].numpy() * var).sum()
+
+    step = 1e-6
+    assert ours == pytest.approx((value(step) - value(-step)) / (2 * step), rel=1e-3)
+
+
+@pytest.mark.parametrize("comparison", COMPARISONS)
+def test_features_are_left_as_they_are(comparison):
+    features = make_features(2, 3)
+    before = [feature.clone() for feature in features]
+    with torch.inference_mode():
+        moments(features, 2, comparison)
+    assert all(torch.equal(feature, own) for feature, own in zip(features, before, strict=True))
+
+
+def test_memory_layout_does_not_matter():
+    features = make_features(3, 3)
+    rows = [feature.contiguous() for feature in features]
+    for comparison in COMPARISONS:
+        assert torch.allclose(moments(features, 2, comparison).mean, moments(rows, 2, comparison).mean, rtol=1e-6)
 
 
 def test_zero_features_have_values_and_gradients():
@@ -54,15 +140,22 @@ def test_zero_features_have_values_and_gradients():
 
 def test_half_precision_is_compared_in_float32():
     features = [f.bfloat16() for f in make_features(2, 3)]
-    moments = spatial_moments(features, 2)
-    assert moments.mean.dtype == torch.float32
-    assert torch.equal(moments.mean, spatial_moments([f.float() for f in features], 2).mean)
+    for comparison in COMPARISONS:
+        ours = moments(features, 2, comparison)
+        assert ours.mean.dtype == torch.float32
+        assert torch.equal(ours.mean, moments([f.float() for f in features], 2, comparison).mean)
 
 
-def test_an_empty_batch_is_no_special_case():
-    assert spatial_moments([torch.zeros(0, 4, 3, 3)], 6).mean.shape == (0, 6, 4)
+@pytest.mark.parametrize("comparison", COMPARISONS)
+def test_an_empty_batch_is_no_special_case(comparison):
+    assert moments([torch.zeros(0, 4, 3, 3)], 6, comparison).mean.shape[:2] == (0, 6)
 
 
 def test_incomplete_groups_are_refused():
     with pytest.raises(ValueError, match="8 feature maps"):
-        spatial_moments([torch.rand(8, 4, 2, 2)], 6)
+        moments([torch.rand(8, 4, 2, 2)], 6)
+
+
+def test_an_unknown_comparison_is_refused():
+    with pytest.raises(ConfigError, match=r"'sorted'. Did you mean 'sort'\? Known: spatial, mean, sort, spatial\+mean"):
+        moments(make_features(1, 2), 1, "sorted")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastdps.distances import spatial_moments, unit_normalize
+from fastdps.distances import moments, unit_normalize
 from fastdps.errors import ConfigError
 from fastdps.heads import Heads, LogisticJudge, MLPJudge, distances, dropout_distances
 
@@ -18,7 +18,7 @@ def test_dropout_against_literal_masking(p):
     generator = torch.Generator().manual_seed(1)
     features = [torch.rand(2, 16, 12, 12, generator=generator), torch.rand(2, 32, 6, 6, generator=generator)]
     weights = torch.rand(3, 48, generator=generator)
-    moments = spatial_moments(features, 1)
+    mean, var = moments(features, 1)
 
     masked = torch.zeros(DRAWS, 3)
     offset = 0
@@ -33,7 +33,7 @@ def test_dropout_against_literal_masking(p):
             masked[draw] += own @ dropped
 
     noise = torch.randn(DRAWS, 1, 1, 3, generator=generator)
-    drawn = dropout_distances(weights, moments.mean, moments.var, noise, p=p)[:, 0, 0]
+    drawn = dropout_distances(weights, mean, var, noise, p=p)[:, 0, 0]
     # Standard errors of a mean of 4000: std / 63; of a standard deviation: std / 89. Five of them each.
     std = masked.std(dim=0)
     assert ((drawn.mean(0) - masked.mean(0)).abs() < 5 * std * (2 / DRAWS) ** 0.5).all()
