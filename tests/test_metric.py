@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fastdps.backbones import Backbone
 from fastdps.contexts import all_rankings
+from fastdps.distances import COMPARISONS, compared_channels, moments
 from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.metric import PerceptualMetric
@@ -99,6 +101,75 @@ def test_save_and_load(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metric.safetensors"]
 
 
+@pytest.mark.parametrize("comparison", COMPARISONS)
+def test_save_and_load_comparison_and_taps(tmp_path, comparison):
+    backbone = Backbone("alexnet", taps=(1, 4))
+    channels = compared_channels((64, 192), comparison)
+    metric = PerceptualMetric(backbone, torch.rand(2, sum(channels)), comparison=comparison)
+    assert metric.channels == channels
+    metric.save(tmp_path / "metric.safetensors")
+    loaded = PerceptualMetric.load(tmp_path / "metric.safetensors")
+    assert (loaded.comparison, loaded.backbone.taps, loaded.rankings) == (comparison, (1, 4), ())
+    x, y = torch.rand(2, 2, 3, 64, 64)
+    assert torch.equal(metric(x, y), loaded(x, y))
+    expected = moments(backbone(torch.stack([x, y], dim=1).flatten(0, 1)), 1, comparison).mean[:, 0] @ metric.weights.T
+    assert torch.allclose(metric(x, y), expected, rtol=1e-6)
+
+
+def test_a_tuned_backbone_is_included(tmp_path, monkeypatch):
+    path = tmp_path / "metric.safetensors"
+    backbone = Backbone("alexnet", pretrained=False, seed=1)
+    metric = PerceptualMetric(backbone, torch.rand(1, 1152))
+    metric.save(path, include_backbone=True)
+    with safe_open(path, framework="pt") as file:
+        metadata, names = file.metadata(), set(file.keys())
+    assert metadata["backbone_weights"] == "included"
+    assert names == {"weights", *(f"backbone.{name}" for name in backbone.state_dict())}
+    monkeypatch.setenv("FASTDPS_WEIGHTS", str(tmp_path))  # no pretrained weights are looked for
+    monkeypatch.setattr("fastdps.backbones.load_pretrained", None)
+    x, y = torch.rand(2, 2, 3, 64, 64)
+    assert torch.equal(metric(x, y), PerceptualMetric.load(path)(x, y))
+
+
+def rewrite(path, *, metadata=(), tensors=(), without=()):
+    """Change the metadata or tensors of a metric's file, or leave some of either out."""
+    with safe_open(path, framework="pt") as file:
+        old = file.metadata()
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    state = {key: value for key, value in {**state, **dict(tensors)}.items() if key not in without}
+    old = {key: value for key, value in {**old, **dict(metadata)}.items() if key not in without}
+    save_file(state, path, metadata=old)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"without": ["taps"]}, r"is not whole: KeyError\('taps'\)"),
+        ({"without": ["weights"]}, r"is not whole: KeyError\('weights'\)"),
+        ({"metadata": {"rankings": "[1"}}, r"is not whole: JSONDecodeError"),
+        ({"metadata": {"backbone_weights": "elsewhere"}}, r"is not whole: KeyError\('elsewhere'\)"),
+        ({"metadata": {"taps": "7"}}, r"is not whole: TypeError"),
+        ({"metadata": {"taps": "[1, 77]"}}, r"metric.safetensors: alexnet has no tap 77"),
+        (
+            {"metadata": {"backbone": "alexnets"}},
+            r"metric.safetensors: Unknown backbone 'alexnets'. Did you mean",
+        ),
+        ({"metadata": {"comparison": "man"}}, r"metric.safetensors: Unknown comparison 'man'. Did you mean 'mean'"),
+        ({"metadata": {"comparison": "mean+sort"}}, r"Unknown comparison"),
+        ({"metadata": {"comparison": "spatial+sort"}}, r"compared by spatial\+sort, needs weights \(K, 2304\)"),
+        ({"without": ["backbone.features.3.bias"]}, r"metric.safetensors: .* lacks the tensor features\.3\.bias"),
+        ({"tensors": {"backbone.features.3.bias": torch.zeros(192)}}, r"is damaged: the hash of its backbone"),
+        ({"tensors": {"backbone.features.3.bias": torch.zeros(3)}}, r"of shape \(3,\) and not \(192,\)"),
+    ],
+)
+def test_files_that_are_not_whole(tmp_path, change, message):
+    path = tmp_path / "metric.safetensors"
+    PerceptualMetric(Backbone("alexnet", pretrained=False)).save(path, include_backbone=True)
+    rewrite(path, **change)
+    with pytest.raises(FastDPSError, match=message):
+        PerceptualMetric.load(path)
+
+
 def test_other_backbone_weights_are_refused(tmp_path):
     metric = PerceptualMetric(Backbone("alexnet", pretrained=False))
     metric.save(tmp_path / "metric.safetensors")
@@ -122,11 +193,14 @@ def test_bad_files_are_named(tmp_path):
 
 
 def test_metadata_can_be_read_without_fastdps(tmp_path):
-    from safetensors import safe_open
-
     PerceptualMetric(Backbone("alexnet"), rankings=all_rankings(NAMES)[:1]).save(tmp_path / "m.safetensors")
     with safe_open(tmp_path / "m.safetensors", framework="np") as file:
-        assert json.loads(file.metadata()["rankings"]) == [list(NAMES)]
+        metadata = file.metadata()
+        assert json.loads(metadata["rankings"]) == [list(NAMES)]
+        assert json.loads(metadata["taps"]) == [1, 4, 7, 9, 11]
+        assert json.loads(metadata["channels"]) == [64, 192, 384, 256, 256]
+        assert metadata["backbone_weights"] == "pretrained"
+        assert list(file.keys()) == ["weights"]
         assert file.get_tensor("weights").shape == (1, 1152)
 
 
@@ -147,7 +221,9 @@ def test_wrong_images_are_refused(x, y, message):
 
 def test_wrong_heads_are_refused():
     backbone = Backbone("alexnet", pretrained=False)
-    with pytest.raises(ConfigError, match=r"needs weights \(K, 1152\)"):
+    with pytest.raises(ConfigError, match=r"alexnet, compared by spatial, needs weights \(K, 1152\)"):
         PerceptualMetric(backbone, torch.ones(1, 5))
+    with pytest.raises(ConfigError, match="Unknown comparison 'sorted'"):
+        PerceptualMetric(backbone, comparison="sorted")
     with pytest.raises(ConfigError, match="2 rows of weights, and 1 rankings"):
         PerceptualMetric(backbone, torch.ones(2, 1152), all_rankings(NAMES)[:1])
