@@ -26,6 +26,7 @@ COMMANDS = {
     "train": Command("fastdps.train", "adapt a metric to one context, to many or to all"),
     "evaluate": Command("fastdps.evaluate", "score a run on held-out images and on human judgement, before and after"),
     "sweep": Command("fastdps.sweep", "train and evaluate all cases of a grid, and put them into one table"),
+    "gallery": Command("fastdps.gallery", "show samples of a shard set, distorted or with their votes, as a picture"),
     "demo": Command("fastdps.demo", "pack, adapt and score on made-up images, in minutes"),
 }
 

@@ -29,6 +29,7 @@ ORDER = [
     "report",
     "packing",
     "loading",
+    "gallery",
     "processes",
     "meter",
     "trainee",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,15 +66,19 @@ def require_directory(root: Path) -> None:
 
 def read_file(root: Path, relative: str) -> bytes:
     """A file of a source. Raises `UnreadableItemError`, and `FastDPSError` when the directory `root` is gone."""
-    path = root / relative
     try:
-        if path.is_file():  # a pipe or a device would keep the worker waiting
-            return path.read_bytes()
+        with open(os.path.join(root, relative), "rb", buffering=0, opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UnreadableItemError("cannot be read: it is not a file")
+            return file.read()
     except OSError as error:
         require_directory(root)
         raise UnreadableItemError(f"cannot be read: {error.strerror}") from error
-    require_directory(root)
-    raise UnreadableItemError("cannot be read: it is not a file, or has gone away")
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting for the other end of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _refuse(error: OSError) -> None:

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
-from PIL import UnidentifiedImageError
+from PIL import ImageFile, UnidentifiedImageError
 
 from fastdps.datasets.source import Image, UnreadableItemError
 from fastdps.packing.options import Fit
@@ -53,7 +53,7 @@ def decode(data: bytes, size: int | None = None, fit: Fit = "squash") -> Pixels:
                     raise UnreadableItemError(f"has pixels of more than 8 bits (mode {image.mode}); make it 8-bit")
                 width, height = image.size
                 scale = _draft(image, size)
-                rgb = image.convert("RGB")
+                rgb = _rgb(image, len(data))
                 orientation = _orientation(image)  # after decoding: Pillow turns TIFFs by itself then
         except UnreadableItemError:
             raise
@@ -65,6 +65,13 @@ def decode(data: bytes, size: int | None = None, fit: Fit = "squash") -> Pixels:
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
     return np.asarray(rgb)
+
+
+def _rgb(image: ImageFile.ImageFile, length: int) -> Pillow.Image:
+    """`convert`, but in one go through the data, and without the copy of an image that is RGB already."""
+    image.decodermaxblock = length  # else Pillow feeds the decoder by 64 KiB
+    image.load()
+    return image if image.mode == "RGB" and "transparency" not in image.info else image.convert("RGB")
 
 
 def _heed_bombs_alone() -> None:

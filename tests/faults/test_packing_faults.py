@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from packed import digests
 from PIL import Image
 
 from fastdps.datasets.folder import Folder
@@ -24,14 +25,6 @@ from fastdps.packing import PackOptions, pack
 
 ROOT = Path(__file__).parents[2]
 KILLS = 20
-
-
-def digests(root: Path) -> dict[str, str]:
-    return {
-        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in root.rglob("*")
-        if path.is_file()
-    }
 
 
 def make_shards(out: Path, *, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
