@@ -14,10 +14,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -25,7 +23,6 @@ from bench.bench import Bench, cores
 from bench.data import SIZE
 from bench.measure import Compared, Measurement, Timed, Work, spread
 from fastdps.datasets.folder import Folder
-from fastdps.datasets.source import Sample, Source
 from fastdps.packing import PackOptions, pack
 
 #: Images of one sample: seconds of work, so that the last parts, when a core may idle, weigh little.
@@ -34,36 +31,12 @@ IMAGES, QUICK_IMAGES = 2800, 1400
 STAND_IN = (375, 500)
 
 
-@dataclass(frozen=True)
-class RepeatedFolder(Source):
-    """A folder several times over: `count` items."""
-
-    folder: Folder
-    count: int
-
-    def items(self) -> Sequence[tuple[int, str]]:
-        """Numbers and paths."""
-        paths = self.folder.items()
-        return [(number, paths[number % len(paths)]) for number in range(self.count)]
-
-    def read(self, item: tuple[int, str]) -> Sample:
-        """As the folder reads it."""
-        return self.folder.read(item[1])
-
-    def name(self, item: tuple[int, str]) -> str:
-        """The number and the path."""
-        return f"{item[0]} {item[1]}"
-
-    def describe(self) -> dict[str, Any]:
-        """The folder's name."""
-        return self.folder.describe()
-
-
 def run(bench: Bench) -> Iterator[Measurement]:
     """One row."""
-    folder = Folder(bench.data.photos or _stand_ins(bench))
-    source = RepeatedFolder(folder, QUICK_IMAGES if bench.quick else IMAGES)
-    paths = [str(folder.root / path) for _, path in source.items()]
+    files = Folder(bench.data.photos or _stand_ins(bench))
+    distinct = [files.root / path for path in files.items()]
+    count = QUICK_IMAGES if bench.quick else IMAGES
+    paths = [str(distinct[number % len(distinct)]) for number in range(count)]
     context = multiprocessing.get_context("spawn")
     startup_s: list[float] = []
     bench.data.directory.mkdir(parents=True, exist_ok=True)
@@ -71,9 +44,10 @@ def run(bench: Bench) -> Iterator[Measurement]:
         tempfile.TemporaryDirectory(dir=bench.data.directory) as directory,
         ProcessPoolExecutor(cores(), mp_context=context) as pool,
     ):
+        links = _links(Path(directory) / "links", paths)
         _spread_over(pool, _decode_scaled, paths)  # brings the files into memory
         cases: dict[str, Work] = {
-            "pack": lambda _: _pack(source, Path(directory), startup_s),
+            "pack": lambda _: _pack(Folder(links), Path(directory) / "out", startup_s),
             "decode": lambda _: _spread_over(pool, _decode_scaled, paths),
             "pillow": lambda _: _spread_over(pool, _pillow_loop, paths),
             "pillow bilinear": lambda _: _spread_over(pool, _bilinear_pillow_loop, paths),
@@ -93,7 +67,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
     )
 
 
-def _pack(source: Source, out: Path, startup_s: list[float]) -> Timed:
+def _pack(source: Folder, out: Path, startup_s: list[float]) -> Timed:
     """Pack anew; timed from the first finished part to the end, with all that was done after it."""
     started_s = time.perf_counter()
     first_s, first_items, items = 0.0, 0, 0
@@ -107,6 +81,14 @@ def _pack(source: Source, out: Path, startup_s: list[float]) -> Timed:
     pack(source, out, PackOptions(encoding="raw", size=SIZE), workers=cores(), overwrite=True, on_progress=count)
     startup_s.append(first_s - started_s)
     return Timed(items - first_items, time.perf_counter() - first_s)
+
+
+def _links(directory: Path, paths: Sequence[str]) -> Path:
+    """A folder that has these files, each as often as it is named."""
+    directory.mkdir()
+    for number, path in enumerate(paths):
+        (directory / f"{number:06d}{Path(path).suffix}").symlink_to(Path(path).resolve())
+    return directory
 
 
 def _spread_over(pool: ProcessPoolExecutor, work: Callable[[Sequence[str]], None], paths: Sequence[str]) -> int:
