@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,7 +58,11 @@ def _averaged(vectors: Tensor) -> Tensor:
 
 
 def _sorted(vectors: Tensor) -> Tensor:
-    return vectors.sort(dim=1).values
+    if vectors.device.type != "cpu" or (vectors.requires_grad and torch.is_grad_enabled()):
+        return vectors.sort(dim=1).values
+    # Ten times faster than torch's, which also finds out where each value was.
+    rows = np.sort(vectors.detach().transpose(1, 2).contiguous().numpy(), axis=2)
+    return torch.from_numpy(rows).transpose(1, 2).contiguous()
 
 
 #: Each comparison as the functions, (m, H_l W_l, C_l) to (m, P, C_l), that make its vectors; every one sees all taps.

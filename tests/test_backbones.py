@@ -1,7 +1,10 @@
 """Backbones against torchvision's own networks, with random weights and small images."""
 
+import warnings
+
 import pytest
 import torch
+from lpips import pretrained_networks
 from torch import nn
 from torch.nn import functional as F
 from torchvision import models
@@ -85,6 +88,51 @@ def test_a_tuned_backbone_is_saved_and_loaded(backbone, tmp_path, monkeypatch):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     x, y = images_of(2).split(1)
     assert torch.equal(loaded(x, y), metric(x, y))
+
+
+@pytest.mark.parametrize(
+    ("name", "oracle"),
+    [
+        ("alexnet", pretrained_networks.alexnet),
+        ("vgg16", pretrained_networks.vgg16),
+        ("squeezenet1_1", pretrained_networks.squeezenet),
+    ],
+)
+def test_taps_against_lpips(name, oracle):
+    backbone = Backbone(name, pretrained=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it calls torchvision in a way that is deprecated
+        network = oracle(pretrained=False, requires_grad=False).eval()
+    own = backbone.state_dict()
+    network.load_state_dict({key: own["features." + key.split(".", 1)[1]] for key in network.state_dict()})
+    images = images_of(1)
+    with torch.no_grad():
+        theirs = network((images - backbone.mean) / backbone.std)
+        for one, other in zip(backbone(images), theirs, strict=True):
+            assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+#: Channels of the taps, as the papers of the networks have them.
+CHANNELS = {
+    "alexnet": (64, 192, 384, 256, 256),
+    "vgg16": (64, 128, 256, 512, 512),
+    "squeezenet1_1": (64, 128, 256, 384, 384, 512, 512),
+    "vgg11": (64, 128, 256, 512),
+    "vgg16_bn": (64, 128, 256, 512),
+    "vgg19": (64, 128, 256, 512),
+    "densenet121": (64, 256, 512, 1024),
+    "resnet18": (64, 64, 128, 512),
+    "resnet50": (64, 256, 512, 2048),
+    "resnext50_32x4d": (64, 256, 512, 2048),
+    "googlenet": (64, 256, 512, 1024),
+    "inception_v3": (64, 256, 288, 768),
+    "efficientnet_b0": (32, 16, 80, 320),
+    "efficientnet_b7": (64, 32, 160, 640),
+}
+
+
+def test_channels_of_the_table(backbone):
+    assert backbone.channels == CHANNELS[backbone.name]
 
 
 def test_normalisation_of_networks_ported_from_tensorflow():

@@ -115,6 +115,16 @@ def test_gradients_against_numeric_ones(comparison):
 
 
 @pytest.mark.parametrize("comparison", COMPARISONS)
+def test_values_are_the_same_with_and_without_gradients(comparison):
+    features = make_features(2, 3)
+    with torch.inference_mode():
+        without = moments(features, 2, comparison)
+    leaves = [feature.clone().requires_grad_() for feature in features]
+    for one, other in zip(moments(leaves, 2, comparison), without, strict=True):
+        assert torch.equal(one.detach(), other)
+
+
+@pytest.mark.parametrize("comparison", COMPARISONS)
 def test_features_are_left_as_they_are(comparison):
     features = make_features(2, 3)
     before = [feature.clone() for feature in features]

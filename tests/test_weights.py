@@ -171,9 +171,9 @@ def test_hash_covers_names_shapes_types_and_values():
         {"a": torch.zeros(2, 3, dtype=torch.float64), "b": torch.ones(4)},
         {"a": torch.zeros(2, 3), "b": torch.ones(4) + 1e-7},
     ]
-    others.append({"a": torch.zeros(2, 3, dtype=torch.bfloat16), "b": torch.ones(4)})
+    others += [{"a": torch.zeros(2, 3, dtype=dtype), "b": torch.ones(4)} for dtype in (torch.bfloat16, torch.int32)]
     hashes = {weights.tensors_sha256(other) for other in [state, *others]}
-    assert len(hashes) == 6
+    assert len(hashes) == 7
     assert weights.tensors_sha256(dict(reversed(state.items()))) == weights.tensors_sha256(state)
 
 
