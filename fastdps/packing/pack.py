@@ -16,7 +16,7 @@ from fastdps.packing.files import write_whole, writing
 from fastdps.packing.fragment import Fragment, Reject, make_fragment
 from fastdps.packing.ledger import REJECTS, Entry, Ledger, clear_set, read_rejects, refuse_difference, write_rejects
 from fastdps.packing.options import PackOptions
-from fastdps.packing.plan import HELD_OUT, Part, SetPlan, ShardPlan, plan_sets
+from fastdps.packing.plan import DIVIDED, HELD_OUT, Part, SetPlan, ShardPlan, plan_sets
 from fastdps.packing.writer import ShardWriter
 from fastdps.shards import MANIFEST, Manifest, component_extensions, read_manifest
 
@@ -63,7 +63,7 @@ def pack(
     plans = plan_sets(dataset, options, splits)
     with _only_run(out):
         if overwrite:
-            for name in {*dataset.splits(), HELD_OUT}:
+            for name in _replaced(plans, dataset):
                 clear_set(out / name)
         sets = [_SetInProgress(plan, out / plan.name, options) for plan in plans]
         for one in sets:
@@ -81,6 +81,12 @@ def pack(
         {one.plan.name: read_manifest(one.directory) for one in sets},
         {one.plan.name: one.rejects for one in sets},
     )
+
+
+def _replaced(plans: list[SetPlan], dataset: Dataset) -> set[str]:
+    """The sets that a run with `overwrite` replaces: its own, and a "val" that an earlier holdout took from "train"."""
+    names = {plan.name for plan in plans}
+    return names | {HELD_OUT} if DIVIDED in names and HELD_OUT not in dataset.splits() else names
 
 
 @contextmanager

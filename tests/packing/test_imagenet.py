@@ -114,6 +114,17 @@ def test_a_holdout_next_to_an_official_val_is_refused(tmp_path):
     assert {name: manifest.samples for name, manifest in result.manifests.items()} == {"train": 9, "val": 3}
 
 
+def test_overwriting_one_split_leaves_the_others(tmp_path):
+    root = write_official(tmp_path / "in")
+    pack(ImageNet(root), tmp_path / "out", OPTIONS, workers=1)
+    before = digests(tmp_path / "out")
+    (tmp_path / "out/train/shard-000000.tar").write_bytes(b"left alone")
+    pack(ImageNet(root), tmp_path / "out", OPTIONS, splits=["val"], workers=1, overwrite=True)
+    assert (tmp_path / "out/train/shard-000000.tar").read_bytes() == b"left alone"
+    pack(ImageNet(root), tmp_path / "out", OPTIONS, splits=["train"], workers=1, overwrite=True)
+    assert digests(tmp_path / "out") == before
+
+
 def test_the_order_mixes_the_classes(tmp_path):
     images = {f"{number:03d}.JPEG": jpeg(number) for number in range(30)}
     inner = {f"{synset}.tar": tar_of({f"{synset}_{name}": data for name, data in images.items()}) for synset in CLASSES}
