@@ -234,17 +234,17 @@ def test_recipes_refuse_what_they_do_not_know():
 def test_two_processes(leaves, tmp_path):
     """Two ranks see every sample once per epoch, end with the same heads, and score as one process does."""
     script = Path(__file__).with_name("two_ranks.py")
-    options = ["--shards", str(leaves / "train"), "--contexts", "all", "--epochs", "10"]
+    options = ["--shards", str(leaves / "train"), "--contexts", "24", "--epochs", "6"]
     command = [*LAUNCH, "--num_processes=2", str(script), str(tmp_path), *options, "--out", str(tmp_path / "two")]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
     assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
-    for epoch in range(10):
+    for epoch in range(6):
         seen = sorted(itertools.chain.from_iterable(rank["ids"][epoch] for rank in ranks))
         assert seen == list(range(60))
 
-    train(leaves, tmp_path / "one", "--contexts", "all", "--epochs", "10")
+    train(leaves, tmp_path / "one", "--contexts", "24", "--epochs", "6")
     one, two = (evaluate(leaves, tmp_path / name)["summary"]["adapted_accuracy"] for name in ("one", "two"))
     assert abs(one - two) < 0.01
 
