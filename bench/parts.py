@@ -20,7 +20,8 @@ from bench.bench import BATCH, Bench
 from bench.measure import Work, repeated
 from fastdps.backbones import Backbone
 from fastdps.contexts import sample_rankings
-from fastdps.distances import Moments, spatial_moments
+from fastdps.distances import Moments
+from fastdps.distances import moments as compare
 from fastdps.distortions import NAMES, draw_plan
 from fastdps.extraction import make_views, to_float
 from fastdps.loading import Batch, ShardLoader, open_shards
@@ -95,7 +96,7 @@ class Parts:
     def moments(self) -> Moments:
         """The moments of the maps."""
         with frozen(self.bench.device):
-            return spatial_moments(self.maps, len(NAMES))
+            return compare(self.maps, len(NAMES))
 
     def _make_views(self) -> Tensor:
         images = self.batch.images

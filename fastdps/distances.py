@@ -138,8 +138,3 @@ def _chunk_moments(vectors: Tensor, views: int) -> Moments:
     positions = z.shape[2]
     mean = z.mean(dim=2)
     return Moments(mean, z.square_().sum(dim=2) / positions**2)
-
-
-def spatial_moments(features: Sequence[Tensor], distorted: int) -> Moments:
-    """`moments` by the spatial comparison."""
-    return moments(features, distorted)
