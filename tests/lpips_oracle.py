@@ -8,11 +8,11 @@ import lpips
 import torch
 
 
-def lpips_oracle(net: str, weights: dict[str, torch.Tensor]) -> lpips.LPIPS:
-    """`lpips.LPIPS(net)` on convolution weights with torchvision's names (`features.0.weight`)."""
+def lpips_oracle(net: str, weights: dict[str, torch.Tensor], **options: str) -> lpips.LPIPS:
+    """`lpips.LPIPS(net, **options)` on convolution weights with torchvision's names (`features.0.weight`)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it calls torchvision and torch.load in ways that are deprecated
-        oracle = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+        oracle = lpips.LPIPS(net=net, pnet_rand=True, verbose=False, **options)
     by_index = {key.split(".", 1)[1]: key for key in oracle.net.state_dict()}
     oracle.net.load_state_dict({by_index[key.removeprefix("features.")]: value for key, value in weights.items()})
     return oracle

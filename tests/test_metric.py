@@ -1,12 +1,12 @@
 """The whole metric against the `lpips` package, and its file format."""
 
 import json
-import warnings
 
 import lpips
 import numpy as np
 import pytest
 import torch
+from lpips_oracle import lpips_oracle
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -25,17 +25,6 @@ EXAMPLES = [("alex", "alexnet", (0.72188, 0.13757)), ("vgg", "vgg16", (0.56861, 
 @pytest.fixture(autouse=True)
 def _weights(monkeypatch, weights_dir):
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
-
-
-def lpips_oracle(net: str, weights: dict[str, torch.Tensor]) -> lpips.LPIPS:
-    """The `lpips` package with its shipped v0.1 heads on torchvision's weights, without a download."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it calls torchvision and torch.load in ways that are deprecated
-        oracle = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
-    own = oracle.net.state_dict()
-    by_index = {key.split(".", 1)[1]: key for key in own}
-    oracle.net.load_state_dict({by_index[key.removeprefix("features.")]: value for key, value in weights.items()})
-    return oracle
 
 
 def heads_of(oracle: lpips.LPIPS) -> torch.Tensor:

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from judged_sets import noise_set, write_judged
+from lpips_oracle import lpips_oracle
 from safetensors.torch import load_file
 
 from fastdps import cli
 from fastdps.contexts import sample_rankings
 from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.distortions import NAMES
+from fastdps.lpips_format import heads_to_lpips
 from fastdps.metric import PerceptualMetric
 from fastdps.packing import PackOptions, pack
 from fastdps.recipes import RECIPES, config_from_json
@@ -140,6 +142,21 @@ def test_training_on_judgements(leaves, tmp_path, capsys):
     assert scores["bapps"]["2afc"]["noise"]["samples"] == 20
     assert cli.main(["evaluate", str(tmp_path / "run"), "--shards", str(leaves / "val")]) == 1
     assert "score it with --bapps" in capsys.readouterr().err
+
+
+def test_heads_trained_on_judgements_load_into_lpips(leaves, tmp_path, weights_dir):
+    judged = noise_set(tmp_path / "judged", "triplets", 20, pixels=64)
+    argv = ["train", "--triplets", str(judged), "--out", str(tmp_path / "run"), "--recipe", "lpips", "--epochs", "1"]
+    assert cli.main(argv) == 0
+    metric = PerceptualMetric.load(tmp_path / "run" / "metric.safetensors")
+    torch.save(heads_to_lpips(metric.weights[0], metric.channels), tmp_path / "heads.pth")
+    weights = load_file(weights_dir / "alexnet_features.safetensors")
+    theirs = lpips_oracle("alex", weights, model_path=str(tmp_path / "heads.pth"))
+    loaded = torch.cat([lin.model[1].weight.flatten() for lin in theirs.lins])
+    assert torch.equal(loaded, metric.weights[0])
+    x, y = torch.rand(2, 4, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(theirs(x, y, normalize=True).flatten(), metric(x, y)[:, 0], atol=1e-5)
 
 
 def test_judgements_are_learned(leaves, tmp_path):
