@@ -33,7 +33,7 @@ from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError
 from fastdps.evaluate import add_arguments as add_evaluate_arguments
 from fastdps.evaluate import run_evaluate
-from fastdps.recipes import get_recipe
+from fastdps.recipes import config_from_json, get_recipe
 from fastdps.report.tables import print_sweep
 from fastdps.runs import Run, write_json
 from fastdps.train import OVERRIDES, run_train
@@ -106,6 +106,18 @@ def run_case(grid: Grid, settings: Mapping[str, Any], rankings: str, run: Run) -
     run_evaluate(_parse(add_evaluate_arguments, evaluate))
 
 
+def refuse_other_settings(run: Run, settings: Mapping[str, Any], rankings: str) -> None:
+    """Raise `ConfigError` if a finished case was run with other settings or contexts than the grid has now."""
+    before = run.read_config()
+    overrides = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "recipe"}
+    config = get_recipe(settings.get("recipe", "fast"), overrides)
+    if config_from_json(before["config"]) != config or ";".join(map(",".join, before["rankings"])) != rankings:
+        raise ConfigError(
+            f"{run.path} was finished with other settings or contexts than the grid has now. Choose another --out, or "
+            "remove that directory to run the case again."
+        )
+
+
 def bootstrap(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float, float]:
     """The mean of independent cases, and its percentile bootstrap confidence interval (Efron 1979)."""
     random = np.random.Generator(np.random.Philox(seed))
@@ -175,7 +187,9 @@ def run_sweep(arguments: argparse.Namespace) -> None:
     scores = {}
     for number, (name, settings) in enumerate(grid.cases().items(), start=1):
         run = Run(arguments.out / "cases" / name)
-        if not run.scores.exists():
+        if run.scores.exists():
+            refuse_other_settings(run, settings, rankings)
+        else:
             print(f"\ncase {number} of {len(grid.cases())}: {name}", flush=True)
             run_case(grid, settings, rankings, run)
         scores[name] = json.loads(run.scores.read_text(encoding="utf-8"))

@@ -237,6 +237,10 @@ def test_a_sweep_runs_every_case_once_and_goes_on(leaves, tmp_path, capsys):
     changed = {path.parent for path, time in finished.items() if path.stat().st_mtime_ns != time}
     assert changed == {interrupted}
 
+    other = grid_file(leaves, tmp_path / "other.json", settings={"epochs": 2})
+    assert cli.main(["sweep", "--grid", str(other), "--out", str(out)]) == 1
+    assert "was finished with other settings" in capsys.readouterr().err
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),
