@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdps.datasets.source import Sample, Source, UnreadableItemError, printable
+from fastdps.datasets.source import Sample, Source, UnreadableItemError, printable, refuse_large
 from fastdps.errors import FastDPSError
 
 #: File endings, in lower case, that are taken for images; other files are not part of the source.
@@ -68,8 +68,10 @@ def read_file(root: Path, relative: str) -> bytes:
     """A file of a source. Raises `UnreadableItemError`, and `FastDPSError` when the directory `root` is gone."""
     try:
         with open(os.path.join(root, relative), "rb", buffering=0, opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise UnreadableItemError("cannot be read: it is not a file")
+            refuse_large(status.st_size)
             return file.read()
     except OSError as error:
         require_directory(root)

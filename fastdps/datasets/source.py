@@ -21,6 +21,9 @@ Image = bytes | NDArray[np.uint8]
 #: One sample: an image, or a share of votes in [0, 1], per component (see `fastdps.shards.COMPONENTS`).
 Sample = Mapping[str, Image | float]
 
+#: The largest file that is read as an image, in bytes: whatever has an image's name, the memory of a worker is bounded.
+MAX_FILE_BYTES = 256 << 20
+
 
 class UnreadableItemError(Exception):
     """An item gives no sample, for the reason in its message; it is rejected and packing goes on."""
@@ -71,6 +74,12 @@ class Source(Dataset):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What goes into the manifest: the source's name and the options that decide its content."""
+
+
+def refuse_large(size: int) -> None:
+    """Raise `UnreadableItemError` for a file of so many bytes that it is not to be read into memory."""
+    if size > MAX_FILE_BYTES:
+        raise UnreadableItemError(f"has {size:,} bytes, and an image may have {MAX_FILE_BYTES:,}")
 
 
 def printable(path: str) -> str:

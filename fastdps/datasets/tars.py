@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from fastdps.datasets.folder import EXTENSIONS, is_image_name
-from fastdps.datasets.source import Sample, Source, UnreadableItemError, printable
+from fastdps.datasets.source import Sample, Source, UnreadableItemError, printable, refuse_large
 from fastdps.errors import FastDPSError
 
 
@@ -58,6 +58,7 @@ class TarImages(Source):
         """The bytes of the member."""
         if item.fault:
             raise UnreadableItemError(item.fault)
+        refuse_large(item.size)
         try:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(item.offset)

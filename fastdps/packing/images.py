@@ -22,6 +22,9 @@ Pixels = NDArray[np.uint8]
 MARGIN = 1
 JPEG_OPTIONS = {"quality": 95, "subsampling": "4:4:4"}
 
+#: What counts is the content, not the ending of the name. Pillow knows more, but hands PostScript to another program.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
+
 _ORIENTATION = 0x0112
 #: What makes an image upright, by its EXIF orientation (EXIF 2.3, section 4.6.4).
 _UPRIGHT = {
@@ -38,7 +41,7 @@ _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 
 
 def decode(data: bytes, size: int | None = None, fit: Fit = "squash") -> Pixels:
-    """Decode any image file that Pillow reads, as RGB and upright, and resize it to `size` pixels square.
+    """Decode an image file of one of `FORMATS`, as RGB and upright, and resize it to `size` pixels square.
 
     RGB is Pillow's conversion, of an animation that of the first frame. Resizing is bilinear with antialiasing, as
     torchvision's `Resize` does on Pillow images: "squash" gives up the aspect ratio, "crop" takes the largest square
@@ -48,7 +51,7 @@ def decode(data: bytes, size: int | None = None, fit: Fit = "squash") -> Pixels:
     with warnings.catch_warnings():
         _heed_bombs_alone()
         try:
-            with Pillow.open(io.BytesIO(data)) as image:
+            with Pillow.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.mode in _DEEP_MODES:
                     raise UnreadableItemError(f"has pixels of more than 8 bits (mode {image.mode}); make it 8-bit")
                 width, height = image.size
@@ -83,7 +86,7 @@ def _heed_bombs_alone() -> None:
 def _undecodable(error: Exception) -> UnreadableItemError:
     reason = str(error) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
-        reason = "it is in no image format that Pillow knows, or damaged at its beginning"
+        reason = f"it is in no image format of {', '.join(FORMATS)}, or damaged at its beginning"
     return UnreadableItemError(f"does not decode: {reason}")
 
 
@@ -144,7 +147,7 @@ def _is_plain_jpeg(data: bytes) -> bool:
     with warnings.catch_warnings():
         _heed_bombs_alone()
         try:
-            with Pillow.open(io.BytesIO(data)) as image:
+            with Pillow.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.format != "JPEG" or image.mode not in ("RGB", "L") or _orientation(image) in _UPRIGHT:
                     return False
                 image.load()

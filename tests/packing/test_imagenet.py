@@ -12,6 +12,7 @@ from packed import digests, encoded, noise, read_images, read_lines
 from PIL import Image
 
 from fastdps.datasets.imagenet import ImageNet
+from fastdps.datasets.source import MAX_FILE_BYTES, UnreadableItemError
 from fastdps.datasets.tars import TarImages
 from fastdps.errors import FastDPSError
 from fastdps.packing import PackOptions, pack
@@ -219,6 +220,13 @@ def test_links_and_odd_members(tmp_path):
     assert set(reasons) == {"link.JPEG", "hard.JPEG", "empty.JPEG"}
     assert "is a link" in reasons["link.JPEG"]
     assert packed_pixels(tmp_path / "out/train") == pixels_of({"": jpeg(0)})
+
+
+def test_a_member_too_large_for_an_image_is_rejected_unread(tmp_path):
+    path = write_official(tmp_path / "in") / "ILSVRC2012_img_val.tar"
+    source = TarImages(path, "imagenet")
+    with pytest.raises(UnreadableItemError, match="and an image may have"):
+        source.read(source.items()[0]._replace(size=MAX_FILE_BYTES + 1))
 
 
 def test_what_is_no_tar_or_has_no_images_is_an_error(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 
@@ -152,7 +153,15 @@ def damaged_png() -> bytes:
     return bytes(data)
 
 
+def postscript() -> bytes:
+    """An EPS file, which Pillow gives to Ghostscript."""
+    buffer = io.BytesIO()
+    Image.fromarray(photo(24, 32)).save(buffer, "EPS")
+    return buffer.getvalue()
+
+
 BAD = {
+    "PostScript": (postscript, "no image format"),
     "zero bytes": (lambda: b"", "no image format"),
     "text": (lambda: b"<html>not found</html>", "no image format"),
     "truncated JPEG": (lambda: encoded(photo(300, 400), "JPEG")[:-3000], "truncated"),
@@ -172,6 +181,17 @@ def test_bad_images_are_rejected_with_a_reason(name, encoding):
     make, reason = BAD[name]
     with pytest.raises(UnreadableItemError, match=reason):
         pack_image(make(), encoding, None if encoding == "keep" else 24, "squash")
+
+
+def test_no_image_runs_another_program(tmp_path, monkeypatch):
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # Pillow looks for it once
+    with pytest.raises(UnreadableItemError):
+        decode(postscript())
+    assert not (tmp_path / "ran").exists()
 
 
 def test_unreadable_metadata_is_no_reason_to_lose_the_pixels():

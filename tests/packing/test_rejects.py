@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 
 import pytest
 from packed import Numbers, digests, encoded, noise, read_images, read_lines, read_set, write_noise_folder
 
 from fastdps.datasets.folder import Folder
+from fastdps.datasets.source import MAX_FILE_BYTES
 from fastdps.errors import FastDPSError
 from fastdps.packing import PackOptions, pack
 
@@ -191,6 +193,17 @@ def test_a_link_to_itself_or_to_nothing_or_a_pipe_is_rejected(tmp_path, folder):
     reasons = rejected(tmp_path / "out/train")
     assert set(reasons) == {"loop.png", "gone.png", "pipe.png"}
     assert all("cannot be read" in reason for reason in reasons.values())
+
+
+def test_a_file_too_large_for_an_image_is_rejected_unread(tmp_path, folder):
+    with (folder.root / "disk.png").open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)  # takes no room on disk
+    tracemalloc.start()
+    pack(folder, tmp_path / "out", options(max_rejects=0.5), workers=1)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "and an image may have" in rejected(tmp_path / "out/train")["disk.png"]
+    assert peak_bytes < MAX_FILE_BYTES / 4
 
 
 def test_other_files_are_no_part_of_a_folder(folder):
