@@ -33,7 +33,7 @@ from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError
 from fastdps.evaluate import add_arguments as add_evaluate_arguments
 from fastdps.evaluate import run_evaluate
-from fastdps.recipes import config_from_json, get_recipe
+from fastdps.recipes import TrainConfig, config_from_json, get_recipe
 from fastdps.report.tables import print_sweep
 from fastdps.runs import Run, write_json
 from fastdps.train import OVERRIDES, run_train
@@ -87,9 +87,14 @@ def read_grid(path: Path) -> Grid:
         if key not in SETTINGS:
             raise ConfigError(f"{path}: {key} is no setting. Known: {', '.join(SETTINGS)}.")
     for settings in grid.cases().values():
-        overrides = {key: value for key, value in settings.items() if key != "recipe"}
-        get_recipe(settings.get("recipe", "fast"), overrides)
+        config_of(settings)
     return grid
+
+
+def config_of(settings: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of a case. Raises `ConfigError` for values that cannot be used."""
+    overrides = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "recipe"}
+    return get_recipe(settings.get("recipe", "fast"), overrides)
 
 
 def run_case(grid: Grid, settings: Mapping[str, Any], rankings: str, run: Run) -> None:
@@ -109,9 +114,8 @@ def run_case(grid: Grid, settings: Mapping[str, Any], rankings: str, run: Run) -
 def refuse_other_settings(run: Run, settings: Mapping[str, Any], rankings: str) -> None:
     """Raise `ConfigError` if a finished case was run with other settings or contexts than the grid has now."""
     before = run.read_config()
-    overrides = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key != "recipe"}
-    config = get_recipe(settings.get("recipe", "fast"), overrides)
-    if config_from_json(before["config"]) != config or ";".join(map(",".join, before["rankings"])) != rankings:
+    same_contexts = ";".join(map(",".join, before["rankings"])) == rankings
+    if config_from_json(before["config"]) != config_of(settings) or not same_contexts:
         raise ConfigError(
             f"{run.path} was finished with other settings or contexts than the grid has now. Choose another --out, or "
             "remove that directory to run the case again."
@@ -152,7 +156,7 @@ def summarize(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def write_table(out: Path, scores: Mapping[str, Mapping[str, Any]]) -> None:
+def write_table(out: Path, scores: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
     """Write `sweep.csv`, a row per case and context, and `sweep.json`, the same with the summary."""
     rows = [
         {
@@ -171,7 +175,7 @@ def write_table(out: Path, scores: Mapping[str, Mapping[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     temporary.replace(out / "sweep.csv")
-    write_json(out / "sweep.json", {"summary": summarize(scores), "rows": rows})
+    write_json(out / "sweep.json", {"summary": summary, "rows": rows})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -193,8 +197,9 @@ def run_sweep(arguments: argparse.Namespace) -> None:
             print(f"\ncase {number} of {len(grid.cases())}: {name}", flush=True)
             run_case(grid, settings, rankings, run)
         scores[name] = json.loads(run.scores.read_text(encoding="utf-8"))
-    write_table(arguments.out, scores)
-    print_sweep(summarize(scores), scores, arguments.out)
+    summary = summarize(scores)
+    write_table(arguments.out, scores, summary)
+    print_sweep(summary, scores, arguments.out)
 
 
 def _parse(add: Any, argv: Sequence[str]) -> argparse.Namespace:

@@ -104,11 +104,12 @@ def train(
     if accelerator.is_main_process:
         write_json(run.config, describe(config, rankings, data, loader))
     with accelerator.local_main_process_first():  # one process of a node downloads weights, the others find them
-        build_metric(config, whole, accelerator.device)
+        metric = build_metric(config, tasks[0], accelerator.device)
     for number, task in enumerate(tasks):
         if parallel == "contexts" and number % accelerator.num_processes != accelerator.process_index:
             continue
-        metric = build_metric(config, task, accelerator.device)
+        if number > 0:
+            metric = build_metric(config, task, accelerator.device)
         if config.variant != "baseline":
             log = {"context": number} if len(tasks) > 1 else {}
             validation = _validation(config, task, data, processes)
