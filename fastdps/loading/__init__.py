@@ -22,7 +22,7 @@ import torch
 
 from fastdps.errors import ConfigError, ShardError
 from fastdps.loading.batch import Batch
-from fastdps.loading.order import EpochOrder, global_batch_size, part_of, steps_per_epoch
+from fastdps.loading.order import EpochOrder, cut, global_batch_size, left_after, part_of, steps_per_epoch
 from fastdps.loading.plan import segments
 from fastdps.loading.spec import Component, Reader, ReadSpec
 from fastdps.shards import SCALARS, Manifest, read_manifest
@@ -113,11 +113,27 @@ class ShardLoader:
         self.samples = manifest.samples
         self.steps = steps_per_epoch(manifest.samples, spec.batch_size, world_size)
         self._spec, self._reader = spec, reader
-        self._seed, self._shuffle, self._world_size = seed, shuffle, world_size
-        self._part = part_of(manifest.samples, rank, world_size)
+        self._seed, self._shuffle, self._rank, self._world_size = seed, shuffle, rank, world_size
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
+    def left_after(self, step: int, left: Sequence[range] | None = None) -> list[range]:
+        """What of an epoch is left once `step` steps are done: positions in its order, as ranges.
+
+        `left` is what was left when these steps began, by default the whole epoch. Any number of processes can go on
+        with it, which is what a run needs that is resumed with another number of them.
+        """
+        left = [range(self.samples)] if left is None else left
+        return left_after(left, step, self._spec.batch_size, self._world_size)
+
+    def steps_for(self, left: Sequence[range]) -> int:
+        """The steps that `epoch(..., left=left)` takes."""
+        return steps_per_epoch(sum(map(len, left)), self._spec.batch_size, self._world_size)
+
+    def epoch(
+        self, epoch: int, start_step: int = 0, left: Sequence[range] | None = None
+    ) -> Generator[Batch, None, None]:
         """The batches of an epoch from `start_step` on: `steps - start_step` of them, on every process.
+
+        With `left`, of only that part of the epoch, see `left_after`: `steps_for(left) - start_step` of them.
 
         Over all processes each sample comes exactly once. The order depends on the seed and the epoch alone, so
         that a start in the middle gives what an undisturbed epoch gives from there. Where samples do not divide
@@ -128,20 +144,26 @@ class ShardLoader:
         missing, cut, or does not fit its index, and `SampleError` for a sample that does not read or decode.
         """
         _check_range("epoch", epoch, 0, 2**64)
-        _check_range("start_step", start_step, 0, self.steps + 1)
-        return self._batches(epoch, start_step)
+        left = [range(self.samples)] if left is None else left
+        if any(numbers.step != 1 or numbers.start < 0 or numbers.stop > self.samples for numbers in left):
+            raise ConfigError(f"left is {left}; it has to be of positions below {self.samples}, as ranges of step 1")
+        _check_range("start_step", start_step, 0, self.steps_for(left) + 1)
+        return self._batches(epoch, start_step, left)
 
-    def _batches(self, epoch: int, start_step: int) -> Generator[Batch, None, None]:
+    def _batches(self, epoch: int, start_step: int, left: Sequence[range]) -> Generator[Batch, None, None]:
         spec, manifest = self._spec, self.manifest
+        samples = sum(map(len, left))
+        part = cut(left, part_of(samples, self._rank, self._world_size))
+        own_samples = sum(map(len, part))
         order = EpochOrder(
             [shard.samples for shard in manifest.shards], seed=self._seed, epoch=epoch, shuffle=self._shuffle
         )
-        own = segments(spec.directory, manifest, order, self._part, start_step=start_step, batch_size=spec.batch_size)
+        own = segments(spec.directory, manifest, order, part, start_step=start_step, batch_size=spec.batch_size)
         with closing(self._reader.read(own)) as loaded:
-            for step in range(start_step, self.steps):
-                has_samples = step * spec.batch_size < len(self._part)
+            for step in range(start_step, self.steps_for(left)):
+                has_samples = step * spec.batch_size < own_samples
                 components, ids = next(loaded) if has_samples else spec.empty()
-                global_size = global_batch_size(self.samples, step, spec.batch_size, self._world_size)
+                global_size = global_batch_size(samples, step, spec.batch_size, self._world_size)
                 yield Batch(components, ids, global_size)
 
 

@@ -45,6 +45,24 @@ def part_of(samples: int, rank: int, world_size: int) -> range:
     return range(samples * rank // world_size, samples * (rank + 1) // world_size)
 
 
+def cut(ranges: Sequence[range], wanted: range) -> list[range]:
+    """The numbers at the places `wanted` of ranges that are laid end to end, again as ranges."""
+    found, place = [], 0
+    for numbers in ranges:
+        start, stop = max(wanted.start - place, 0), min(wanted.stop - place, len(numbers))
+        if start < stop:
+            found.append(numbers[start:stop])
+        place += len(numbers)
+    return found
+
+
+def left_after(left: Sequence[range], steps: int, batch_size: int, world_size: int) -> list[range]:
+    """The positions that are still to be read, of those in `left`, once every process has done so many steps."""
+    total = sum(map(len, left))
+    parts = (part_of(total, rank, world_size) for rank in range(world_size))
+    return [numbers for part in parts for numbers in cut(left, part[steps * batch_size :])]
+
+
 def steps_per_epoch(samples: int, batch_size: int, world_size: int) -> int:
     """The steps of an epoch, the same on every process: what the largest part needs at `batch_size` a process."""
     largest = -(-samples // world_size)

@@ -135,6 +135,25 @@ def test_epochs_and_seeds_differ_and_repeat(raw_set, loader):
     assert packed == sorted(packed)
 
 
+def test_another_number_of_processes_goes_on_amid_an_epoch(raw_set, loader):
+    def of(rank, world_size):
+        return open_shards(raw_set, batch_size=2, loader=loader, rank=rank, world_size=world_size)
+
+    first = [batch for rank in range(3) for batch in list(of(rank, 3).epoch(1))[:2]]
+    left = of(0, 3).left_after(2)
+    second = [batch for rank in range(2) for batch in list(of(rank, 2).epoch(1, left=left))[:1]]
+    left = of(0, 2).left_after(1, left)
+    alone = of(0, 1)
+    third = list(alone.epoch(1, left=left))
+    assert len(third) == alone.steps_for(left) == 4
+    assert [batch.global_size for batch in third] == [2, 2, 2, 1]
+    assert [batch.global_size for batch in second] == [4, 4]
+    ids, _ = gather(first + second + third)
+    assert sorted(ids) == sorted(gather(alone.epoch(1))[0])
+    with pytest.raises(ConfigError, match="positions below 23"):
+        alone.epoch(0, left=[range(24)])
+
+
 @pytest.mark.parametrize("start_step", [0, 1, 3, 5, 6])
 def test_a_start_in_the_middle_gives_the_rest_of_the_epoch(raw_set, loader, start_step):
     opened = open_shards(raw_set, batch_size=2, loader=loader, rank=1, world_size=2)

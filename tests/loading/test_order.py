@@ -6,7 +6,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastdps.loading.order import EpochOrder, global_batch_size, part_of, permutation, steps_per_epoch
+from fastdps.loading.order import (
+    EpochOrder,
+    cut,
+    global_batch_size,
+    left_after,
+    part_of,
+    permutation,
+    steps_per_epoch,
+)
 
 shard_sizes = st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(lambda sizes: sum(sizes) > 0)
 small = st.integers(1, 7)
@@ -40,6 +48,25 @@ def test_parts_are_balanced_and_contiguous(total, world_size):
     parts = [part_of(total, rank, world_size) for rank in range(world_size)]
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert [position for part in parts for position in part] == list(range(total))
+
+
+@given(
+    total=st.integers(1, 200),
+    runs=st.lists(st.tuples(small, small, st.integers(0, 9)), max_size=4),
+    world_size=small,
+    batch_size=small,
+)
+def test_processes_that_change_in_number_amid_an_epoch_read_each_sample_once(total, runs, world_size, batch_size):
+    left = [range(total)]
+    read: list[int] = []
+    for world, batch, steps in [*runs, (world_size, batch_size, total)]:  # the last of them gets to the end
+        count = sum(map(len, left))
+        for rank in range(world):
+            own = cut(left, part_of(count, rank, world))
+            read += [position for numbers in cut(own, range(steps * batch)) for position in numbers]
+        left = left_after(left, steps, batch, world)
+    assert left == []
+    assert sorted(read) == list(range(total))
 
 
 @given(sizes=shard_sizes, seed=seeds, start=st.integers(0, 80))
