@@ -56,7 +56,7 @@ def run_measure(arguments: argparse.Namespace) -> None:
     from bench.results import describe_run, with_measurements
     from bench.stages import run_stage, select
     from bench.tables import print_results
-    from fastdps.runs import write_json
+    from fastdps.files import write_json
 
     names = select(arguments.stages)
     rounds, seconds, images = QUICK if arguments.quick else FULL

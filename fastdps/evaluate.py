@@ -15,12 +15,13 @@ from fastdps.bapps import score_bapps
 from fastdps.contexts import Ranking, pairs
 from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError
+from fastdps.files import write_json
 from fastdps.loading import LoaderName, open_shards
 from fastdps.metric import PerceptualMetric
 from fastdps.processes import join_processes
 from fastdps.recipes import TrainConfig, config_from_json
 from fastdps.report.tables import print_bapps, print_scores
-from fastdps.runs import Run, write_json
+from fastdps.runs import Run
 from fastdps.scores import improved
 from fastdps.tally import Tally, tally_choices
 

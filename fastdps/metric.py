@@ -19,13 +19,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from fastdps.backbones import Backbone
 from fastdps.contexts import Ranking
 from fastdps.distances import Moments, compared_channels, moments
 from fastdps.errors import ConfigError, FastDPSError, WeightsMismatchError
+from fastdps.files import whole_file
 from fastdps.heads import distances
 from fastdps.weights import tensors_sha256
 
@@ -114,11 +115,10 @@ class PerceptualMetric(nn.Module):
         tensors = {"weights": self.weights}
         if include_backbone:
             tensors |= {_PREFIX + name: tensor for name, tensor in state.items()}
-        path = Path(path)
-        temporary = path.with_name(path.name + ".partial")
         # Row-major copies, because safetensors knows no channels-last.
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata=metadata)
-        temporary.replace(path)
+        content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+        with whole_file(Path(path)) as file:
+            file.write(content)
 
     @classmethod
     def load(cls, path: str | Path) -> PerceptualMetric:

@@ -86,10 +86,3 @@ class Run:
         if not self.log.exists():
             return []
         return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file under a temporary name first, so that it is there whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)

@@ -33,9 +33,10 @@ from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError
 from fastdps.evaluate import add_arguments as add_evaluate_arguments
 from fastdps.evaluate import run_evaluate
+from fastdps.files import write_json
 from fastdps.recipes import TrainConfig, config_from_json, get_recipe
 from fastdps.report.tables import print_sweep
-from fastdps.runs import Run, write_json
+from fastdps.runs import Run
 from fastdps.train import OVERRIDES, run_train
 from fastdps.train import add_arguments as add_train_arguments
 

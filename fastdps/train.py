@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from fastdps.contexts import Ranking, select_rankings
 from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError, run_command
+from fastdps.files import write_json
 from fastdps.loading import LoaderName, ShardLoader, open_shards
 from fastdps.processes import Alone, Processes, join_processes
 from fastdps.recipes import (
@@ -30,7 +31,7 @@ from fastdps.recipes import (
     Variant,
     get_recipe,
 )
-from fastdps.runs import Run, write_json
+from fastdps.runs import Run
 from fastdps.tasks import JudgementTask, RankingTask, Task
 from fastdps.training import Training, Validation, build_metric
 from fastdps.validation import VALIDATION_SEED

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent / "fastdps"
 #: Rooms from the bottom up: a module imports only from rooms above its own in this list, or from its own package.
 ORDER = [
     "errors",
+    "files",
     "shards",
     "datasets",
     "philox",
@@ -55,7 +56,7 @@ DOORS = {
     "rich": {"report", "cli"},
 }
 #: What must start fast, and so never imports torch at its top.
-WITHOUT_TORCH = {"errors", "shards", "datasets", "packing", "cli", "demo", "runs", "recipes"}
+WITHOUT_TORCH = {"errors", "files", "shards", "datasets", "packing", "cli", "demo", "runs", "recipes"}
 
 
 def module_of(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdps.errors import ConfigError, ShardError
-from fastdps.packing.files import PARTIAL, flush, write_whole, writing
+from fastdps.files import PARTIAL, flush, write_whole, writing
 from fastdps.packing.fragment import Reject
 from fastdps.shards import MANIFEST, Shard
 

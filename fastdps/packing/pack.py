@@ -11,8 +11,8 @@ from pathlib import Path
 
 from fastdps.datasets.source import Dataset
 from fastdps.errors import FastDPSError
+from fastdps.files import write_whole, writing
 from fastdps.packing.executor import Task, default_workers, make_fragments
-from fastdps.packing.files import write_whole, writing
 from fastdps.packing.fragment import Fragment, Reject, make_fragment
 from fastdps.packing.ledger import REJECTS, Entry, Ledger, clear_set, read_rejects, refuse_difference, write_rejects
 from fastdps.packing.options import PackOptions

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from fastdps.packing.files import PARTIAL, flush, sync_directory, write_whole, writing
+from fastdps.files import PARTIAL, flush, sync_directory, write_whole, writing
 from fastdps.packing.fragment import TAR_END, Fragment, Member
 from fastdps.shards import INDEX_HEADER, Shard
 

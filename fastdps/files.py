@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fastdps.errors import FastDPSError
 
@@ -23,19 +24,31 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise FastDPSError(
             f"{path} cannot be written: {error.strerror or error}. Make room, or mend what is wrong, and run the same "
-            "command again: finished shards are kept."
+            "command again: what is finished is kept."
         ) from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that it has its name only once it is complete and on disk. Raises `FastDPSError`."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that has its name only once it is complete and on disk. Raises `FastDPSError`."""
     temporary = path.with_name(path.name + PARTIAL)
     with writing(path):
         with temporary.open("wb") as file:
-            file.write(text.encode())
+            yield file
             flush(file)
         temporary.replace(path)
         sync_directory(path.parent)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole, see `whole_file`."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file whole, see `whole_file`."""
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def flush(file: BinaryIO) -> None:
