@@ -1,7 +1,11 @@
 """The six distortions: draw a plan of parameters, then apply it to a batch on its device.
 
     ids ----------- draw_plan --> Plan (n, D, 4)      a pure function of (seed, epoch, sample id)
-    images, Plan -- apply_plan -> (n, D, 3, H, W)     Kornia's functional operations, no loop over images
+    images, Plan -- apply_plan -> (n, D, 3, H, W)     batched, no loop over images
+
+Geometry and darkening are Kornia's functional operations; hue and blur are formulas of our own that take fewer passes
+over the images. What an image becomes does not depend on the batch it is in, to the last bit.
+
 
 Parameters are those of Pihlgren et al. 2023 (their code). A distortion is one entry of `DISTORTIONS`; its position
 there is its place in every axis of length D.
@@ -11,16 +15,15 @@ Shapes: n images, D distortions, P parameters of one distortion, H and W pixels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from kornia.enhance import adjust_brightness_accumulative, adjust_hue
-from kornia.filters import gaussian_blur2d
+from kornia.enhance import adjust_brightness_accumulative
 from kornia.geometry.transform import get_rotation_matrix2d, translate, warp_affine
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastdps.philox import uniforms
 
@@ -60,7 +63,7 @@ class Distortion:
 
 def _warp_about_centre(images: Tensor, angle: Tensor, scale: Tensor, interpolation: Interpolation) -> Tensor:
     height, width = images.shape[-2:]
-    centre = angle.new_tensor([(width - 1) / 2, (height - 1) / 2]).expand(len(angle), 2)
+    centre = torch.stack([torch.full_like(angle, (size - 1) / 2) for size in (width, height)], dim=1)
     matrix = get_rotation_matrix2d(centre, angle, scale[:, None].expand(-1, 2))
     return warp_affine(images, matrix, (height, width), mode=interpolation)
 
@@ -72,7 +75,7 @@ def _rotate(images: Tensor, parameters: Tensor, interpolation: Interpolation) ->
 
 def _translate(images: Tensor, parameters: Tensor, interpolation: Interpolation) -> Tensor:
     height, width = images.shape[-2:]
-    shift = (parameters * parameters.new_tensor([width, height])).round()
+    shift = torch.stack([parameters[:, 0] * width, parameters[:, 1] * height], dim=1).round()
     return translate(images, shift, mode=interpolation)
 
 
@@ -81,11 +84,46 @@ def _darken(images: Tensor, parameters: Tensor, _: Interpolation) -> Tensor:
 
 
 def _color(images: Tensor, parameters: Tensor, _: Interpolation) -> Tensor:
-    return adjust_hue(images, parameters[:, 0] * (2 * math.pi))
+    """Turn the hue, as a round trip through HSV would, without its saturation and its cases.
+
+    With the channels scaled so that the lowest is 0 and the highest 1, a = |green - blue| and the hue h counted from
+    red in sixths of a turn, |h| = 3 (1 - red) + a (2 red - 1), and h has the sign of green - blue. Back again, a
+    channel is one up to a sixth of a turn from its own hue, zero from two sixths on and linear in between. Grey has no
+    hue, and times its chroma of zero it does not matter which.
+    """
+    red, green, blue = images.unbind(dim=1)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    chroma = torch.maximum(torch.maximum(red, green), blue).sub_(low)
+    divisor = chroma.clamp_min(torch.finfo(chroma.dtype).tiny)
+    redness, lean = (red - low).div_(divisor), (green - blue).div_(divisor)
+    hue = (2 * redness).sub_(1).mul_(lean.abs()).sub_(redness, alpha=3).add_(3).div_(6).copysign_(lean)
+    own = torch.arange(3, device=images.device, dtype=images.dtype) / 3
+    distance = hue[:, None] + (parameters[:, :1] - own)[..., None, None]  # in turns, of (n, 3, H, W)
+    distance.sub_(distance.round()).abs_().clamp_(1 / 6, 2 / 6)
+    return torch.addcmul(low.add_(chroma, alpha=2)[:, None], chroma[:, None], distance, value=-6)
 
 
 def _blur(images: Tensor, parameters: Tensor, _: Interpolation) -> Tensor:
-    return gaussian_blur2d(images, BLUR_KERNEL, parameters[:, :1].expand(-1, 2), border_type="reflect")
+    n, channels, height, width = images.shape
+    vertical, horizontal = (
+        _blur_matrices(parameters[:, :1], taps, size) for taps, size in zip(BLUR_KERNEL, (height, width), strict=True)
+    )
+    rows = torch.bmm(images.reshape(n, channels * height, width), horizontal.mT)
+    return torch.matmul(vertical[:, None], rows.view(images.shape))
+
+
+def _blur_matrices(sigma: Tensor, taps: int, size: int) -> Tensor:
+    """The Gaussian blur of a line of `size` pixels as matrices (n, size, size), its reflected border folded in."""
+    radius = taps // 2
+    offsets = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
+    kernel = (-0.5 * (offsets / sigma).square()).softmax(dim=1)
+    # Rows that are one too long for their matrix, so that in it each begins one further to the right.
+    rows = F.pad(kernel[:, None].expand(-1, size, -1), (0, size))
+    padded = rows.flatten(1)[:, :-size].unflatten(1, (size, size + 2 * radius))
+    matrices = padded[..., radius:-radius].clone()
+    matrices[..., 1 : radius + 1] += padded[..., :radius].flip(-1)
+    matrices[..., -radius - 1 : -1] += padded[..., -radius:].flip(-1)
+    return matrices
 
 
 def _zoom_in(images: Tensor, parameters: Tensor, interpolation: Interpolation) -> Tensor:
@@ -145,11 +183,14 @@ def draw_plan(ids: Tensor, *, seed: int, epoch: int, distortions: Mapping[str, D
     return Plan(distortions, (low + (high - low) * drawn).to(torch.float32))
 
 
-def apply_plan(images: Tensor, plan: Plan, *, interpolation: Interpolation = "nearest") -> Tensor:
+def apply_plan(
+    images: Tensor, plan: Plan, *, interpolation: Interpolation = "nearest", out: Tensor | None = None
+) -> Tensor:
     """Distort a batch in every way: (n, 3, H, W) float RGB in [0, 1] to (n, D, 3, H, W).
 
-    `interpolation` is that of the geometric distortions; the paper's code uses nearest. Raises `ValueError` for
-    images of another shape or type, or too small for the blur's reflected border.
+    `interpolation` is that of the geometric distortions; the paper's code uses nearest. The result is written into
+    `out` if that is given. Raises `ValueError` for images of another shape or type, or too small for the blur's
+    reflected border, and for an `out` of another shape.
     """
     if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(f"images must be (n, 3, H, W) float, not {images.dtype} of shape {tuple(images.shape)}")
@@ -160,7 +201,10 @@ def apply_plan(images: Tensor, plan: Plan, *, interpolation: Interpolation = "ne
     if len(plan.values) != n:
         raise ValueError(f"the plan is for {len(plan.values)} images, and there are {n}")
     images = images.contiguous()
-    views = images.new_empty(n, len(plan.distortions), 3, height, width)
+    shape = (n, len(plan.distortions), 3, height, width)
+    views = images.new_empty(shape) if out is None else out
+    if views.shape != shape:
+        raise ValueError(f"out must be {shape}, not {tuple(views.shape)}")
     for d, (name, distortion) in enumerate(plan.distortions.items()):
         views[:, d] = distortion.apply(images, plan[name].to(images.dtype), interpolation)
     return views

@@ -25,7 +25,10 @@ def to_float(images: Tensor) -> Tensor:
 
 def make_views(images: Tensor, plan: Plan, interpolation: Interpolation = "nearest") -> Tensor:
     """Reference and distorted versions: float (n, 3, H, W) to (n, 1 + D, 3, H, W), the reference first."""
-    return torch.cat([images[:, None], apply_plan(images, plan, interpolation=interpolation)], dim=1)
+    views = images.new_empty(len(images), 1 + len(plan.distortions), *images.shape[1:])
+    views[:, 0] = images
+    apply_plan(images, plan, interpolation=interpolation, out=views[:, 1:])
+    return views
 
 
 def frozen_moments(metric: PerceptualMetric, views: Tensor) -> Moments:

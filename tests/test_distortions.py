@@ -1,5 +1,8 @@
 """Each distortion against torchvision's, and the plan as a pure function of seed, epoch and sample id."""
 
+import math
+
+import kornia
 import pytest
 import torch
 import torchvision.transforms.functional as tv
@@ -120,12 +123,63 @@ def test_adding_a_distortion_leaves_the_others_alone():
     assert all(torch.equal(before[name], after[name]) for name in NAMES)
 
 
-def test_an_image_does_not_depend_on_its_batch():
-    images = smooth_images(8, 64, 64)
-    plan = draw_plan(torch.arange(8), seed=1, epoch=0)
-    whole = apply_plan(images, plan)
-    alone = torch.cat([apply_plan(images[i : i + 1], Plan(DISTORTIONS, plan.values[i : i + 1])) for i in range(8)])
-    assert (whole - alone).abs().max() < 1e-6
+@pytest.fixture
+def threads():
+    """Sets the number of threads, and afterwards what it was before."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_an_image_does_not_depend_on_its_batch(threads, height, width, interpolation):
+    """To the last bit, alone, among seven or 64, on one thread or two."""
+    images = smooth_images(64, height, width)
+    plan = draw_plan(torch.arange(64), seed=1, epoch=0)
+    versions = []
+    for count in (1, 2):
+        threads(count)
+        for batch in (1, 7, 64):
+            parts = zip(images.split(batch), plan.values.split(batch), strict=True)
+            views = [apply_plan(part, Plan(DISTORTIONS, v), interpolation=interpolation) for part, v in parts]
+            versions.append(torch.cat(views))
+    assert all(torch.equal(version, versions[0]) for version in versions[1:])
+
+
+def test_color_of_greys_primaries_and_mixtures():
+    """Every corner, edge and grey of the colour cube, for shifts all around the circle."""
+    level = torch.linspace(0, 1, 9)
+    cube = torch.cartesian_prod(level, level, level).T.reshape(1, 3, 27, 27)
+    shifts = torch.linspace(-0.5, 0.5, 41)
+    turned = DISTORTIONS["color"].apply(cube.expand(41, -1, -1, -1), shifts[:, None], "nearest")
+    for shift, ours in zip(shifts.tolist(), turned, strict=True):
+        assert (ours - tv.adjust_hue(cube[0], shift)).abs().max() < 1e-5
+    assert (turned - kornia.enhance.adjust_hue(cube.expand_as(turned), shifts * 2 * math.pi)).abs().max() < 1e-5
+    greys = (cube.amax(1) == cube.amin(1))[0]
+    assert greys.sum() == len(level)
+    assert (turned[..., greys] == cube.expand_as(turned)[..., greys]).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(11, 6), (21, 100), (130, 12)])
+def test_blur_of_other_sizes(height, width):
+    images = smooth_images(5, height, width)
+    sigma = torch.linspace(0.5, 10, 5)
+    ours = DISTORTIONS["blur"].apply(images, sigma[:, None], "nearest")
+    for image, s, blurred in zip(images, sigma.tolist(), ours, strict=True):
+        assert (blurred - tv.gaussian_blur(image, [11, 21], [s, s])).abs().max() < 1e-5
+    theirs = kornia.filters.gaussian_blur2d(images, (21, 11), sigma[:, None].expand(-1, 2))
+    assert (ours - theirs).abs().max() < 1e-5
+
+
+def test_views_are_written_where_they_are_wanted():
+    images, plan = smooth_images(3, 64, 64), draw_plan(torch.arange(3), seed=1, epoch=0)
+    out = torch.full((3, 7, 3, 64, 64), -1.0)
+    apply_plan(images, plan, out=out[:, 1:])
+    assert torch.equal(out[:, 1:], apply_plan(images, plan))
+    assert (out[:, 0] == -1).all()
+    with pytest.raises(ValueError, match="out must be"):
+        apply_plan(images, plan, out=out)
 
 
 def test_an_empty_batch_is_no_special_case():
