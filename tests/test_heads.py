@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from fastdps.distances import moments, unit_normalize
 from fastdps.errors import ConfigError
-from fastdps.heads import Heads, LogisticJudge, MLPJudge, distances, dropout_distances
+from fastdps.heads import CONVOLVED_CONTEXTS, Heads, LogisticJudge, MLPJudge, distances, dropout_distances
 
 DRAWS = 4000
 
@@ -48,6 +48,23 @@ def test_contexts_are_rows_of_one_matrix():
     weights, mean = torch.rand(4, 9), torch.rand(5, 6, 9)
     expected = torch.stack([(mean * w).sum(-1) for w in weights], dim=-1)
     assert torch.allclose(distances(weights, mean), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("contexts", [1, CONVOLVED_CONTEXTS - 1, CONVOLVED_CONTEXTS, 5 * CONVOLVED_CONTEXTS + 3])
+@pytest.mark.parametrize("leading", [(), (5,), (3, 6), (0, 6)])
+def test_few_and_many_contexts_are_the_same_product(contexts, leading):
+    """Values and gradients of both ways, in double precision, are those of the matrix product."""
+    generator = torch.Generator().manual_seed(contexts)
+    drawn = [torch.rand(*leading, n, generator=generator, dtype=torch.float64) for n in (40, 40, contexts)]
+    (mean, var), noise = (tensor.requires_grad_() for tensor in drawn[:2]), drawn[2]
+    weights = torch.rand(contexts, 40, generator=generator, dtype=torch.float64, requires_grad=True)
+    expected = mean @ weights.T + (var @ weights.square().T).sqrt() * noise
+    ours = dropout_distances(weights, mean, var, noise, p=0.5)
+    assert torch.allclose(distances(weights, mean), mean @ weights.T)
+    assert torch.allclose(ours, expected)
+    for inputs in (weights, mean, var):
+        gradients = [torch.autograd.grad(d.square().sum(), inputs, retain_graph=True)[0] for d in (ours, expected)]
+        assert torch.allclose(*gradients)
 
 
 def test_heads_start_as_the_baseline_and_drop_only_in_training():
