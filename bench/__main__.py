@@ -1,10 +1,11 @@
-"""`python -m bench`: measure stages, and put results into the README."""
+"""`python -m bench`: measure stages; and with the name of a command before its options, make something of results."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fastdps.errors import ConfigError, run_command
@@ -13,14 +14,24 @@ from fastdps.errors import ConfigError, run_command
 FULL = (5, 0.4, 20_000)
 QUICK = (3, 0.1, 2_000)
 SHARDS = Path("shards/bench")
+#: What can be made of results. Each is a module with `add_arguments(parser)` and `run(arguments)`.
+COMMANDS = {
+    "compare": "what moved between two results files beyond the noise",
+    "picture": "where the time of an end-to-end image goes, as a PNG",
+    "plan": "what N devices on M nodes would do, and what would limit them",
+    "readme": "the headline rows, between the markers of the README",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry of the command; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if argv[:1] == ["readme"]:
-        arguments = readme_parser().parse_args(argv[1:])
-        return run_command(lambda: run_readme(arguments))
+    if argv and argv[0] in COMMANDS:
+        command = importlib.import_module(f"bench.{argv[0]}")
+        parser = argparse.ArgumentParser(prog=f"python -m bench {argv[0]}", description=f"Show {COMMANDS[argv[0]]}.")
+        command.add_arguments(parser)
+        options = parser.parse_args(argv[1:])
+        return run_command(lambda: command.run(options))
     arguments = measure_parser().parse_args(argv)
     return run_command(lambda: run_measure(arguments))
 
@@ -32,9 +43,7 @@ def measure_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Measure the images per second of each stage, and what share of the machine's limit that is.",
-        epilog="Stages:\n"
-        + "\n".join(f"  {name:10} {what}" for name, what in STAGES.items())
-        + "\n\n`python -m bench readme [--json FILE]` puts results into the README.",
+        epilog=f"Stages:\n{_list(STAGES)}\n\nCommands, in place of stages (see COMMAND --help):\n{_list(COMMANDS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("stages", nargs="*", metavar="STAGE", help="what to measure (default: all)")
@@ -44,6 +53,10 @@ def measure_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="by default the GPU if there is one")
     parser.add_argument("--shards", type=Path, default=SHARDS, help=f"where packed images are kept (default {SHARDS})")
     return parser
+
+
+def _list(names: Mapping[str, str]) -> str:
+    return "\n".join(f"  {name:10} {what}" for name, what in names.items())
 
 
 def run_measure(arguments: argparse.Namespace) -> None:
@@ -80,33 +93,6 @@ def run_measure(arguments: argparse.Namespace) -> None:
     finally:
         if measurements:
             print_results(with_measurements(run, measurements))
-
-
-def readme_parser() -> argparse.ArgumentParser:
-    """The options of `python -m bench readme`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench readme", description="Write the README's table from a results file, between its markers."
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="results (default: the newest of bench/results)")
-    parser.add_argument("--readme", type=Path, default=Path("README.md"))
-    return parser
-
-
-def run_readme(arguments: argparse.Namespace) -> None:
-    """Read, check, write."""
-    from bench.results import DIRECTORY, read_results
-    from bench.tables import write_readme
-
-    path = arguments.json
-    if path is None:
-        found = {file: read_results(file)["date"] for file in DIRECTORY.glob("*.json")}
-        if not found:
-            raise ConfigError(f"{DIRECTORY} has no results; measure with `python -m bench --json FILE`.")
-        path = max(found, key=lambda file: found[file])
-    if not arguments.readme.is_file():
-        raise ConfigError(f"{arguments.readme} does not exist; name a README with --readme.")
-    write_readme(read_results(path), arguments.readme)
-    print(f"{arguments.readme}: table of {path}")
 
 
 if __name__ == "__main__":

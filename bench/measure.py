@@ -12,11 +12,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-Unit = Literal["images/s", "s"]
+Unit = Literal["images/s", "s", "MiB"]
+#: Units of which less is better.
+COSTS: frozenset[str] = frozenset({"s", "MiB"})
 Samples = tuple[float, ...]
 
 
@@ -95,6 +98,8 @@ class Timing:
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
+            import torch  # here, so that what only reads results starts fast
+
             torch.cuda.synchronize(self.device)
 
 
@@ -140,11 +145,11 @@ class Measurement:
 
     @property
     def share(self) -> Spread | None:
-        """The share of the limit that is reached, round by round: 1 is all of it, for rates and durations alike."""
+        """The share of the limit that is reached, round by round: 1 is all of it, for rates and costs alike."""
         if self.limit is None:
             return None
         own, limit = self.samples, self.limit.samples
-        if self.unit == "s":
+        if self.unit in COSTS:
             own, limit = limit, own
         return spread([a / b for a, b in zip(own, limit, strict=True)])
 

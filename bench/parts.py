@@ -124,9 +124,37 @@ class Parts:
         """Seven views to feature maps."""
         return self._repeated(lambda: self.backbone(self.views))
 
+    def trained_features(self) -> Work:
+        """Seven views to feature maps and back, with a step of the optimizer: as where the backbone is trained."""
+        config = fast()
+        backbone = Backbone(self.backbone_name).to(self.bench.device)
+        optimizer = torch.optim.Adam(
+            backbone.parameters(), lr=config.backbone_learning_rate, betas=config.adam_betas, fused=True
+        )
+        views = self.views.clone()  # made outside inference mode, so that autograd may keep it
+
+        def step() -> None:
+            maps = backbone(views)
+            torch.autograd.backward(maps, [torch.zeros_like(feature) for feature in maps])
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return repeated(step, len(self.batch))
+
     def distances(self) -> Work:
         """Feature maps to moments."""
         return self._repeated(self.moments)
+
+    def trained_distances(self) -> Work:
+        """Feature maps to moments, and the gradients of the moments to those of the maps."""
+        maps = [feature.clone().requires_grad_() for feature in self.maps]
+
+        def step() -> None:
+            found = compare(maps, len(NAMES))
+            gradients = [torch.ones_like(found.mean), torch.ones_like(found.var)]
+            torch.autograd.grad([found.mean, found.var], maps, gradients)
+
+        return repeated(step, len(self.batch))
 
     def heads(self, contexts: int) -> Work:
         """Moments to a step of the heads: see `head_step`."""

@@ -3,9 +3,10 @@
     PNG file --Pillow--> tensor --torchvision, sample by sample--> (ref, p0, p1, judge)   in DataLoader workers
       --> LPIPS(ref, p0), LPIPS(ref, p1): four forward passes --> LPIPS's judge network --> Adam
 
-One random pair of distortions an image, one context. It is written to be fast at what it does: images are 64 px
-already, there is a worker for every core and the workers stay alive. Nothing of fastdps is in it but the place of the
-pretrained weights; the network, its heads, dropout and judge are those of the `lpips` package.
+One random pair of distortions an image, one context; the backbone is frozen, or trained with the heads. It is written
+to be fast at what it does: images are 64 px already, there is a worker for every core and the workers stay alive.
+Nothing of fastdps is in it but the place of the pretrained weights; the network, its heads, dropout and judge are those
+of the `lpips` package.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import functional
 
+from bench.measure import Work, repeated
 from fastdps.weights import load_pretrained
 
 BATCH = 50
@@ -79,8 +82,15 @@ class Triplets(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
         return len(self._files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.judged(self.load(index))
+
+    def load(self, index: int) -> Tensor:
+        """One image, float (3, H, W)."""
         with Image.open(self._files[index]) as image:
-            ref = functional.to_tensor(image.convert("RGB"))
+            return functional.to_tensor(image.convert("RGB"))
+
+    def judged(self, ref: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The triplet of one image."""
         first, second = random.sample(range(len(self._ranking)), 2)
         p0, p1 = (draw_and_distort(self._ranking[rank], ref) for rank in (first, second))
         return ref, p0, p1, torch.tensor([[[float(second < first)]]])
@@ -102,14 +112,23 @@ class _Drawn(Sampler[int]):
 class Reference:
     """The usual way's training loop, which goes on where it stopped; a context that ends its workers."""
 
-    def __init__(self, files: Sequence[Path], ranking: Sequence[str], device: torch.device, workers: int) -> None:
-        self._device = device
-        self._lpips, self._loss = network(device)
+    def __init__(
+        self,
+        files: Sequence[Path],
+        ranking: Sequence[str],
+        device: torch.device,
+        workers: int,
+        *,
+        train_backbone: bool = False,
+    ) -> None:
+        self._device, self._workers = device, workers
+        self._lpips, self._loss = network(device, train_backbone=train_backbone)
         trained = [p for module in (self._lpips, self._loss) for p in module.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.Adam(trained, lr=1e-3, betas=(0.5, 0.999))
+        self._optimizer = torch.optim.Adam(trained, lr=1e-4 if train_backbone else 1e-3, betas=(0.5, 0.999))
         self._sampler = _Drawn(len(files))
+        self._triplets = Triplets(files, ranking)
         self._loader: Any = DataLoader(
-            Triplets(files, ranking),
+            self._triplets,
             BATCH,
             sampler=self._sampler,
             num_workers=workers,
@@ -133,8 +152,9 @@ class Reference:
         return batches * BATCH
 
     def _step(self, ref: Tensor, p0: Tensor, p1: Tensor, judge: Tensor) -> None:
-        d0 = self._lpips(ref, p0, normalize=True)
-        d1 = self._lpips(ref, p1, normalize=True)
+        self._descend(self._lpips(ref, p0, normalize=True), self._lpips(ref, p1, normalize=True), judge)
+
+    def _descend(self, d0: Tensor, d1: Tensor, judge: Tensor) -> None:
         loss = self._loss(d0, d1, judge * 2 - 1)
         self._optimizer.zero_grad()
         loss.backward()
@@ -142,14 +162,76 @@ class Reference:
         for head in self._lpips.lins:
             head.model[-1].weight.data.clamp_(min=0)
 
+    def parts(self) -> dict[str, Work]:
+        """What a triplet goes through with a frozen backbone, each part alone, in triplets a unit's time.
 
-def network(device: torch.device) -> tuple[Any, Any]:
+        Loading and distorting are what one process does, times the number of workers: as if these never waited.
+        """
+        import lpips
+
+        refs = [self._triplets.load(index % len(self._triplets)) for index in range(BATCH)]
+        columns = zip(*(self._triplets.judged(ref) for ref in refs), strict=True)
+        ref, p0, p1, judge = (torch.stack(column).to(self._device) for column in columns)
+
+        def load() -> None:
+            with one_thread():
+                for index in range(BATCH):
+                    self._triplets.load(index % len(self._triplets))
+
+        def distort() -> None:
+            with one_thread():
+                for image in refs:
+                    self._triplets.judged(image)
+
+        def features() -> list[Any]:
+            scaled = [self._lpips.scaling_layer(2 * image - 1) for image in (ref, p0, ref, p1)]
+            return [self._lpips.net(image) for image in scaled]
+
+        def distances(maps: list[Any]) -> list[list[Tensor]]:
+            normal = [[lpips.normalize_tensor(tap) for tap in taps] for taps in maps]
+            return [[(a - b) ** 2 for a, b in zip(normal[i], normal[i + 1], strict=True)] for i in (0, 2)]
+
+        def heads(differences: list[list[Tensor]]) -> None:
+            d0, d1 = (
+                sum(
+                    lpips.spatial_average(head(difference), keepdim=True)
+                    for head, difference in zip(self._lpips.lins, taps, strict=True)
+                )
+                for taps in differences
+            )
+            self._descend(d0, d1, judge)
+
+        maps = features()
+        differences = distances(maps)
+        return {
+            "load": repeated(load, BATCH * self._workers),
+            "distort": repeated(distort, BATCH * self._workers),
+            "features": repeated(features, BATCH),
+            "distances": repeated(lambda: distances(maps), BATCH),
+            "heads": repeated(lambda: heads(differences), BATCH),
+        }
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As in a worker of a `DataLoader`, where torch computes with one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def network(device: torch.device, *, train_backbone: bool = False) -> tuple[Any, Any]:
     """LPIPS on AlexNet with random heads, in training mode, and its judge with the loss."""
     import lpips
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it calls torchvision in the old way
-        metric = lpips.LPIPS(net="alex", pnet_rand=True, pretrained=False, eval_mode=False, verbose=False)
+        metric = lpips.LPIPS(
+            net="alex", pnet_rand=True, pnet_tune=train_backbone, pretrained=False, eval_mode=False, verbose=False
+        )
     slices = metric.net.state_dict()  # named slice3.6.weight where torchvision has features.6.weight
     state = load_pretrained("alexnet", ["features." + key.split(".", 1)[1] for key in slices])
     metric.net.load_state_dict({key: state["features." + key.split(".", 1)[1]] for key in slices})

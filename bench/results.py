@@ -6,14 +6,13 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from bench.bench import Bench
-from bench.machine import describe_commit, describe_machine, describe_versions
 from bench.measure import Measurement
 from fastdps.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bench.bench import Bench
 
 FORMAT = "fastdps-bench"
 FORMAT_VERSION = 1
@@ -22,6 +21,10 @@ DIRECTORY = Path(__file__).resolve().parent / "results"
 
 def describe_run(bench: Bench) -> dict[str, Any]:
     """All of a results file but the measurements; to be taken before them."""
+    import torch  # here, so that what only reads results starts fast
+
+    from bench.machine import describe_commit, describe_machine, describe_versions
+
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -58,3 +61,22 @@ def read_results(path: Path) -> dict[str, Any]:
     if results["format_version"] != FORMAT_VERSION:
         raise ConfigError(f"{path} has version {results['format_version']}; this bench reads {FORMAT_VERSION}.")
     return results
+
+
+def newest_results() -> Path:
+    """The newest of the committed results. Raises `ConfigError` if there are none."""
+    found = {file: read_results(file)["date"] for file in DIRECTORY.glob("*.json")}
+    if not found:
+        raise ConfigError(f"{DIRECTORY} has no results; measure with `python -m bench --json FILE`.")
+    return max(found, key=lambda file: found[file])
+
+
+def find_row(results: dict[str, Any], stage: str, what: str) -> dict[str, Any]:
+    """The row of one stage. Raises `ConfigError` that lists the rows there are, and says how to measure others."""
+    rows = {row["what"]: row for row in results["measurements"] if row["stage"] == stage}
+    if what not in rows:
+        there = "; ".join(rows) if rows else "none"
+        raise ConfigError(
+            f"the results have no row {what!r} of {stage} (there are: {there}). Measure with `python -m bench {stage}`."
+        )
+    return rows[what]

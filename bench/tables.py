@@ -31,12 +31,12 @@ def print_results(results: dict[str, Any]) -> None:
         table.add_row(
             row["stage"] if row["stage"] != last else "",
             row["what"],
-            _value(row["median"], row["unit"]),
-            f"{_number(row['low'])} - {_number(row['high'])}",
-            _number(limit["median"]) if limit else "",
+            format_value(row["median"], row["unit"]),
+            f"{format_number(row['low'])} - {format_number(row['high'])}",
+            format_number(limit["median"]) if limit else "",
             f"{row['share']['median']:.0%}" if limit else "",
             limit["what"] if limit else "",
-            f"{_number(speedup['median'])} x" if speedup else "",
+            f"{format_number(speedup['median'])} x" if speedup else "",
         )
         last = row["stage"]
     console.print(table)
@@ -52,7 +52,13 @@ def _parts(row: dict[str, Any]) -> str:
     """Where the time of an image goes, the bottleneck marked."""
     parts = [f"{name} {1e3 * part_s:.3g}" for name, part_s in row["parts_s"].items()]
     marked = [f"[bold]{part} (bottleneck)[/]" if part.startswith(row["bottleneck"] + " ") else part for part in parts]
-    return f"{1e3 / row['median']:.3g} ms an image; its parts alone, in ms: " + ", ".join(marked)
+    text = f"{1e3 / row['median']:.3g} ms an image; its parts alone, in ms: " + ", ".join(marked)
+    if "parts_sum_s" in row["notes"]:
+        notes = row["notes"]
+        text += (
+            f"; one after another {1e3 * notes['parts_sum_s']:.3g}, of whose rate it is {notes['parts_sum_share']:.0%}"
+        )
+    return text
 
 
 def describe(results: dict[str, Any]) -> str:
@@ -74,10 +80,10 @@ def readme_table(results: dict[str, Any]) -> str:
             continue
         what, limit = row["what"], row["limit"]
         if row["speedup"]:
-            what += f" ({_number(row['speedup']['median'])} x {row['usual']['what']})"
-        held = f"{limit['what']}: {_value(limit['median'], row['unit'])}" if limit else ""
+            what += f" ({format_number(row['speedup']['median'])} x {row['usual']['what']})"
+        held = f"{limit['what']}: {format_value(limit['median'], row['unit'])}" if limit else ""
         share = f"{row['share']['median']:.0%}" if limit else ""
-        lines.append(f"| {row['stage']} | {what} | {_value(row['median'], row['unit'])} | {held} | {share} |")
+        lines.append(f"| {row['stage']} | {what} | {format_value(row['median'], row['unit'])} | {held} | {share} |")
     return "\n".join(lines) + "\n"
 
 
@@ -94,11 +100,11 @@ def write_readme(results: dict[str, Any], path: Path) -> None:
     path.write_bytes(f"{before}{BEGIN}\n{readme_table(results)}{END}{after}".encode())
 
 
-def _value(value: float, unit: str) -> str:
+def format_value(value: float, unit: str) -> str:
     """A number in a column of images/s; with its unit where it is another."""
-    return _number(value) if unit == "images/s" else f"{_number(value)} {unit}"
+    return format_number(value) if unit == "images/s" else f"{format_number(value)} {unit}"
 
 
-def _number(value: float) -> str:
+def format_number(value: float) -> str:
     """Three digits that count, and the whole of larger numbers."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

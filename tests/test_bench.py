@@ -8,23 +8,21 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import bench.__main__ as command
-from bench import reference
 from bench.data import Data
 from bench.flops import count_flops
 from bench.measure import Compared, Measurement, Timed, Timing, spread
 from bench.stages import STAGES
-from bench.tables import BEGIN, END
 from fastdps.backbones import Backbone
 from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError
 from fastdps.shards import read_manifest
 
 CPU = torch.device("cpu")
+PARTS = {"load", "distort", "features", "distances", "heads"}
 ROW_KEYS = {
     "stage",
     "what",
@@ -68,11 +66,11 @@ def check_rows(results, stages):
     assert [stage for stage in STAGES if stage in {row["stage"] for row in rows}] == list(stages)
     for row in rows:
         assert set(row) == ROW_KEYS
-        assert len(row["samples"]) == (1 if row["stage"] == "startup" else 2)
+        assert len(row["samples"]) == (1 if row["stage"] in ("startup", "scaling", "memory") else 2)
         assert 0 < row["low"] <= row["median"] <= row["high"]
         if row["limit"]:
             ratios = np.divide(row["samples"], row["limit"]["samples"])
-            expected = np.median(1 / ratios if row["unit"] == "s" else ratios)
+            expected = np.median(ratios if row["unit"] == "images/s" else 1 / ratios)
             assert row["share"]["median"] == pytest.approx(expected)
     return {(row["stage"], row["what"]): row for row in rows}
 
@@ -104,13 +102,50 @@ def test_whole_stages(tiny, weights_dir, monkeypatch, capsys):
         slowest = max(row["parts_s"], key=row["parts_s"].get)
         assert row["bottleneck"] == slowest
         assert row["limit"]["what"] == f"{slowest} alone"
-        assert set(row["parts_s"]) == {"load", "distort", "features", "distances", "heads"}
+        assert set(row["parts_s"]) == PARTS
         ratios = np.divide(row["samples"], row["usual"]["samples"]) * 15 * contexts
         assert row["speedup"]["median"] == pytest.approx(np.median(ratios))
         assert 0 <= row["notes"]["data_wait_fraction"] <= 1
-    assert one["usual"]["samples"] == rows["train", "the usual way, 1 context"]["samples"]
+    assert every["notes"]["time_ratio"] == pytest.approx(np.median(np.divide(one["samples"], every["samples"])))
+    assert "time_ratio" not in one["notes"]
+    usual = rows["train", "the usual way, 1 context"]
+    assert one["usual"]["samples"] == usual["samples"]
+    assert set(usual["parts_s"]) == PARTS
     assert {row["unit"] for (stage, _), row in rows.items() if stage == "startup"} == {"s"}
     assert "(bottleneck)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_tuning_against_the_usual_way_with_its_backbone_trained(tiny, weights_dir, monkeypatch):
+    monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
+    rows = check_rows(tiny("train", quick=False), ["train"])
+    way = "the usual way with its backbone trained"
+    contexts = ["1 context", "24 contexts", "720 contexts"]
+    expected = ["the usual way, 1 context", f"{way}, 1 context", *(f"lin, {what}" for what in contexts)]
+    assert [what for _, what in rows] == [*expected, "tune, 1 context"]
+    tuned, lin = rows["train", "tune, 1 context"], rows["train", "lin, 1 context"]
+    assert tuned["usual"]["what"] == way
+    assert tuned["usual"]["samples"] == rows["train", f"{way}, 1 context"]["samples"]
+    assert set(tuned["parts_s"]) == PARTS
+    assert [tuned["parts_s"][part] == lin["parts_s"][part] for part in ("load", "distort", "heads")] == [True] * 3
+    assert [tuned["parts_s"][part] == lin["parts_s"][part] for part in ("features", "distances")] == [False] * 2
+    assert "time_ratio" in rows["train", "lin, 24 contexts"]["notes"]
+    assert "time_ratio" not in tuned["notes"]
+
+
+@pytest.mark.slow
+def test_processes_and_memory(tiny, weights_dir, monkeypatch):
+    monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
+    rows = check_rows(tiny("scaling", "memory"), ["scaling", "memory"])
+    one, two = (
+        rows["scaling", f"lin, 720 contexts, {what}"] for what in ("1 process of 2 threads", "2 processes of 1 thread")
+    )
+    assert (one["notes"]["processes"], two["notes"]["processes"]) == (1, 2)
+    assert two["limit"]["samples"] == one["samples"]
+    imports, train = (rows["memory", what] for what in ("imports alone", "train, 720 contexts, batches of 128"))
+    assert train["unit"] == imports["unit"] == "MiB"
+    assert train["median"] > imports["median"] > 50
+    assert train["notes"]["promised_MiB"] == 2048
 
 
 def test_unknown_stage(capsys):
@@ -196,105 +231,3 @@ def test_share_and_speedup_compare_within_rounds():
     assert slow.share == (0.25, 0.25, 0.25)
     usual = Measurement("a", "b", (50.0, 25.0), usual=Compared("c", (10.0, 5.0)), triplets_per_image=15)
     assert usual.speedup == (75, 75, 75)
-
-
-def results_file(path, date, median):
-    rows = [
-        Measurement("load", "raw 64 px", (median,), limit=Compared("DALI", (2 * median,))),
-        Measurement("load", "a detail", (1.0,), headline=False),
-        Measurement("train", "lin", (300.0,), usual=Compared("the usual way", (150.0,)), triplets_per_image=15),
-        Measurement("startup", "help", (0.25,), unit="s", limit=Compared("Python", (0.05,))),
-    ]
-    content = {
-        "format": "fastdps-bench",
-        "format_version": 1,
-        "date": date,
-        "commit": {"id": "0123456789abcdef", "dirty": False},
-        "machine": {"cpu": "Model X", "cores": 4, "gpu": None},
-        "versions": {"python": "3.12.1", "torch": "2.14.1", "nvidia-dali-cuda130": None},
-        "measurements": [row.to_json() for row in rows],
-    }
-    path.write_text(json.dumps(content))
-
-
-def test_readme_table_goes_between_the_markers_and_nowhere_else(tmp_path):
-    path, readme = tmp_path / "r.json", tmp_path / "README.md"
-    results_file(path, "2026-01-02T03:04:05+00:00", 123456.0)
-    readme.write_bytes(f"# Title\r\n\r\n{BEGIN}\nold\n{END}\n\ntail without an end".encode())
-    arguments = ["readme", "--json", str(path), "--readme", str(readme)]
-    assert command.main(arguments) == 0
-    written = readme.read_bytes().decode()
-    before, _, rest = written.partition(BEGIN)
-    table, _, after = rest.partition(END)
-    assert (before, after) == ("# Title\r\n\r\n", "\n\ntail without an end")
-    assert table.splitlines() == [
-        "",
-        "Model X, 4 cores; Python 3.12.1, torch 2.14.1; commit 012345678, 2026-01-02.",
-        "",
-        "| stage | what | images/s | limit | share |",
-        "|---|---|---:|---:|---:|",
-        "| load | raw 64 px | 123,456 | DALI: 246,912 | 50% |",
-        "| train | lin (30 x the usual way) | 300 |  |  |",
-        "| startup | help | 0.25 s | Python: 0.05 s | 20% |",
-    ]
-    assert command.main(arguments) == 0
-    assert readme.read_bytes().decode() == written
-
-
-@pytest.mark.parametrize("text", ["no markers", f"{END} {BEGIN}", f"{BEGIN} {BEGIN} {END}"])
-def test_readme_without_its_markers_stays_as_it_is(tmp_path, text, capsys):
-    path, readme = tmp_path / "r.json", tmp_path / "README.md"
-    results_file(path, "2026-01-02T03:04:05+00:00", 1.0)
-    readme.write_text(text)
-    assert command.main(["readme", "--json", str(path), "--readme", str(readme)]) == 1
-    assert readme.read_text() == text
-    assert "once each" in capsys.readouterr().err
-
-
-def test_readme_takes_the_newest_results(tmp_path, monkeypatch):
-    monkeypatch.setattr("bench.results.DIRECTORY", tmp_path)
-    results_file(tmp_path / "z.json", "2026-01-01T00:00:00+00:00", 111.0)
-    results_file(tmp_path / "a.json", "2026-01-02T00:00:00+00:00", 222.0)
-    readme = tmp_path / "README.md"
-    readme.write_text(f"{BEGIN}{END}")
-    assert command.main(["readme", "--readme", str(readme)]) == 0
-    assert "| 222 |" in readme.read_text()
-
-
-@pytest.mark.parametrize(
-    "content", ["{", "[]", '{"format": "other"}', '{"format": "fastdps-bench", "format_version": 9}']
-)
-def test_files_that_hold_no_results_are_refused(tmp_path, content, capsys):
-    path, readme = tmp_path / "r.json", tmp_path / "README.md"
-    path.write_text(content)
-    readme.write_text(f"{BEGIN}{END}")
-    assert command.main(["readme", "--json", str(path), "--readme", str(readme)]) == 1
-    assert str(path) in capsys.readouterr().err
-
-
-def test_reference_judges_by_the_ranking(tmp_path, monkeypatch):
-    path = tmp_path / "image.png"
-    Image.fromarray(np.full((64, 64, 3), 51, np.uint8)).save(path)
-    ranking = NAMES[::-1]
-    marks = {name: float(rank) for rank, name in enumerate(ranking)}
-    monkeypatch.setattr(reference, "draw_and_distort", lambda name, image: torch.full_like(image, marks[name]))
-    dataset = reference.Triplets([path] * 40, ranking)
-    seen = set()
-    for index in range(len(dataset)):
-        ref, p0, p1, judge = dataset[index]
-        assert torch.allclose(ref, torch.tensor(0.2))
-        assert judge.item() == float(p1.max() < p0.max())
-        seen.add(judge.item())
-    assert seen == {0.0, 1.0}
-
-
-def test_reference_has_the_pretrained_network(weights_dir, monkeypatch):
-    monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
-    network, _ = reference.network(CPU)
-    backbone, x = Backbone("alexnet").eval(), torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        theirs = network.net(x)
-        assert torch.allclose(theirs[-1], backbone.features(x), atol=1e-4)
-    assert not any(parameter.requires_grad for parameter in network.net.parameters())
-    assert all(parameter.requires_grad for parameter in network.lins.parameters())
-    assert network.training

@@ -27,6 +27,8 @@ STAGES: dict[str, str] = {
     "train": "adapting to K contexts, end to end",
     "evaluate": "scoring on held-out images, end to end",
     "startup": "from the command line to help and to the first step",
+    "scaling": "adapting in several processes",
+    "memory": "the most memory that each stage takes, in a process of its own",
 }
 
 

@@ -33,7 +33,7 @@ STAND_IN = (375, 500)
 
 def run(bench: Bench) -> Iterator[Measurement]:
     """One row."""
-    files = Folder(bench.data.photos or _stand_ins(bench))
+    files = photographs(bench)
     distinct = [files.root / path for path in files.items()]
     count = QUICK_IMAGES if bench.quick else IMAGES
     paths = [str(distinct[number % len(distinct)]) for number in range(count)]
@@ -65,6 +65,11 @@ def run(bench: Bench) -> Iterator[Measurement]:
             "bilinear_pillow_loop_images_per_s": spread(rates["pillow bilinear"]).median,
         },
     )
+
+
+def photographs(bench: Bench) -> Folder:
+    """JPEG files larger than the target: real ones, or stand-ins."""
+    return Folder(bench.data.photos or _stand_ins(bench))
 
 
 def _pack(source: Folder, out: Path, startup_s: list[float]) -> Timed:

@@ -6,65 +6,140 @@ import argparse
 import io
 import statistics
 import tempfile
-from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
-from bench.bench import Bench, cores
-from bench.measure import Compared, Measurement, Timed, Work, spread
+from bench.bench import BATCH, Bench, cores
+from bench.measure import Compared, Measurement, Samples, Timed, Work, spread
 from bench.parts import Parts
 from bench.reference import BATCH as REFERENCE_BATCH
 from bench.reference import Reference
+from bench.whole import Parts as PartsOfWhole
 from fastdps.contexts import sample_rankings
 from fastdps.distortions import NAMES
 from fastdps.runs import Run
 from fastdps.shards import read_manifest
 from fastdps.train import add_arguments, run_train
 
-CONTEXTS = (1, 24, 720)
 #: A sample of training takes this many times as long as one of a part: it has a start.
 LONGER = 5
 #: Images of an epoch on a CPU, where one of the whole set would take a minute; and if quick.
 CPU_IMAGES, QUICK_CPU_IMAGES = 600, 150
+PAIRS = len(NAMES) * (len(NAMES) - 1) // 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: how many contexts are adapted to, and whether the backbone is trained."""
+
+    contexts: int
+    tuned: bool = False
+    headline: bool = True
+
+    def __str__(self) -> str:
+        return f"{'tune' if self.tuned else 'lin'}, {self.contexts} context{'s' if self.contexts > 1 else ''}"
+
+    @property
+    def usual(self) -> str:
+        """The usual way that it is compared with."""
+        return USUAL_TUNED if self.tuned else USUAL
+
+
+USUAL, USUAL_TUNED = "the usual way", "the usual way with its backbone trained"
+CASES = (Case(1), Case(24, headline=False), Case(720), Case(1, tuned=True))
+QUICK_CASES = (Case(1), Case(720))
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
-    """One row for the usual way, and one for each number of contexts."""
-    cpu_images = min(bench.data.images, QUICK_CPU_IMAGES if bench.quick else CPU_IMAGES)
-    shards = bench.data.small("raw", None if bench.on_gpu else cpu_images)
+    """One row for each usual way, and one for each case."""
+    cases = QUICK_CASES if bench.quick else CASES
     parts = Parts(bench, bench.data.small("raw"))
-    contexts = CONTEXTS[::2] if bench.quick else CONTEXTS
     ranking = sample_rankings(1, NAMES, seed=0)[0]
     files = bench.data.files()
-    with tempfile.TemporaryDirectory() as runs, Reference(files, ranking, bench.device, workers=cores()) as usual:
-        trainings = {k: Training(shards, k, Path(runs)) for k in contexts}
-        whole: dict[str, Work] = {f"train {k}": training for k, training in trainings.items()}
-        whole["usual"] = usual.train
-        alone: dict[str, Work] = {
-            "load": parts.load(),
-            "distort": parts.distort(),
-            "features": parts.features(),
-            "distances": parts.distances(),
-            **{f"heads {k}": parts.heads(k) for k in contexts},
+    with ExitStack() as stack:
+        runs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        ways = {
+            name: stack.enter_context(
+                Reference(files, ranking, bench.device, workers=cores(), train_backbone=name == USUAL_TUNED)
+            )
+            for name in dict.fromkeys(case.usual for case in cases)
         }
+        trainings = {case: Training(training_set(bench), case, runs) for case in cases}
+        whole: dict[str, Work] = {str(case): training for case, training in trainings.items()}
+        whole |= {name: way.train for name, way in ways.items()}
+        alone = _parts(parts, cases)
+        alone |= {f"{USUAL} {name}": work for name, work in ways[USUAL].parts().items()}
         rates = bench.timing.rates(whole | alone, seconds=dict.fromkeys(whole, bench.timing.seconds * LONGER))
-    usual_way = Compared("the usual way", rates["usual"])
-    yield Measurement("train", "the usual way, 1 context", rates["usual"], notes={"batch_images": REFERENCE_BATCH})
-    for k, training in trainings.items():
-        stages = {name: rates[name] for name in ("load", "distort", "features", "distances")}
-        stages["heads"] = rates[f"heads {k}"]
-        slowest = min(stages, key=lambda name: spread(stages[name]).median)
+    shared_cores = not bench.on_gpu
+    for name in ways:
+        parts_of = PartsOfWhole({part: rates[f"{USUAL} {part}"] for part in PARTS}, shared_cores)
         yield Measurement(
             "train",
-            f"lin, {k} context{'s' if k > 1 else ''}",
-            rates[f"train {k}"],
-            limit=Compared(f"{slowest} alone", stages[slowest]),
-            usual=usual_way,
-            triplets_per_image=k * len(NAMES) * (len(NAMES) - 1) // 2,
-            parts_s={name: 1 / spread(samples).median for name, samples in stages.items()},
-            notes={"data_wait_fraction": statistics.median(training.wait_fractions[-bench.timing.rounds :])},
-            headline=k != CONTEXTS[1],
+            f"{name}, 1 context",
+            rates[name],
+            parts_s=parts_of.seconds if name == USUAL else {},
+            notes={"batch_images": REFERENCE_BATCH} | (parts_of.notes(rates[name]) if name == USUAL else {}),
         )
+    for case, training in trainings.items():
+        samples = rates[str(case)]
+        parts_of = PartsOfWhole({part: rates[_part(part, case)] for part in PARTS}, shared_cores)
+        yield Measurement(
+            "train",
+            str(case),
+            samples,
+            limit=parts_of.slowest,
+            usual=Compared(case.usual, rates[case.usual]),
+            triplets_per_image=case.contexts * PAIRS,
+            parts_s=parts_of.seconds,
+            notes={
+                "data_wait_fraction": statistics.median(training.wait_fractions[-bench.timing.rounds :]),
+                "batch_images": BATCH,
+                **parts_of.notes(samples),
+                **_time_ratio(case, rates),
+            },
+            headline=case.headline,
+        )
+
+
+#: The parts of training, in the order of the data.
+PARTS = ("load", "distort", "features", "distances", "heads")
+
+
+def _part(name: str, case: Case) -> str:
+    """The name under which a part of a case is measured: cases share what is the same for them."""
+    if name == "heads":
+        return f"heads {case.contexts}"
+    return f"trained {name}" if case.tuned and name in ("features", "distances") else name
+
+
+def _parts(parts: Parts, cases: tuple[Case, ...]) -> dict[str, Work]:
+    """The parts of all cases, by the names of `_part`."""
+    works: dict[str, Work] = {
+        "load": parts.load(),
+        "distort": parts.distort(),
+        "features": parts.features(),
+        "distances": parts.distances(),
+        **{f"heads {contexts}": parts.heads(contexts) for contexts in {case.contexts for case in cases}},
+    }
+    if any(case.tuned for case in cases):
+        works |= {"trained features": parts.trained_features(), "trained distances": parts.trained_distances()}
+    return works
+
+
+def _time_ratio(case: Case, rates: Mapping[str, Samples]) -> dict[str, float]:
+    """The time an image takes with many contexts over that with one, round by round."""
+    if case.tuned or case.contexts == 1:
+        return {}
+    pairs = zip(rates[str(Case(1))], rates[str(case)], strict=True)
+    return {"time_ratio": spread([one / many for one, many in pairs]).median}
+
+
+def training_set(bench: Bench) -> Path:
+    """The shard set whose epochs are trained on."""
+    cpu_images = min(bench.data.images, QUICK_CPU_IMAGES if bench.quick else CPU_IMAGES)
+    return bench.data.small("raw", None if bench.on_gpu else cpu_images)
 
 
 class Training:
@@ -75,10 +150,11 @@ class Training:
     batches, one for each call.
     """
 
-    def __init__(self, shards: Path, contexts: int, runs: Path) -> None:
+    def __init__(self, shards: Path, case: Case, runs: Path) -> None:
         self._samples = read_manifest(shards).samples
-        self._run = Run(runs / str(contexts))
-        self._options = ["--shards", str(shards), "--contexts", str(contexts), "--out", str(self._run.path)]
+        self._run = Run(runs / str(case))
+        self._options = ["--shards", str(shards), "--contexts", str(case.contexts), "--out", str(self._run.path)]
+        self._options += ["--variant", "tune" if case.tuned else "lin"]
         self.wait_fractions: list[float] = []
 
     def __call__(self, amount: int) -> Timed:

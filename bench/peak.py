@@ -1,0 +1,153 @@
+"""The most memory that one piece of work takes: `python -m bench.peak CASE`, a process of its own for each case.
+
+It prints one line of JSON: `peak_MiB`, of the process; `cuda_peak_MiB`, of the GPU, or null without one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import resource
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bench.bench import Bench
+
+#: Batches that a part is given: the first ones are where memory grows.
+BATCHES = 5
+KIB, MIB = 2**10, 2**20
+SIZE = 64
+LOADED_BATCH = 128
+
+#: Does the work of a case; what it needs is imported within, so that no case has more in memory than its own.
+Case = Callable[[argparse.Namespace], None]
+
+
+def _imports(_: argparse.Namespace) -> None:
+    """Nothing but what training imports."""
+    names = ["fastdps.train", "torchvision", "kornia", "safetensors.torch"]
+    for name in names + ["nvidia.dali.fn"] * bool(find_spec("nvidia") and find_spec("nvidia.dali")):
+        import_module(name)
+
+
+def _pack(where: argparse.Namespace) -> None:
+    from fastdps.datasets.folder import Folder
+    from fastdps.packing import PackOptions, pack
+
+    with tempfile.TemporaryDirectory() as out:
+        pack(Folder(where.photographs), Path(out) / "set", PackOptions(encoding="raw", size=SIZE), workers=1)
+
+
+def _bench(where: argparse.Namespace) -> Bench:
+    """What stages get, on the device that training takes."""
+    from bench.bench import Bench, find_device
+    from bench.data import Data, find_photos
+    from bench.measure import Timing
+
+    device = find_device(None)
+    return Bench(device, Timing(1, 0, device), Data(where.shards, where.images, find_photos()), quick=True)
+
+
+def _load(full_size: bool) -> Case:
+    def work(where: argparse.Namespace) -> None:
+        from bench.parts import load_work
+        from fastdps.loading import open_shards
+
+        bench = _bench(where)
+        directory = bench.data.photographs(None) if full_size else bench.data.small("raw")
+        load_work(open_shards(directory, batch_size=LOADED_BATCH, size=SIZE, device=bench.device))(1)
+
+    return work
+
+
+def _part(name: str, *arguments: int) -> Case:
+    def work(where: argparse.Namespace) -> None:
+        from bench.parts import Parts
+
+        bench = _bench(where)
+        getattr(Parts(bench, bench.data.small("raw")), name)(*arguments)(BATCHES)
+
+    return work
+
+
+def _train(*options: str) -> Case:
+    def work(where: argparse.Namespace) -> None:
+        from fastdps.train import add_arguments, run_train
+
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        shards = _bench(where).data.small("raw")
+        with tempfile.TemporaryDirectory() as out, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            run_train(parser.parse_args(["--shards", str(shards), "--out", f"{out}/run", "--epochs", "1", *options]))
+
+    return work
+
+
+def _evaluate(where: argparse.Namespace) -> None:
+    from bench.parts import Parts
+    from bench.stages.evaluate import score_work
+
+    bench = _bench(where)
+    score_work(Parts(bench, bench.data.small("raw")))(BATCHES)
+
+
+#: What is measured, and how. The first is what every other one contains.
+CASES: dict[str, Case] = {
+    "imports alone": _imports,
+    "pack, one process": _pack,
+    "load, raw 64 px, batches of 128": _load(full_size=False),
+    "load, JPEG in full size, batches of 128": _load(full_size=True),
+    "distort": _part("distort"),
+    "features": _part("features"),
+    "distances": _part("distances"),
+    "heads, 720 contexts": _part("heads", 720),
+    "train, 1 context": _train("--contexts", "1"),
+    "train, 720 contexts, batches of 128": _train("--contexts", "all", "--batch-size", "128"),
+    "train, tune, 1 context": _train("--contexts", "1", "--variant", "tune"),
+    "evaluate, 720 contexts": _evaluate,
+}
+
+
+def peak_MiB() -> float:  # noqa: N802, the unit
+    """The most memory this process has had so far.
+
+    From /proc, because on Linux `ru_maxrss` of a process that was started by a larger one begins with that one's.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / MIB if sys.platform == "darwin" else peak / KIB  # bytes there, KiB elsewhere
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / KIB
+
+
+def cuda_peak_MiB() -> float | None:  # noqa: N802
+    """The most of a GPU's memory that torch has reserved; None without torch or without a GPU."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return torch.cuda.max_memory_reserved() / MIB
+
+
+def main() -> None:
+    """Do the work of one case, and print what it took."""
+    parser = argparse.ArgumentParser(prog="python -m bench.peak")
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--shards", type=Path, required=True)
+    parser.add_argument("--photographs", type=Path, required=True)
+    parser.add_argument("--images", type=int, required=True)
+    arguments = parser.parse_args()
+    CASES[arguments.case](arguments)
+    print(json.dumps({"peak_MiB": peak_MiB(), "cuda_peak_MiB": cuda_peak_MiB()}))
+
+
+if __name__ == "__main__":
+    main()

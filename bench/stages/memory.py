@@ -1,0 +1,61 @@
+"""Memory: the most that each stage takes, in a process of its own; what importing takes is in all of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from bench.bench import Bench
+from bench.data import DISTINCT, Data
+from bench.measure import Compared, Measurement
+from bench.peak import CASES
+from bench.stages.pack import photographs
+from fastdps.errors import FastDPSError
+
+#: Peaks vary little.
+ROUNDS = 3
+IMPORTS, PACK, *_ = CASES
+#: The row that has a limit to keep, in MiB.
+PROMISED, PROMISED_MIB = "train, 720 contexts, batches of 128", 2048
+
+
+def run(bench: Bench) -> Iterator[Measurement]:
+    """One row a case; if quick, that with a promise alone."""
+    data = replace(bench.data, images=min(bench.data.images, DISTINCT))
+    source = photographs(bench).root
+    data.small("raw")  # packed here, so that no case's peak is that of packing
+    names = [IMPORTS, *([PROMISED] if bench.quick else list(CASES)[1:])]
+    if data.photos:
+        data.photographs(None)
+    else:
+        names = [name for name in names if "full size" not in name]
+    rounds = [{name: peak(name, data, source) for name in names} for _ in range(1 if bench.quick else ROUNDS)]
+    imports = tuple(found[IMPORTS]["peak_MiB"] for found in rounds)
+    for name in names:
+        on_gpu = [found[name]["cuda_peak_MiB"] for found in rounds]
+        notes = {} if None in on_gpu else {"cuda_peak_MiB": max(on_gpu)}
+        if name == PROMISED:
+            notes["promised_MiB"] = PROMISED_MIB
+        yield Measurement(
+            "memory",
+            name,
+            tuple(found[name]["peak_MiB"] for found in rounds),
+            unit="MiB",
+            limit=None if name in (IMPORTS, PACK) else Compared(IMPORTS, imports),
+            notes=notes,
+            headline=name == PROMISED,
+        )
+
+
+def peak(name: str, data: Data, source: Path) -> dict[str, float]:
+    """What the process of one case reports. Raises `FastDPSError` with its output if it fails."""
+    command = [sys.executable, "-m", "bench.peak", name, "--shards", str(data.directory)]
+    command += ["--photographs", str(source), "--images", str(data.images)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise FastDPSError(f"{' '.join(command)} failed:\n{result.stdout}{result.stderr}")
+    return json.loads(result.stdout.splitlines()[-1])

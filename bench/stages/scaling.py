@@ -1,0 +1,120 @@
+"""Scaling: the same training in more processes, as `accelerate launch` starts them, from the runs' own logs.
+
+On a CPU two processes of one thread are held against one process of two threads: the same cores. On GPUs 1, 2, 4, ...
+and all of them are held against as many times one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bench.bench import BATCH, Bench, cores
+from bench.measure import Compared, Measurement, Timed, Timing, Work
+from bench.stages.train import training_set
+from fastdps.errors import FastDPSError
+from fastdps.runs import Run
+from fastdps.shards import read_manifest
+
+#: Every sample is a start of some seconds; so there are fewer and longer ones than of other stages.
+ROUNDS, LONGER = 3, 10
+CONTEXTS = 720
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--mixed_precision=no"]
+#: Port 0 is any that is free.
+LAUNCH += ["--dynamo_backend=no", "--main_process_port=0"]
+#: A launch that has not ended by then hangs.
+TIMEOUT_S = 1800
+
+
+@dataclass(frozen=True)
+class Case:
+    """How many processes, and the threads of each."""
+
+    processes: int
+    threads: int
+
+    def __str__(self) -> str:
+        processes = f"{self.processes} process{'es' if self.processes > 1 else ''}"
+        return f"{processes} of {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+    def command(self, arguments: list[str]) -> list[str]:
+        """The command line that trains in these processes."""
+        launch = [*LAUNCH, f"--num_processes={self.processes}"] if self.processes > 1 else []
+        return [sys.executable, *launch, "-m", "fastdps.train", *arguments]
+
+
+def cases(gpus: int) -> list[Case]:
+    """What is measured: on a CPU (no GPU) two cases; else 1, 2, 4, ... processes and as many as there are GPUs."""
+    if not gpus:
+        return [Case(1, 2), Case(2, 1)]
+    counts = sorted({2**power for power in range(gpus.bit_length())} | {gpus})
+    return [Case(count, max(1, cores() // count)) for count in counts]
+
+
+def run(bench: Bench) -> Iterator[Measurement]:
+    """One row a case; the first is what the others are held against."""
+    shards = training_set(bench)
+    rounds = 1 if bench.quick else ROUNDS
+    every = cases(torch.cuda.device_count() if bench.on_gpu else 0)
+    with tempfile.TemporaryDirectory() as runs:
+        works: dict[str, Work] = {
+            str(case): _launches(case, shards, Path(runs), seconds=bench.timing.seconds * LONGER) for case in every
+        }
+        rates = Timing(rounds, 0, bench.device).single_rates(works)
+    one = rates[str(every[0])]
+    for case in every:
+        limit = None
+        if case != every[0]:
+            times = case.processes if bench.on_gpu else 1
+            name = f"{case.processes} times one" if bench.on_gpu else str(every[0])
+            limit = Compared(name, tuple(times * rate for rate in one))
+        yield Measurement(
+            "scaling",
+            f"lin, {CONTEXTS} contexts, {case}",
+            rates[str(case)],
+            limit=limit,
+            notes={
+                "processes": case.processes,
+                "threads_per_process": case.threads,
+                "contexts": CONTEXTS,
+                "batch_images": BATCH,
+            },
+        )
+
+
+def _launches(case: Case, shards: Path, runs: Path, seconds: float) -> Work:
+    """Work that trains anew, for so many epochs as take `seconds`: found by a first launch, which also warms up."""
+    first = train_in_processes(case, shards, runs / str(case), epochs=1)
+    epochs = max(1, math.ceil(seconds / first.seconds))
+    return lambda _: train_in_processes(case, shards, runs / str(case), epochs)
+
+
+def train_in_processes(case: Case, shards: Path, out: Path, epochs: int) -> Timed:
+    """Launch one training and read its rate from its log, which counts from the first batch to the last.
+
+    Raises `FastDPSError` with its output if it fails, takes half an hour, or ran in another number of processes.
+    """
+    arguments = ["--shards", str(shards), "--contexts", str(CONTEXTS), "--epochs", str(epochs), "--out", str(out)]
+    command = case.command([*arguments, "--batch-size", str(BATCH), "--overwrite"])
+    environment = os.environ | {"OMP_NUM_THREADS": str(case.threads)}
+    try:
+        result = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FastDPSError(f"{' '.join(command)} did not end within {TIMEOUT_S} s.") from error
+    if result.returncode:
+        raise FastDPSError(f"{' '.join(command)} failed:\n{result.stdout}{result.stderr}")
+    end = next(record for record in reversed(Run(out).read_log()) if record["event"] == "end")
+    if end["processes"] != case.processes:
+        raise FastDPSError(f"{' '.join(command)} ran in {end['processes']} processes, not in {case.processes}.")
+    images = epochs * read_manifest(shards).samples
+    return Timed(images, images / end["images_per_s"])
