@@ -4,12 +4,20 @@ Every one of them says what was wrong, where (file, shard or sample) and what to
 prints the message alone, without a traceback; anything else that escapes is a defect of fastdps.
 """
 
+import os
 import sys
 from collections.abc import Callable
 
 
 class FastDPSError(Exception):
-    """Base of all errors that fastdps raises on bad input or a bad environment."""
+    """Base of all errors that fastdps raises on bad input or a bad environment.
+
+    `everywhere` says that all processes of a job raise the same, so that one of them is enough to print it.
+    """
+
+    def __init__(self, *arguments: object, everywhere: bool = False) -> None:
+        super().__init__(*arguments)
+        self.everywhere = everywhere
 
 
 class ConfigError(FastDPSError, ValueError):
@@ -32,13 +40,34 @@ class WeightsMismatchError(FastDPSError):
     """Weights were found, but they are not the ones that were asked for."""
 
 
+class CheckpointError(FastDPSError):
+    """A checkpoint that is damaged, or not one of this version."""
+
+
+class TrainingError(FastDPSError):
+    """A training that cannot go on: its loss is not finite, the memory does not suffice, or a process has gone."""
+
+
+class StoppedError(FastDPSError):
+    """A training that was stopped by a signal on all processes, after it saved where it was."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message, everywhere=True)
+        self.exit_status = 128 + signal_number
+
+
 def run_command(command: Callable[[], None]) -> int:
-    """Run a command and return its exit status: 0, 1 after an error of ours (printed in plain), 130 after Ctrl-C."""
+    """Run a command and return its exit status.
+
+    0; 1 after an error of ours, which is printed in plain; 128 + the signal's number after one that stopped it.
+    """
     try:
         command()
     except FastDPSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        stopped = isinstance(error, StoppedError)
+        if not (error.everywhere and os.environ.get("RANK", "0") != "0"):
+            print(error if stopped else f"error: {error}", file=sys.stderr)
+        return error.exit_status if isinstance(error, StoppedError) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

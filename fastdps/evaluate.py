@@ -18,7 +18,7 @@ from fastdps.errors import ConfigError
 from fastdps.files import write_json
 from fastdps.loading import LoaderName, open_shards
 from fastdps.metric import PerceptualMetric
-from fastdps.processes import join_processes
+from fastdps.processes import join_processes, watch
 from fastdps.recipes import TrainConfig, config_from_json
 from fastdps.report.tables import print_bapps, print_scores
 from fastdps.runs import Run
@@ -105,6 +105,12 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     run = Run(arguments.run)
     config = config_from_json(run.read_config()["config"])
     accelerator = join_processes()
+    with watch(accelerator):
+        _score(arguments, run, config, accelerator)
+    accelerator.end_training()
+
+
+def _score(arguments: argparse.Namespace, run: Run, config: TrainConfig, accelerator: Accelerator) -> None:
     baseline, adapted = load_metrics(run, config, accelerator)
     scores = json.loads(run.scores.read_text("utf-8")) if run.scores.exists() else empty_scores(config, run)
     pair_rows: list[tuple[str, float, float]] = []
@@ -131,7 +137,6 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         if arguments.bapps:
             print_bapps(scores["bapps"])
         print(f"Scores: {run.scores}")
-    accelerator.end_training()
 
 
 def _tally(

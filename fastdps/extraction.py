@@ -16,6 +16,7 @@ from fastdps.distances import Moments
 from fastdps.distortions import Interpolation, Plan, apply_plan
 from fastdps.heads import distances
 from fastdps.metric import PerceptualMetric
+from fastdps.precision import Precision, autocast
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -31,12 +32,12 @@ def make_views(images: Tensor, plan: Plan, interpolation: Interpolation = "neare
     return views
 
 
-def frozen_moments(metric: PerceptualMetric, views: Tensor) -> Moments:
+def frozen_moments(metric: PerceptualMetric, views: Tensor, precision: Precision = "auto") -> Moments:
     """Moments of views (n, 1 + D, 3, H, W) without gradients for the backbone; they may take part in autograd.
 
-    On a GPU the backbone runs in bfloat16; distances are float32 everywhere.
+    The backbone computes in `precision`; distances are float32 everywhere.
     """
-    with torch.inference_mode(), torch.autocast(views.device.type, torch.bfloat16, enabled=views.is_cuda):
+    with torch.inference_mode(), autocast(precision, views.device):
         moments = metric.moments(views)
     # Copies made outside inference mode are ordinary tensors.
     return Moments(moments.mean.clone(), moments.var.clone())

@@ -1,24 +1,47 @@
-"""The door to Accelerate: which processes take part, and on which device; or one process for itself."""
+"""The door to Accelerate: which processes take part, on which device, and what they have to say to each other."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from accelerate.tracking import filter_trackers
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
+from torch import Tensor, nn
 
-from fastdps.errors import ConfigError
+from fastdps.errors import ConfigError, FastDPSError
+from fastdps.heartbeat import EXCHANGES, Heartbeat
+
+#: How long a process may stay at the same thing before the job is ended.
+STALLED_S = 600.0
+#: How much longer an exchange waits, so that who is to blame is found first.
+_GRACE_S = 120.0
 
 
-def join_processes() -> Accelerator:
+def join_processes(
+    *, stalled_s: float = STALLED_S, log_with: Sequence[str] = (), directory: Path | None = None
+) -> Accelerator:
     """Join the processes that `accelerate launch` started, or run alone; over gloo where CUDA is absent.
 
-    Raises `ConfigError` when the launcher started more processes than Accelerate sees: each would train alone and all
-    would write the same files.
+    `log_with` names trackers of experiments, which keep their files in `directory`. Raises `ConfigError` for a tracker
+    that is not known or not installed, and when the launcher started more processes than Accelerate sees: each would
+    train alone and all would write the same files.
     """
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    for name in log_with:
+        _check_tracker(name, directory)
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        log_with=list(log_with) or None,
+        project_dir=directory,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=stalled_s + _GRACE_S))],
+    )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise ConfigError(
@@ -28,33 +51,148 @@ def join_processes() -> Accelerator:
     return accelerator
 
 
-class Alone:
-    """One process that works for itself among others, where each has contexts of its own.
+def _check_tracker(name: str, directory: Path | None) -> None:
+    try:
+        found = filter_trackers([name], logging_dir=directory)
+    except ValueError as error:
+        raise ConfigError(f"--log-with: {error}") from error
+    if not found:
+        raise ConfigError(f"--log-with {name}: that package is not installed. Install {name}, or log without it.")
 
-    The part of `Accelerator` that training uses, with nobody to talk to.
-    """
+
+def watch(accelerator: Accelerator, stalled_s: float = float("inf")) -> Heartbeat:
+    """A context in which a process that dies or hangs ends the whole job; see `fastdps.heartbeat`."""
+    return Heartbeat(accelerator.process_index, accelerator.num_processes, stalled_s=stalled_s)
+
+
+class Together:
+    """All processes working on the same: what training needs of Accelerate, and who watches over it."""
+
+    def __init__(self, accelerator: Accelerator, heartbeat: Heartbeat) -> None:
+        self._accelerator, self._heartbeat = accelerator, heartbeat
+        self.num_processes: int = accelerator.num_processes
+        self.process_index: int = accelerator.process_index
+        self.device: torch.device = accelerator.device
+        self.is_main_process: bool = accelerator.is_main_process
+
+    def beat(self, phase: str, step: int | None = None) -> None:
+        """Say what this process does now: see `Heartbeat.beat`."""
+        self._heartbeat.beat(phase, step)
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """The module with gradients averaged over processes. All start with the parameters of the first."""
+        return self._accelerator.prepare(module)
+
+    def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:
+        """A context in which gradients are only added up, and not averaged."""
+        return self._accelerator.no_sync(module)
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute gradients. Raises `TrainingError` where another process does not take part any more."""
+        self._exchange(lambda: self._accelerator.backward(loss))
+
+    def reduce(self, tensor: Tensor, reduction: str = "sum") -> Tensor:
+        """The sum (or "mean") over all processes. Raises `TrainingError`, as `backward` does."""
+        return self._exchange(lambda: self._accelerator.reduce(tensor, reduction=reduction))
+
+    def gather_objects(self, item: Any) -> list[Any]:
+        """What each process has, in the order of their ranks."""
+        return self._exchange(lambda: gather_object([item]))
+
+    def share(self, make: Callable[[], Any]) -> Any:
+        """What the main process makes, on all processes; or the `FastDPSError` that it raises."""
+        made: list[Any] = [None]
+        if self.is_main_process:
+            try:
+                made = [make()]
+            except FastDPSError as error:
+                made = [error]
+        self._exchange(lambda: broadcast_object_list(made))
+        if isinstance(made[0], FastDPSError):
+            made[0].everywhere = True
+            raise made[0]
+        return made[0]
+
+    def one_per_node_first(self, enabled: bool) -> AbstractContextManager[None]:
+        """A context that one process of each node goes through before the others, where `enabled`."""
+        if not enabled:
+            return contextlib.nullcontext()
+        self._heartbeat.beat("")
+        return self._accelerator.local_main_process_first()
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Give scalars to the trackers."""
+        self._accelerator.log(dict(values), step=step)
+
+    def free_memory(self) -> None:
+        """Let go of what was prepared."""
+        self._accelerator.free_memory()
+
+    def wait_for_all(self) -> None:
+        """Wait for all processes, however long they take, as long as they live."""
+        self._heartbeat.wait_for_all()
+
+    def _exchange(self, talk: Callable[[], Any]) -> Any:
+        self._heartbeat.beat(EXCHANGES)
+        try:
+            return talk()
+        except RuntimeError as error:
+            if self.num_processes == 1 or not _is_of_the_network(error):
+                raise
+            raise self._heartbeat.explain(error) from error
+
+
+class Alone:
+    """One process that works for itself among others, where each has contexts of its own."""
 
     num_processes = 1
     process_index = 0
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.device = accelerator.device
-        self.is_main_process = accelerator.is_main_process
+    def __init__(self, together: Together) -> None:
+        self._together = together
+        self.device = together.device
+        self.is_main_process = together.is_main_process
 
-    def prepare(self, *objects: Any) -> tuple[Any, ...]:
+    def beat(self, phase: str, step: int | None = None) -> None:
+        """Say what this process does now."""
+        self._together.beat(phase, step)
+
+    def prepare(self, module: nn.Module) -> nn.Module:
         """Nothing to prepare."""
-        return objects
+        return module
 
-    def reduce(self, tensor: Tensor, reduction: str = "sum") -> Tensor:  # noqa: ARG002, the signature is Accelerate's
-        """The sum over one process."""
-        return tensor
+    def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:  # noqa: ARG002, the signature of the other
+        """There is nobody to exchange gradients with."""
+        return contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         """Compute gradients."""
         loss.backward()
 
+    def reduce(self, tensor: Tensor, reduction: str = "sum") -> Tensor:  # noqa: ARG002
+        """The sum over one process."""
+        return tensor
+
+    def gather_objects(self, item: Any) -> list[Any]:
+        """What this process has."""
+        return [item]
+
+    def share(self, make: Callable[[], Any]) -> Any:
+        """What this process makes."""
+        return make()
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Give scalars to the trackers, which only the main process has."""
+        self._together.log(values, step)
+
     def free_memory(self) -> None:
         """Nothing is held."""
 
 
-Processes = Accelerator | Alone
+Processes = Together | Alone
+
+
+def _is_of_the_network(error: RuntimeError) -> bool:
+    """Whether an exchange failed because of another process, and not for a reason of this one's own."""
+    words = ("gloo", "nccl", "connection")
+    return isinstance(error, torch.distributed.DistError) or any(word in str(error).lower() for word in words)

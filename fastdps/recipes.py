@@ -32,6 +32,7 @@ class TrainConfig:
     batch_size: images per step, over all processes. learning_rate: Adam's at the start, for heads and judges;
         backbone_learning_rate for the backbone. decay: `cosine`, half a cosine to zero over the run; `linear`,
         constant for half of the epochs, then falling from epoch to epoch, as LPIPS trains.
+    max_steps: end after so many steps, even amid an epoch; the decay then fits into them. None for all epochs.
     """
 
     recipe: str
@@ -48,6 +49,7 @@ class TrainConfig:
     initial_temperature: float = 15.0
     dropout: float = 0.5
     epochs: int = 40
+    max_steps: int | None = None
     batch_size: int = 50
     learning_rate: float = 4e-2
     backbone_learning_rate: float = 3e-4
@@ -63,6 +65,8 @@ class TrainConfig:
         for name in ("epochs", "batch_size"):
             if not isinstance(getattr(self, name), int):
                 raise ConfigError(f"{name} must be a whole number, not {getattr(self, name)!r}.")
+        if self.max_steps is not None and (not isinstance(self.max_steps, int) or self.max_steps < 1):
+            raise ConfigError(f"max_steps must be a whole number above 0, not {self.max_steps!r}.")
         for name in (
             "epochs",
             "batch_size",

@@ -1,7 +1,8 @@
 """The run directory: what a training run leaves behind, and where.
 
 RUN/config.json          settings, contexts, data and versions
-RUN/log.jsonl            one record per log line; the last one, "event": "end", sums the run up
+RUN/log.jsonl            one record per log line; "event": "end" sums a training up
+RUN/checkpoints/         what an interrupted training goes on from (see `fastdps.checkpoints`)
 RUN/metric.safetensors   the adapted metric (see `fastdps.metric`)
 RUN/scores.json          what `fastdps evaluate` found
 """
@@ -9,11 +10,14 @@ RUN/scores.json          what `fastdps evaluate` found
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastdps.errors import ConfigError, FastDPSError
+from fastdps.files import writing
 
 
 @dataclass(frozen=True)
@@ -46,24 +50,30 @@ class Run:
         several = sorted(self.metric_of(0).parent.glob("*.safetensors"), key=lambda path: int(path.stem))
         return several or [self.metric]
 
+    def checkpoints_of(self, number: int | None) -> Path:
+        """`checkpoints`, or the directory in it of one of several contexts that are trained one after another."""
+        directory = self.path / "checkpoints"
+        return directory if number is None else directory / f"context-{number:03d}"
+
     @property
     def scores(self) -> Path:
         """`scores.json`."""
         return self.path / "scores.json"
 
-    def create(self, *, overwrite: bool) -> None:
-        """Make the directory. Raises `ConfigError` when it holds a run already, unless that may be overwritten."""
-        present = [path for path in (self.config, self.log, self.scores, *self.metrics()) if path.exists()]
-        if present and not overwrite:
-            raise ConfigError(
-                f"{self.path} already holds a run. Choose another --out, or pass --overwrite to replace it."
-            )
+    def create(self, *, overwrite: bool) -> bool:
+        """Make the directory, empty of an earlier run if that may be overwritten. Returns whether one is there still.
+
+        Raises `ConfigError` where it cannot be made.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                for path in (self.config, self.log, self.scores, *self.metrics()):
+                    path.unlink(missing_ok=True)
+                shutil.rmtree(self.checkpoints_of(None), ignore_errors=True)
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be made a run directory: {error}.") from error
-        for path in present:
-            path.unlink()
+        return any(path.exists() for path in (self.config, self.log, self.scores, *self.metrics()))
 
     def read_config(self) -> dict[str, Any]:
         """The content of `config.json`; `FastDPSError` when the directory is not a run."""
@@ -78,11 +88,29 @@ class Run:
 
     def append_log(self, record: dict[str, Any]) -> None:
         """Add one record to `log.jsonl`."""
-        with self.log.open("a", encoding="utf-8") as file:
+        with writing(self.log), self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
+    def mend_log(self) -> None:
+        """Cut off a line that an interrupted run left unfinished."""
+        if self.log.exists() and not (text := self.log.read_bytes()).endswith(b"\n"):
+            os.truncate(self.log, text.rfind(b"\n") + 1)
+
     def read_log(self) -> list[dict[str, Any]]:
-        """All records of `log.jsonl`, oldest first; none if there is no log."""
+        """The records of `log.jsonl`, oldest first, without those of steps that were taken again after a resume."""
         if not self.log.exists():
             return []
-        return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+        records: list[dict[str, Any]] = []
+        for line in self.log.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            if record["event"] == "resume":
+                records = [earlier for earlier in records if not _is_undone(earlier, record)]
+            records.append(record)
+        return records
+
+
+def _is_undone(record: dict[str, Any], resume: dict[str, Any]) -> bool:
+    """Whether what a record tells of was lost when its training was resumed at an earlier step."""
+    if record.get("context") != resume.get("context"):
+        return False
+    return record["event"] in ("end", "chosen") or record["step"] > resume["step"]

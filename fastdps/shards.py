@@ -10,6 +10,7 @@ shard to shard; where a source file was rejected, its id is missing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, fields
@@ -89,6 +90,10 @@ class Manifest:
     source: dict[str, Any]
     shards: tuple[Shard, ...]
     format_version: int = FORMAT_VERSION
+
+    def content_sha256(self) -> str:
+        """A hash of what is in the shards, the same wherever the set lies."""
+        return hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
     def to_json(self) -> str:
         """The text of `manifest.json`, the same for the same content."""

@@ -11,7 +11,8 @@ The file is JSON:
     }
 
 Every combination of the grid is a case: a run directory OUT/cases/NAME, trained and evaluated on the same contexts. A
-case that has scores is not run again, so that the same command goes on where it stopped.
+case that has scores is not run again, and one that was interrupted goes on, so that the same command goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def config_of(settings: Mapping[str, Any]) -> TrainConfig:
 
 def run_case(grid: Grid, settings: Mapping[str, Any], rankings: str, run: Run) -> None:
     """Train and evaluate one case."""
-    train = ["--shards", grid.shards, "--out", str(run.path), "--contexts", rankings, "--overwrite"]
+    train = ["--shards", grid.shards, "--out", str(run.path), "--contexts", rankings]
     evaluate = [str(run.path), "--shards", grid.held_out]
     if grid.validation:
         train += ["--validation", grid.validation]

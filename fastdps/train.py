@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import platform
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,14 +14,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from accelerate import Accelerator
-
 from fastdps.contexts import Ranking, select_rankings
 from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError, run_command
 from fastdps.files import write_json
 from fastdps.loading import LoaderName, ShardLoader, open_shards
-from fastdps.processes import Alone, Processes, join_processes
+from fastdps.precision import Precision, deterministic_algorithms
+from fastdps.processes import STALLED_S, Alone, Processes, Together, join_processes, watch
 from fastdps.recipes import (
     RECIPES,
     Comparison,
@@ -29,14 +29,18 @@ from fastdps.recipes import (
     LossName,
     TrainConfig,
     Variant,
+    config_from_json,
     get_recipe,
 )
 from fastdps.runs import Run
+from fastdps.shards import read_manifest
+from fastdps.step import Execution
 from fastdps.tasks import JudgementTask, RankingTask, Task
-from fastdps.training import Training, Validation, build_metric
+from fastdps.training import Saving, Training, Validation, build_metric
 from fastdps.validation import VALIDATION_SEED
 
 Parallel = Literal["data", "contexts"]
+Resume = Literal["auto", "never"]
 
 #: Settings of a recipe that have an option of their own.
 OVERRIDES = (
@@ -47,6 +51,7 @@ OVERRIDES = (
     "judge",
     "loss",
     "epochs",
+    "max_steps",
     "batch_size",
     "learning_rate",
     "backbone_learning_rate",
@@ -85,41 +90,78 @@ def train(
     config: TrainConfig,
     rankings: Sequence[Ranking],
     data: Data,
-    accelerator: Accelerator,
+    processes: Together,
     run: Run,
     *,
     parallel: Parallel = "data",
+    execution: Execution | None = None,
+    saving: Saving | None = None,
 ) -> None:
     """Adapt to all rankings, or without any to the judgements of a triplet set, and save what comes of it in `run`.
 
     Heads of all rankings are trained together. A trained backbone belongs to one ranking, so that these are trained
     one after another, each by all processes (`parallel` "data"), or each process trains its share of them alone
-    ("contexts"). Raises what the loaders raise, and `WeightsNotFoundError` without backbone weights.
+    ("contexts"). An interrupted run goes on from its checkpoints, and a finished one is left as it is.
+
+    Raises `ConfigError` where the run was begun with other settings or data, what the loaders raise,
+    `WeightsNotFoundError` without backbone weights, and what `Training.fit` raises.
     """
-    whole = RankingTask(rankings, config, accelerator.device) if rankings else JudgementTask(accelerator.device)
+    whole = RankingTask(rankings, config, processes.device) if rankings else JudgementTask(processes.device)
     tasks: list[Task] = [whole]
     if config.variant in ("tune", "scratch") and rankings:
-        tasks = [RankingTask([ranking], config, accelerator.device) for ranking in rankings]
-    processes: Processes = Alone(accelerator) if parallel == "contexts" else accelerator
-    loader = data.open(data.shards, whole, config, processes)
-    if accelerator.is_main_process:
-        write_json(run.config, describe(config, rankings, data, loader))
-    with accelerator.local_main_process_first():  # one process of a node downloads weights, the others find them
-        metric = build_metric(config, tasks[0], accelerator.device)
+        tasks = [RankingTask([ranking], config, processes.device) for ranking in rankings]
+    team: Processes = Alone(processes) if parallel == "contexts" else processes
+    loader = data.open(data.shards, whole, config, team)
+    processes.share(lambda: begin(run, describe(config, rankings, data, loader)))
+    several = len(tasks) > 1
     for number, task in enumerate(tasks):
-        if parallel == "contexts" and number % accelerator.num_processes != accelerator.process_index:
+        if parallel == "contexts" and number % processes.num_processes != processes.process_index:
             continue
-        if number > 0:
-            metric = build_metric(config, task, accelerator.device)
+        path = run.metric_of(number) if several else run.metric
+        if team.share(path.exists):
+            _say(processes, f"{path} is there already: nothing to do for it. --overwrite trains anew.")
+            continue
+        with processes.one_per_node_first(number == 0):  # which downloads weights; the others find them
+            metric = build_metric(config, task, processes.device)
         if config.variant != "baseline":
-            log = {"context": number} if len(tasks) > 1 else {}
-            validation = _validation(config, task, data, processes)
-            Training(config, task, metric, processes, run, log).fit(loader, validation)
-        if processes.process_index == 0:
-            path = run.metric if len(tasks) == 1 else run.metric_of(number)
+            context = number if several else None
+            training = Training(config, task, metric, team, run, context=context, execution=execution, saving=saving)
+            training.fit(loader, _validation(config, task, data, team))
+        if team.process_index == 0:
             path.parent.mkdir(exist_ok=True)
             metric.save(path, include_backbone=config.variant in ("tune", "scratch"))
-    accelerator.wait_for_everyone()
+            if several:
+                shutil.rmtree(run.checkpoints_of(number), ignore_errors=True)
+    processes.wait_for_all()
+
+
+def _say(processes: Together, message: str) -> None:
+    if processes.is_main_process:
+        print(message, file=sys.stderr)
+
+
+def begin(run: Run, description: dict[str, Any]) -> None:
+    """Write `config.json`; or see that a run that is there was begun with the same, and mend its log.
+
+    Raises `ConfigError` that names what differs.
+    """
+    if not run.config.exists():
+        write_json(run.config, description)
+        return
+    before, now = run.read_config(), json.loads(json.dumps(description))
+    old, new = config_from_json(before["config"]).to_json(), description["config"]
+    differing = [f"{name} was {old[name]} and is now {new[name]}" for name in new if old[name] != new[name]]
+    if before["rankings"] != now["rankings"]:
+        differing.append(f"there were {len(before['rankings'])} contexts, and not the same as now")
+    old, new = before["data"], now["data"]
+    names = [name for name in ("size", "sha256", "validation_sha256") if old.get(name) != new[name]]
+    differing += [f"the data's {name} was {old.get(name)} and is now {new[name]}" for name in names]
+    if differing:
+        raise ConfigError(
+            f"{run.path} holds a run with other settings: {'; '.join(differing)}. Choose another --out, or pass "
+            "--overwrite to replace it."
+        )
+    run.mend_log()
 
 
 def _validation(config: TrainConfig, task: Task, data: Data, processes: Processes) -> Validation | None:
@@ -142,6 +184,8 @@ def describe(config: TrainConfig, rankings: Sequence[Ranking], data: Data, loade
             "size": data.size,
             "samples": loader.samples,
             "source": loader.manifest.source,
+            "sha256": loader.manifest.content_sha256(),
+            "validation_sha256": None if data.validation is None else read_manifest(data.validation).content_sha256(),
         },
         "versions": {name: version(name) for name in ("fastdps", "torch", "kornia", "accelerate")},
         "machine": {"python": platform.python_version(), "platform": platform.platform()},
@@ -183,7 +227,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="data",
         help="with tune and scratch: all processes on one context, or each on contexts of its own",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the run that --out already holds")
+    parser.add_argument("--max-steps", type=int, metavar="N", help="end after so many steps, before --epochs are over")
+    computing = parser.add_argument_group("how it is computed")
+    computing.add_argument("--precision", choices=get_args(Precision), default="auto", help="of the backbone")
+    computing.add_argument(
+        "--accumulate", type=int, default=1, metavar="N", help="compute a step in N pieces, for want of memory"
+    )
+    computing.add_argument("--deterministic", action="store_true", help="the same bits every time, on GPUs too")
+    saving = parser.add_argument_group("not losing work")
+    saving.add_argument(
+        "--resume",
+        choices=get_args(Resume),
+        default="auto",
+        help="what to do where --out holds a run: go on with it, which is the default, or refuse",
+    )
+    saving.add_argument("--overwrite", action="store_true", help="replace the run that --out already holds")
+    saving.add_argument("--checkpoint-every", type=int, default=Saving.every_steps, metavar="STEPS")
+    saving.add_argument("--keep-checkpoints", type=int, default=Saving.keep, metavar="N", help="the last N stay")
+    saving.add_argument(
+        "--stall-timeout",
+        type=float,
+        default=STALLED_S,
+        metavar="SECONDS",
+        help=f"a process that is busy with one step for longer ends the job (default {STALLED_S:.0f})",
+    )
+    parser.add_argument(
+        "--log-with",
+        action="append",
+        default=[],
+        metavar="TRACKER",
+        help="tensorboard, wandb or another tracker that Accelerate knows, besides log.jsonl; may be repeated",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the settings as JSON and end")
 
 
@@ -192,7 +266,7 @@ def _taps(text: str) -> tuple[int, ...]:
 
 
 def run_train(arguments: argparse.Namespace) -> None:
-    """What `fastdps train` does with its options."""
+    """What `fastdps train` does with its options. The same command again goes on, or finds that all is done."""
     config = get_recipe(arguments.recipe, {name: getattr(arguments, name) for name in OVERRIDES})
     if arguments.print_config:
         print(json.dumps(config.to_json(), indent=1))
@@ -203,15 +277,25 @@ def run_train(arguments: argparse.Namespace) -> None:
     rankings = select_rankings(arguments.contexts, NAMES, config.seed) if arguments.shards else []
     if arguments.parallel == "contexts" and not (rankings and config.variant in ("tune", "scratch")):
         raise ConfigError("--parallel contexts is for --variant tune and scratch on contexts; heads train all at once.")
-    accelerator = join_processes()
-    run = Run(arguments.out)
-    if accelerator.is_main_process:
-        run.create(overwrite=arguments.overwrite)
+    execution = Execution(arguments.precision, arguments.accumulate)
+    saving = Saving(arguments.checkpoint_every, arguments.keep_checkpoints)
     data = Data(shards, arguments.validation, arguments.size, arguments.loader)
-    train(config, rankings, data, accelerator, run, parallel=arguments.parallel)
-    if accelerator.is_main_process:
-        what = f"{len(rankings)} contexts" if rankings else "the judgements"
-        print(f"Adapted to {what}: {run.path}")
+    run = Run(arguments.out)
+    stalled_s = arguments.stall_timeout
+    accelerator = join_processes(stalled_s=stalled_s, log_with=arguments.log_with, directory=run.path)
+    with watch(accelerator, stalled_s) as heartbeat, deterministic_algorithms(arguments.deterministic):
+        processes = Together(accelerator, heartbeat)
+        if processes.share(lambda: run.create(overwrite=arguments.overwrite)) and arguments.resume == "never":
+            raise ConfigError(
+                f"{run.path} already holds a run. Choose another --out, pass --overwrite to replace it, or go on with "
+                "--resume auto."
+            )
+        if arguments.log_with:
+            accelerator.init_trackers("fastdps", config={key: str(value) for key, value in config.to_json().items()})
+        train(config, rankings, data, processes, run, parallel=arguments.parallel, execution=execution, saving=saving)
+        if processes.is_main_process:
+            what = f"{len(rankings)} contexts" if rankings else "the judgements"
+            print(f"Adapted to {what}: {run.path}")
     accelerator.end_training()
 
 

@@ -19,6 +19,7 @@ from fastdps.distances import Moments
 from fastdps.heads import Heads, LogisticJudge, MLPJudge
 from fastdps.metric import PerceptualMetric
 from fastdps.objective import LOSSES, sync_loss
+from fastdps.precision import Precision, autocast
 from fastdps.recipes import TrainConfig
 from fastdps.scores import two_afc
 
@@ -63,10 +64,10 @@ class Trainee(nn.Module):
         self.loss = LOSSES[config.loss]
         self.sync_loss = config.sync_loss
 
-    def with_backbone(self, metric: PerceptualMetric) -> Trainee:
-        """Train the backbone of a metric too; `forward` then takes views instead of moments."""
+    def with_backbone(self, metric: PerceptualMetric, precision: Precision = "auto") -> Trainee:
+        """Train the backbone of a metric too, computing in `precision`; `forward` then takes views, not moments."""
         metric.backbone.requires_grad_(True)
-        self.metric = metric
+        self.metric, self._precision = metric, precision
         return self
 
     def forward(
@@ -76,9 +77,7 @@ class Trainee(nn.Module):
 
         `inputs` are moments (n, D, C), or views (n, 1 + D, 3, H, W) where the backbone is trained.
         """
-        moments = self.metric.moments(inputs) if isinstance(inputs, Tensor) and self.metric else inputs
-        if not isinstance(moments, Moments):
-            raise TypeError("views need a Trainee with a backbone")
+        moments = self._moments(inputs) if isinstance(inputs, Tensor) else inputs
         d0, d1 = judgements.pick(self.heads(moments.mean, moments.var, generator))
         loss = self.loss(self.judge(d0, d1), judgements.votes)
         accuracy = two_afc(d0.detach(), d1.detach(), judgements.votes).mean(dim=1)
@@ -86,14 +85,23 @@ class Trainee(nn.Module):
             loss = loss + sync_loss(d0, d1, judgements.votes, accuracy.mean(dim=0))
         return loss, accuracy
 
+    def _moments(self, views: Tensor) -> Moments:
+        if self.metric is None:
+            raise TypeError("views need a Trainee with a backbone")
+        with autocast(self._precision, views.device):
+            return self.metric.moments(views)
 
-def learning_rate_factor(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """What the learning rates are multiplied with in a step (see `TrainConfig.decay`)."""
+
+def learning_rate_factor(config: TrainConfig, done: float) -> float:
+    """What the learning rates are multiplied with once a share `done` (0 to 1) of the training is behind.
+
+    See `TrainConfig.decay`.
+    """
     if config.decay == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * step / (config.epochs * steps_per_epoch)))
+        return 0.5 * (1 + math.cos(math.pi * done))
     # LPIPS lowers the rate after each epoch of the second half, so the first of these still has the full rate.
     decaying = config.epochs // 2
-    lowered = step // steps_per_epoch - (config.epochs - decaying)
+    lowered = math.floor(done * config.epochs + 1e-9) - (config.epochs - decaying)
     return 1 - max(0, lowered) / max(1, decaying)
 
 

@@ -1,34 +1,43 @@
-"""The training loop, for one process or many.
+"""The training loop, for one process or many, from wherever the last one stopped.
 
-loader --> batch --> task: views, judgements --> trainee: loss --> gradients over all processes --> step
+checkpoint --> loader --> batch --> step --> log, validation, agreement of all processes --> checkpoint
 """
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from fastdps.agreement import Agreement
 from fastdps.backbones import Backbone
-from fastdps.extraction import frozen_moments
-from fastdps.loading import ShardLoader
+from fastdps.checkpoints import Checkpoint, Checkpoints
+from fastdps.errors import ConfigError, StoppedError, TrainingError
+from fastdps.guard import LossGuard
+from fastdps.loading import Batch, ShardLoader
 from fastdps.meter import Meter
 from fastdps.metric import PerceptualMetric
 from fastdps.processes import Processes
+from fastdps.progress import Progress
 from fastdps.recipes import TrainConfig
-from fastdps.report.live import training_display
+from fastdps.report.live import Show, training_display
 from fastdps.runs import Run
+from fastdps.step import Execution, Stepper
+from fastdps.stopping import stop_request
 from fastdps.tasks import Task
-from fastdps.trainee import Judgements, Trainee, dropout_generator, learning_rate_factor
+from fastdps.trainee import learning_rate_factor
 from fastdps.validation import BestEpoch, validation_scores
 
 #: Steps between two log lines; values on the device are read only then.
 LOG_EVERY = 20
+_BEST = "best."
 
 
 def build_metric(config: TrainConfig, task: Task, device: torch.device) -> PerceptualMetric:
@@ -46,10 +55,23 @@ class Validation:
     loader: ShardLoader
 
 
-class Training:
-    """One training: a trainee, its optimizer, and where they are reported.
+@dataclasses.dataclass(frozen=True)
+class Saving:
+    """When checkpoints are written: every so many steps, and how many of them are kept."""
 
-    `log` are fields that every log record of this training carries, such as which context it is.
+    every_steps: int = 500
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        for name, value in (("--checkpoint-every", self.every_steps), ("--keep-checkpoints", self.keep)):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; it has to be at least 1.")
+
+
+class Training:
+    """One training of a run: its steps, where they are reported, and where it is saved.
+
+    `context` is the number of the context where a run trains them one after another.
     """
 
     def __init__(
@@ -59,109 +81,213 @@ class Training:
         metric: PerceptualMetric,
         processes: Processes,
         run: Run,
-        log: dict[str, Any] | None = None,
+        *,
+        context: int | None = None,
+        execution: Execution | None = None,
+        saving: Saving | None = None,
     ) -> None:
         self._config, self._task, self._metric, self._processes, self._run = config, task, metric, processes, run
-        self._log = log or {}
-        self._with_backbone = config.variant in ("tune", "scratch")
-        trainee = Trainee(config, task.contexts, metric.channels).to(processes.device)
-        self._heads = trainee.heads
-        groups: list[dict[str, Any]] = [
-            {"params": [*trainee.heads.parameters(), *trainee.judge.parameters()], "initial_lr": config.learning_rate}
-        ]
-        if self._with_backbone:
-            trainee.with_backbone(metric)
-            own = list(metric.backbone.parameters())
-            groups.append({"params": own, "initial_lr": config.backbone_learning_rate})
-        optimizer = torch.optim.Adam(groups, betas=config.adam_betas, fused=True)
-        self._trainee: Any
-        self._optimizer: Any
-        self._trainee, self._optimizer = processes.prepare(trainee, optimizer)
+        self._execution = execution or Execution()
+        self._saving = saving or Saving()
+        self._log = {} if context is None else {"context": context}
+        self._checkpoints = Checkpoints(run.checkpoints_of(context), self._saving.keep)
+        self._stepper = Stepper(config, task, metric, processes, self._execution)
+        self._guard = LossGuard(processes.device, processes.process_index)
+        self._best = BestEpoch(task.contexts, with_backbone=self._stepper.with_backbone)
+        self._progress = Progress()
+        self._saved: Path | None = None
 
     def fit(self, loader: ShardLoader, validation: Validation | None = None) -> PerceptualMetric:
-        """Train for all epochs; returns the adapted metric, the same on every process.
+        """Train to the end, from the newest checkpoint; returns the adapted metric, the same on every process.
 
         With a validation part each context ends with the state of its best epoch. The main process shows every log
-        line and appends it to the log of the run. Raises what the loader raises.
+        line and appends it to the log of the run. Raises what the loader raises, `StoppedError` after a signal, and
+        `TrainingError` when the loss is not finite, the memory does not suffice, or another process has gone.
         """
-        config, processes = self._config, self._processes
-        best = BestEpoch(self._task.contexts, with_backbone=self._with_backbone)
-        start_meter = partial(
-            Meter.start,
-            processes.device,
-            triplets_per_image=self._task.judgements_per_image * self._task.contexts,
+        self._resume()
+        self._stepper.start()
+        progress, total_steps = self._progress, self._total_steps(loader)
+        is_main = self._processes.is_main_process
+        with (
+            stop_request() as request,
+            training_display(steps=total_steps, epochs=self._config.epochs, enabled=is_main) as show,
+        ):
+            agreement = Agreement(self._processes, request, self._guard)
+            while progress.epoch < self._config.epochs and progress.step < total_steps:
+                self._rest_of_epoch(loader, validation, total_steps, agreement, show)
+        return self._finish(validation)
+
+    def _rest_of_epoch(
+        self, loader: ShardLoader, validation: Validation | None, total_steps: int, agreement: Agreement, show: Show
+    ) -> None:
+        """Take the steps that are left of the present epoch, or of the training."""
+        progress = self._progress
+        epoch_steps = loader.steps if progress.left is None else loader.steps_for(progress.left)
+        recent = self._start_meter()
+        for batch, wait_s in self._batches(loader):
+            started_s = time.perf_counter()
+            rate = learning_rate_factor(self._config, self._done(loader))
+            loss, accuracy = self._stepper.step(batch, progress.epoch, progress.step, rate)
+            self._guard.add(progress.step, loss, batch)
+            recent.add(loss, accuracy, batch, wait_s)
+            progress.add(batch)
+            ends_epoch = progress.steps == epoch_steps
+            ends = ends_epoch or progress.step == total_steps
+            saves = progress.step % self._saving.every_steps == 0
+            logs = progress.step % LOG_EVERY == 0 or ends
+            stop = agreement.reach(self._last_good) if agreement.is_due() or logs or saves else 0
+            if logs:
+                record = {"event": "step", "epoch": progress.epoch + 1, "step": progress.step}
+                record |= {"learning_rate": self._config.learning_rate * rate, **recent.read(self._processes)}
+                show(record)
+                self._report(record)
+                recent = self._start_meter()
+            if ends and validation:
+                self._validate(validation)
+            if ends_epoch:
+                progress.next_epoch()
+            progress.elapsed_s += wait_s + time.perf_counter() - started_s
+            progress.wait_s += wait_s
+            if saves or stop:
+                self._save(loader)
+            if stop:
+                raise StoppedError(
+                    f"stopped by {Signals(stop).name} after step {progress.step}: the same command goes on from there",
+                    stop,
+                )
+            if ends:
+                return
+
+    def _batches(self, loader: ShardLoader) -> Iterator[tuple[Batch, float]]:
+        """The batches of what is left of the epoch, each with the seconds that were waited for it."""
+        progress = self._progress
+        asked_s = time.perf_counter()
+        self._processes.beat("waits for data", progress.step)
+        with closing(loader.epoch(progress.epoch, progress.steps, progress.left)) as batches:
+            for batch in batches:
+                self._processes.beat("computes", progress.step)
+                yield batch, time.perf_counter() - asked_s
+                asked_s = time.perf_counter()
+                self._processes.beat("waits for data", progress.step)
+
+    def _total_steps(self, loader: ShardLoader) -> int:
+        """The steps of the whole training. What is left of an epoch for other processes may take more or fewer."""
+        progress, config = self._progress, self._config
+        steps = progress.step - progress.steps + (config.epochs - progress.epoch) * loader.steps
+        if progress.left is not None:
+            steps += loader.steps_for(progress.left) - loader.steps
+        return steps if config.max_steps is None else min(steps, config.max_steps)
+
+    def _done(self, loader: ShardLoader) -> float:
+        """The share of the training that is done, which is what the learning rate depends on."""
+        config = self._config
+        if config.max_steps is not None and config.max_steps < config.epochs * loader.steps:
+            return self._progress.step / config.max_steps
+        return (self._progress.epoch + self._progress.seen / loader.samples) / config.epochs
+
+    def _validate(self, validation: Validation) -> None:
+        self._take_weights()
+        scores = validation_scores(
+            validation.task, self._metric, validation.loader, self._processes, self._execution.precision
         )
-        whole = start_meter()
-        with training_display(
-            steps=config.epochs * loader.steps, epochs=config.epochs, enabled=processes.is_main_process
-        ) as show:
-            for epoch in range(config.epochs):
-                recent = start_meter()
-                for batch_number, (batch, wait_s) in enumerate(_timed(loader.epoch(epoch))):
-                    step = epoch * loader.steps + batch_number
-                    rate = self._set_learning_rates(step, loader.steps)
-                    loss, accuracy = self._step(batch, epoch, step)
-                    for meter in (whole, recent):
-                        meter.add(loss, accuracy, batch, wait_s)
-                    if (step + 1) % LOG_EVERY == 0 or batch_number == loader.steps - 1:
-                        record = {"event": "step", "epoch": epoch + 1, "step": step + 1, "learning_rate": rate}
-                        record |= recent.read(processes)
-                        show(record)
-                        self._append_log(record)
-                        recent = start_meter()
-                if validation:
-                    self._validate(validation, epoch + 1, best)
-        self._append_log({"event": "end", "processes": processes.num_processes, **whole.rates()})
-        self._metric.weights.copy_(self._heads.weights.detach())
+        epoch = self._progress.epoch + 1
+        self._best.update(epoch, scores, self._metric)
+        self._report(
+            {"event": "validation", "epoch": epoch, "step": self._progress.step, "accuracies": scores.tolist()}
+        )
+
+    def _finish(self, validation: Validation | None) -> PerceptualMetric:
+        """Put the result into the metric, and sum the training up in the log."""
+        progress = self._progress
+        self._take_weights()
+        if not all(tensor.isfinite().all() for tensor in self._metric.state_dict().values()):
+            raise TrainingError(
+                f"training diverged: weights are not finite after step {progress.step}. No metric was written; "
+                f"{self._last_good}. Lower --learning-rate.",
+                everywhere=True,
+            )
+        end = {"event": "end", "step": progress.step, "processes": self._processes.num_processes}
+        triplets = self._task.judgements_per_image * self._task.contexts
+        self._report(
+            {
+                **end,
+                "images_per_s": progress.images / progress.elapsed_s,
+                "triplets_per_s": progress.images * triplets / progress.elapsed_s,
+                "data_wait_fraction": progress.wait_s / progress.elapsed_s,
+            }
+        )
         if validation:
-            best.restore(self._metric)
-            self._append_log({"event": "chosen", "epochs": best.epochs, "accuracies": best.scores.tolist()})
+            self._best.restore(self._metric)
+            chosen = {"epochs": self._best.epochs, "accuracies": self._best.scores.tolist()}
+            self._report({"event": "chosen", "step": progress.step, **chosen})
         self._metric.requires_grad_(False)
         self._processes.free_memory()
         return self._metric
 
-    def _step(self, batch: Any, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """One step on one batch: loss (n, K) and accuracy (n, K) of this process's part."""
-        config, processes = self._config, self._processes
-        with torch.no_grad():
-            views = self._task.views(batch, epoch)
-        judgements: Judgements = self._task.judgements(batch, epoch)
-        noise = dropout_generator(config.seed, step, processes.process_index, processes.device)
-        inputs = views if self._with_backbone else frozen_moments(self._metric, views)
-        loss, accuracy = self._trainee(inputs, judgements, noise)
-        # Gradients are averaged over processes; weighted so, the average is that of the whole batch however its
-        # samples are spread. Contexts are summed, so that each learns as if it were alone.
-        processes.backward(loss.sum() * (processes.num_processes / batch.global_size))
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        self._heads.project_()
-        return loss, accuracy
+    def _take_weights(self) -> None:
+        self._metric.weights.copy_(self._stepper.trainee.heads.weights.detach())
 
-    def _set_learning_rates(self, step: int, steps_per_epoch: int) -> float:
-        """Set the rates of a step; returns that of the heads."""
-        factor = learning_rate_factor(self._config, step, steps_per_epoch)
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-        return self._config.learning_rate * factor
+    def _start_meter(self) -> Meter:
+        triplets = self._task.judgements_per_image * self._task.contexts
+        return Meter.start(self._processes.device, triplets_per_image=triplets)
 
-    def _validate(self, validation: Validation, epoch: int, best: BestEpoch) -> None:
-        self._metric.weights.copy_(self._heads.weights.detach())
-        scores = validation_scores(validation.task, self._metric, validation.loader, self._processes)
-        best.update(epoch, scores, self._metric)
-        self._append_log({"event": "validation", "epoch": epoch, "accuracies": scores.tolist()})
-
-    def _append_log(self, record: dict[str, Any]) -> None:
-        if self._processes.process_index == 0:
-            self._run.append_log({**self._log, **record})
-
-
-def _timed(batches: Iterable[Any]) -> Iterable[tuple[Any, float]]:
-    """Batches, each with the seconds that were waited for it."""
-    iterator = iter(batches)
-    while True:
-        asked_s = time.perf_counter()
-        try:
-            batch = next(iterator)
-        except StopIteration:
+    def _report(self, record: dict[str, Any]) -> None:
+        """Write a record to the log of the run, and its scalars to the trackers."""
+        if self._processes.process_index != 0:
             return
-        yield batch, time.perf_counter() - asked_s
+        record = {**self._log, **record}
+        self._run.append_log(record)
+        if record["event"] in ("step", "validation"):
+            prefix = f"context-{record['context']:03d}/" if "context" in record else ""
+            scalars = {name: value for name, value in record.items() if isinstance(value, float)}
+            if accuracies := record.get("accuracies"):
+                scalars["validation_accuracy"] = sum(accuracies) / len(accuracies)
+            self._processes.log({prefix + name: value for name, value in scalars.items()}, record["step"])
+
+    # Checkpoints
+
+    @property
+    def _last_good(self) -> str:
+        return f"the last good checkpoint is {self._saved}" if self._saved else "there is no checkpoint yet"
+
+    def _save(self, loader: ShardLoader) -> None:
+        """Write a checkpoint; that of the first process is that of all."""
+        if self._processes.process_index != 0:
+            return
+        tensors = self._stepper.tensors()
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise TrainingError(
+                f"training diverged: weights are not finite after step {self._progress.step}; {self._last_good}. "
+                "Lower --learning-rate."
+            )
+        tensors |= {_BEST + name: tensor for name, tensor in self._best.tensors().items()}
+        state = {
+            "progress": self._progress.to_json(loader),
+            "processes": self._processes.num_processes,
+            "best_epochs": self._best.epochs,
+            "scaler": self._stepper.scaler.state_dict(),
+        }
+        self._saved = self._checkpoints.save(self._progress.step, Checkpoint(tensors, state))
+
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one; the first process reads it for all."""
+        found: Checkpoint | None = self._processes.share(lambda: self._checkpoints.newest(self._say))
+        if found is None:
+            return
+        state, own = found.state, self._processes.num_processes
+        self._progress = Progress.resumed(state["progress"], same_division=state["processes"] == own)
+        self._stepper.load(found.tensors, state["scaler"])
+        best = {name.removeprefix(_BEST): value for name, value in found.tensors.items() if name.startswith(_BEST)}
+        self._best.load(best, state["best_epochs"], self._processes.device)
+        self._saved = next(iter(self._checkpoints.paths()), None)
+        self._say(f"going on after step {self._progress.step}")
+        if state["processes"] != own:
+            self._say(
+                f"there were {state['processes']} processes before, and there are {own} now: every sample of an epoch "
+                "still comes once, but the last bits of the result may differ"
+            )
+        self._report({"event": "resume", "step": self._progress.step, "processes": own})
+
+    def _say(self, message: str) -> None:
+        if self._processes.is_main_process:
+            print(message, file=sys.stderr, flush=True)

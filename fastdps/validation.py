@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,25 +11,30 @@ from fastdps.extraction import frozen_moments
 from fastdps.heads import distances
 from fastdps.loading import ShardLoader
 from fastdps.metric import PerceptualMetric
+from fastdps.precision import Precision
 from fastdps.processes import Processes
 from fastdps.scores import two_afc
 from fastdps.tasks import Task
 
 #: Seed of the distortions that choose the epoch; what is reported is scored on others.
 VALIDATION_SEED = 0x5EED_7A11_0000_0002
+_BACKBONE = "backbone."
 
 
-def validation_scores(task: Task, metric: PerceptualMetric, loader: ShardLoader, processes: Processes) -> Tensor:
+def validation_scores(
+    task: Task, metric: PerceptualMetric, loader: ShardLoader, processes: Processes, precision: Precision = "auto"
+) -> Tensor:
     """Agreement (K,) of a metric with the judgements of a task, over a whole shard set and all processes.
 
     Without dropout and judge: the metric's own choices, as it will be used.
     """
     agreed = torch.zeros(task.contexts, dtype=torch.float64, device=metric.weights.device)
-    for batch in loader.epoch(0):
+    for number, batch in enumerate(loader.epoch(0)):
+        processes.beat(f"validates batch {number}")
         judgements = task.judgements(batch, 0)
         with torch.inference_mode():
             views = task.views(batch, 0)
-        d0, d1 = judgements.pick(distances(metric.weights, frozen_moments(metric, views).mean))
+        d0, d1 = judgements.pick(distances(metric.weights, frozen_moments(metric, views, precision).mean))
         agreed += two_afc(d0, d1, judgements.votes).sum(dim=(0, 1), dtype=torch.float64)
     return processes.reduce(agreed, reduction="sum") / (loader.samples * task.judgements_per_image)
 
@@ -55,6 +62,23 @@ class BestEpoch:
         self._weights[rows] = metric.weights[rows]
         if self._with_backbone:
             self._backbone = {name: value.clone() for name, value in metric.backbone.state_dict().items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What `load` needs to have again, with `epochs`."""
+        if self._weights is None:
+            return {}
+        return {"scores": self.scores, "weights": self._weights} | {
+            _BACKBONE + name: value for name, value in self._backbone.items()
+        }
+
+    def load(self, tensors: Mapping[str, Tensor], epochs: Sequence[int], device: torch.device) -> None:
+        """Go on from what `tensors` and `epochs` were."""
+        if tensors:
+            self.scores, self.epochs = tensors["scores"], list(epochs)
+            self._weights = tensors["weights"].to(device)
+            self._backbone = {
+                name.removeprefix(_BACKBONE): value for name, value in tensors.items() if name.startswith(_BACKBONE)
+            }
 
     def restore(self, metric: PerceptualMetric) -> None:
         """Put the best state back into the metric."""

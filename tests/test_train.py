@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -123,11 +124,28 @@ def test_mlp_judge_trains(leaves, tmp_path):
 
 
 def test_a_run_is_not_overwritten_by_accident(leaves, tmp_path, capsys):
-    train(leaves, tmp_path / "run", "--variant", "baseline")
-    argv = ["train", "--shards", str(leaves / "train"), "--out", str(tmp_path / "run"), "--variant", "baseline"]
-    assert cli.main(argv) == 1
-    assert "--overwrite" in capsys.readouterr().err
-    assert cli.main([*argv, "--overwrite"]) == 0
+    before = train(leaves, tmp_path / "run")["weights"]
+    argv = ["train", "--shards", str(leaves / "train"), "--out", str(tmp_path / "run"), "--contexts", RANKINGS]
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    capsys.readouterr()
+    assert cli.main([*argv, "--epochs", "3"]) == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert (tmp_path / "run" / "log.jsonl").read_text() == log
+
+    assert cli.main([*argv, "--epochs", "3", "--resume", "never"]) == 1
+    assert "already holds a run" in capsys.readouterr().err
+    assert cli.main([*argv, "--epochs", "4", "--seed", "2"]) == 1
+    error = capsys.readouterr().err
+    assert "epochs was 3 and is now 4; seed was 0 and is now 2" in error
+    assert "--overwrite" in error
+    assert cli.main([*argv, "--contexts", "3", "--epochs", "3"]) == 1
+    assert "3 contexts, and not the same as now" in capsys.readouterr().err
+    assert cli.main([*argv, "--shards", str(leaves / "val"), "--epochs", "3"]) == 1
+    assert "the data's sha256 was" in capsys.readouterr().err
+    assert torch.equal(load_file(tmp_path / "run" / "metric.safetensors")["weights"], before)
+
+    assert cli.main([*argv, "--epochs", "4", "--seed", "2", "--overwrite"]) == 0
+    assert not torch.equal(load_file(tmp_path / "run" / "metric.safetensors")["weights"], before)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +215,7 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch():
 
 def test_learning_rate_falls_as_half_a_cosine():
     config = dataclasses.replace(fast(), epochs=10)
-    factors = [learning_rate_factor(config, step, 10) for step in range(101)]
+    factors = [learning_rate_factor(config, step / 100) for step in range(101)]
     assert factors[0] == 1
     assert factors[50] == pytest.approx(0.5)
     assert factors[-1] == pytest.approx(0)
@@ -208,8 +226,8 @@ def test_learning_rate_falls_as_half_a_cosine():
 def test_learning_rate_is_constant_for_five_epochs_and_then_falls(recipe):
     """LPIPS's training script lowers the rate by a fifth after each epoch from the sixth on."""
     config = get_recipe(recipe, {})
-    factors = [learning_rate_factor(config, epoch * 7 + 3, 7) for epoch in range(10)]
-    assert factors == pytest.approx([1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    factors = [learning_rate_factor(config, (epoch * 7 + step) / 70) for epoch in range(10) for step in (0, 3, 6)]
+    assert factors == pytest.approx(np.repeat([1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2], 3))
 
 
 def test_dropout_noise_is_its_own_for_seed_step_and_process():

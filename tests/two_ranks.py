@@ -18,8 +18,8 @@ seen: dict[int, list[int]] = {}
 original_epoch, original_fit = ShardLoader.epoch, Training.fit
 
 
-def recording_epoch(self, epoch, *args):
-    for batch in original_epoch(self, epoch, *args):
+def recording_epoch(self, epoch, *args, **options):
+    for batch in original_epoch(self, epoch, *args, **options):
         seen.setdefault(epoch, []).extend(batch.ids.tolist())
         yield batch
 
