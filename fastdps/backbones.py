@@ -9,6 +9,7 @@ Inputs are RGB in [0, 1]; the backbone normalises them as its weights were train
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torchvision import models
 
 from fastdps.errors import ConfigError, WeightsMismatchError
@@ -36,6 +38,8 @@ _COUNTER = "num_batches_tracked"
 _PROBES = (224, 256)
 #: Images and pixels of the noise that a random network's BatchNorm is measured on.
 _NOISE = (4, 3, 128, 128)
+#: Positions of a map up to which a CPU convolves it faster with the channels first: 1.25 times at 3 x 3.
+_SMALL_MAP = 9
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,9 @@ class Backbone(nn.Module):
         for module in self.modules():
             if "inplace" in vars(module):
                 vars(module)["inplace"] = False  # the next layer must not write into what a tap has returned
+        for index, (before, module) in enumerate(itertools.pairwise(layers.values())):
+            if isinstance(before, nn.Conv2d) and isinstance(module, nn.ReLU) and index not in self.taps:
+                module.inplace = True  # nothing else reads what the convolution has returned
         self.train(self.training)
         self.channels = self._probe_channels()
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
@@ -178,7 +185,7 @@ class Backbone(nn.Module):
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         outputs = []
         for index, (_, module) in enumerate(self.layers):
-            x = module(x)
+            x = _run(module, x)
             if index in self.taps:
                 outputs.append(x)
         return outputs
@@ -237,6 +244,13 @@ class Backbone(nn.Module):
             norm.eval()
             norm.momentum = momentum
             norm.num_batches_tracked = torch.zeros((), dtype=torch.long)
+
+
+def _run(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer makes of the maps x (n, C, H, W), in the layout that is fastest."""
+    if isinstance(layer, nn.Conv2d) and x.device.type == "cpu" and x.shape[2] * x.shape[3] <= _SMALL_MAP:
+        return functional_call(layer, {"weight": layer.weight.contiguous()}, x.contiguous())
+    return layer(x)
 
 
 def _meta_network(name: str, spec: BackboneSpec) -> nn.Module:

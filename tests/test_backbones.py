@@ -178,6 +178,30 @@ def test_no_layer_writes_into_what_a_tap_returned(name, layers):
             assert torch.allclose(output, x, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("taps", [(0,), (1, 3), (0, 1, 4), (3, 4, 10), (6, 8, 10, 11)])
+@pytest.mark.parametrize("name", ["alexnet", "vgg11", "vgg16_bn"])
+def test_a_tap_does_not_depend_on_the_others(name, taps):
+    """Where it is not tapped, what a convolution returns may be written over."""
+    whole = Backbone(name, taps=range(12), pretrained=False)
+    some = Backbone(name, taps=taps, state=whole.state_dict())
+    with torch.no_grad():
+        everything = whole(images_of(2))
+        for tap, feature in zip(taps, some(images_of(2)), strict=True):
+            assert torch.equal(feature, everything[tap])
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_gradients_against_torchvision(size):
+    """Of maps of 3 x 3 and larger, whose layouts differ on a CPU."""
+    backbone = Backbone("alexnet", pretrained=False)
+    oracle = models.alexnet(weights=None).features[:12]
+    oracle.load_state_dict({key.removeprefix("features."): x for key, x in backbone.state_dict().items()})
+    backbone(images_of(3, size))[-1].square().sum().backward()
+    oracle((images_of(3, size) - backbone.mean) / backbone.std).square().sum().backward()
+    for ours, theirs in zip(backbone.parameters(), oracle.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).abs().max() < 1e-4 * theirs.grad.abs().max()
+
+
 def test_taps_of_ones_own():
     backbone = Backbone("alexnet", taps=[4, 1], pretrained=False)
     assert (backbone.taps, backbone.channels) == ((1, 4), (64, 192))
