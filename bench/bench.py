@@ -10,6 +10,7 @@ import torch
 from bench.data import Data
 from bench.measure import Timing
 from fastdps.errors import ConfigError
+from fastdps.memory import keep_freed_memory
 from fastdps.recipes import fast
 
 #: Images per training step, as `fastdps train` has them by default.
@@ -24,6 +25,9 @@ class Bench:
     timing: Timing
     data: Data
     quick: bool
+
+    def __post_init__(self) -> None:
+        keep_freed_memory()  # as fastdps's commands do
 
     @property
     def on_gpu(self) -> bool:

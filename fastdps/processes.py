@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.heartbeat import EXCHANGES, Heartbeat
+from fastdps.memory import keep_freed_memory
 
 #: How long a process may stay at the same thing before the job is ended.
 STALLED_S = 600.0
@@ -36,6 +37,7 @@ def join_processes(
     """
     for name in log_with:
         _check_tracker(name, directory)
+    keep_freed_memory()
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         log_with=list(log_with) or None,

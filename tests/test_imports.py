@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent / "fastdps"
 #: Rooms from the bottom up: a module imports only from rooms above its own in this list, or from its own package.
 ORDER = [
     "errors",
+    "memory",
     "files",
     "shards",
     "datasets",
