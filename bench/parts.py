@@ -8,10 +8,12 @@ Every part works on the same batch again and again, so that a part costs what it
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,20 +24,20 @@ from fastdps.backbones import Backbone
 from fastdps.contexts import sample_rankings
 from fastdps.distances import Moments
 from fastdps.distances import moments as compare
-from fastdps.distortions import NAMES, draw_plan
-from fastdps.extraction import make_views, to_float
+from fastdps.distortions import NAMES
 from fastdps.loading import Batch, ShardLoader, open_shards
+from fastdps.metric import PerceptualMetric
+from fastdps.precision import autocast
+from fastdps.processes import Together, join_processes, watch
 from fastdps.recipes import fast
+from fastdps.step import Stepper
 from fastdps.tasks import RankingTask
-from fastdps.trainee import Trainee, dropout_generator
 
 
 @contextmanager
 def frozen(device: torch.device) -> Iterator[None]:
-    """How `fastdps.extraction` runs what it does not train: without autograd, in bfloat16 on a GPU."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"))
+    """How `fastdps.extraction` runs what it does not train: without autograd, in the precision of the device."""
+    with torch.inference_mode(), autocast("auto", device):
         yield
 
 
@@ -98,10 +100,12 @@ class Parts:
         with frozen(self.bench.device):
             return compare(self.maps, len(NAMES))
 
+    @functools.cached_property
+    def _task(self) -> RankingTask:
+        return RankingTask(sample_rankings(1, NAMES, seed=0), fast(), self.bench.device)
+
     def _make_views(self) -> Tensor:
-        images = self.batch.images
-        plan = draw_plan(self.batch.ids, seed=0, epoch=0)
-        return make_views(to_float(images), plan.to(images.device))
+        return self._task.views(self.batch, epoch=0)
 
     def _repeated(self, step: Callable[[], object]) -> Work:
         """Work whose unit is one batch."""
@@ -134,7 +138,8 @@ class Parts:
         views = self.views.clone()  # made outside inference mode, so that autograd may keep it
 
         def step() -> None:
-            maps = backbone(views)
+            with autocast("auto", views.device):
+                maps = backbone(views)
             torch.autograd.backward(maps, [torch.zeros_like(feature) for feature in maps])
             optimizer.step()
             optimizer.zero_grad()
@@ -150,7 +155,8 @@ class Parts:
         maps = [feature.clone().requires_grad_() for feature in self.maps]
 
         def step() -> None:
-            found = compare(maps, len(NAMES))
+            with autocast("auto", maps[0].device):
+                found = compare(maps, len(NAMES))
             gradients = [torch.ones_like(found.mean), torch.ones_like(found.var)]
             torch.autograd.grad([found.mean, found.var], maps, gradients)
 
@@ -158,27 +164,43 @@ class Parts:
 
     def heads(self, contexts: int) -> Work:
         """Moments to a step of the heads: see `head_step`."""
-        moments = Moments(*(moment.clone() for moment in self.moments()))
-        return repeated(head_step(moments, contexts), len(self.batch))
+        return repeated(head_step(self.moments(), contexts), len(self.batch))
 
 
-def head_step(moments: Moments, contexts: int) -> Callable[[], None]:
-    """One training step of K contexts' heads and judges on moments (n, D, C): forward, backward, Adam, projection."""
+def head_step(moments: Moments, contexts: int) -> Callable[[], object]:
+    """One training step of K contexts' heads and judges on moments (n, D, C): forward, backward, Adam, projection.
+
+    It is the step that training takes, where the task gives no views and the metric has these moments.
+    """
     config, device = fast(), moments.mean.device
-    task = RankingTask(sample_rankings(contexts, NAMES, seed=0), config, device)
+    accelerator = join_processes()
     ids = torch.arange(len(moments.mean))
-    judgements = task.judgements(Batch({}, ids, len(ids)), epoch=0)
-    trainee = Trainee(config, contexts, moments.mean.shape[-1:]).to(device)
-    optimizer = torch.optim.Adam(trainee.parameters(), lr=config.learning_rate, betas=config.adam_betas, fused=True)
-    steps = 0
+    batch = Batch({}, ids, len(ids))
+    stepper = Stepper(
+        config,
+        _WithoutViews(sample_rankings(contexts, NAMES, seed=0), config, device),
+        cast(PerceptualMetric, _GivenMoments(moments)),
+        Together(accelerator, watch(accelerator)),
+    )
+    steps = itertools.count()
+    return lambda: stepper.step(batch, epoch=0, step=next(steps))
 
-    def step() -> None:
-        nonlocal steps
-        loss, _ = trainee(moments, judgements, dropout_generator(config.seed, steps, 0, device))
-        loss.sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        trainee.heads.project_()
-        steps += 1
 
-    return step
+class _WithoutViews(RankingTask):
+    """A ranking task for a metric that does not look at views."""
+
+    def views(self, batch: Batch, epoch: int) -> Tensor:  # noqa: ARG002
+        """Nothing, on the device."""
+        return self._first.new_empty(0)
+
+
+class _GivenMoments:
+    """What a step asks of a metric: here the same moments whatever the views."""
+
+    def __init__(self, moments: Moments) -> None:
+        self._given = moments
+        self.channels = moments.mean.shape[-1:]
+
+    def moments(self, _: Tensor) -> Moments:
+        """The moments."""
+        return self._given
