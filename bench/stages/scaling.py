@@ -26,6 +26,7 @@ from fastdps.shards import read_manifest
 
 #: Every sample is a start of some seconds; so there are fewer and longer ones than of other stages.
 ROUNDS, LONGER = 3, 10
+QUICK_EPOCHS = 4
 CONTEXTS = 720
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--mixed_precision=no"]
 #: Port 0 is any that is free.
@@ -36,10 +37,11 @@ TIMEOUT_S = 1800
 
 @dataclass(frozen=True)
 class Case:
-    """How many processes, and the threads of each."""
+    """How many processes, the threads of each, and the images of a step of all of them."""
 
     processes: int
     threads: int
+    batch_images: int = BATCH
 
     def __str__(self) -> str:
         processes = f"{self.processes} process{'es' if self.processes > 1 else ''}"
@@ -52,22 +54,23 @@ class Case:
 
 
 def cases(gpus: int) -> list[Case]:
-    """What is measured: on a CPU (no GPU) two cases; else 1, 2, 4, ... processes and as many as there are GPUs."""
+    """What is measured: on a CPU (no GPU) two cases; else 1, 2, 4, ... processes and as many as there are GPUs.
+
+    The cores of a CPU share a step; every GPU has as many images as one alone, because fewer would leave it idle.
+    """
     if not gpus:
         return [Case(1, 2), Case(2, 1)]
     counts = sorted({2**power for power in range(gpus.bit_length())} | {gpus})
-    return [Case(count, max(1, cores() // count)) for count in counts]
+    return [Case(count, max(1, cores() // count), count * BATCH) for count in counts]
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
     """One row a case; the first is what the others are held against."""
     shards = training_set(bench)
-    rounds = 1 if bench.quick else ROUNDS
+    rounds, seconds = (1, None) if bench.quick else (ROUNDS, bench.timing.seconds * LONGER)
     every = cases(torch.cuda.device_count() if bench.on_gpu else 0)
     with tempfile.TemporaryDirectory() as runs:
-        works: dict[str, Work] = {
-            str(case): _launches(case, shards, Path(runs), seconds=bench.timing.seconds * LONGER) for case in every
-        }
+        works: dict[str, Work] = {str(case): _launches(case, shards, Path(runs), seconds) for case in every}
         rates = Timing(rounds, 0, bench.device).single_rates(works)
     one = rates[str(every[0])]
     for case in every:
@@ -85,15 +88,20 @@ def run(bench: Bench) -> Iterator[Measurement]:
                 "processes": case.processes,
                 "threads_per_process": case.threads,
                 "contexts": CONTEXTS,
-                "batch_images": BATCH,
+                "batch_images": case.batch_images,
             },
         )
 
 
-def _launches(case: Case, shards: Path, runs: Path, seconds: float) -> Work:
-    """Work that trains anew, for so many epochs as take `seconds`: found by a first launch, which also warms up."""
-    first = train_in_processes(case, shards, runs / str(case), epochs=1)
-    epochs = max(1, math.ceil(seconds / first.seconds))
+def _launches(case: Case, shards: Path, runs: Path, seconds: float | None) -> Work:
+    """Work that trains anew, for so many epochs as take `seconds`: found by a first launch, which also warms up.
+
+    Without `seconds` it trains for `QUICK_EPOCHS`.
+    """
+    epochs = QUICK_EPOCHS
+    if seconds is not None:
+        first = train_in_processes(case, shards, runs / str(case), epochs=1)
+        epochs = max(1, math.ceil(seconds / first.seconds))
     return lambda _: train_in_processes(case, shards, runs / str(case), epochs)
 
 
@@ -103,7 +111,7 @@ def train_in_processes(case: Case, shards: Path, out: Path, epochs: int) -> Time
     Raises `FastDPSError` with its output if it fails, takes half an hour, or ran in another number of processes.
     """
     arguments = ["--shards", str(shards), "--contexts", str(CONTEXTS), "--epochs", str(epochs), "--out", str(out)]
-    command = case.command([*arguments, "--batch-size", str(BATCH), "--overwrite"])
+    command = case.command([*arguments, "--batch-size", str(case.batch_images), "--overwrite"])
     environment = os.environ | {"OMP_NUM_THREADS": str(case.threads)}
     try:
         result = subprocess.run(
