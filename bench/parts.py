@@ -140,6 +140,7 @@ class Parts:
         def step() -> None:
             with autocast("auto", views.device):
                 maps = backbone(views)
+            # Gradients of zero take as long as others, and leave the backbone as it is however often this runs.
             torch.autograd.backward(maps, [torch.zeros_like(feature) for feature in maps])
             optimizer.step()
             optimizer.zero_grad()
