@@ -125,16 +125,18 @@ def _tap_moments(feature: Tensor, views: int, vectors_of: Callable[[Tensor], Ten
     if feature.device.type == "cpu":
         map_bytes = feature[:1].numel() * torch.float32.itemsize
         chunk = views * max(1, CHUNK_BYTES // max(1, views * map_bytes))
-    # Channels last, as the maps are in memory, so that all that follows works on whole rows.
+    # Channels last, as most maps are in memory and the others are made, so that all that follows works on whole rows.
     vectors = feature.permute(0, 2, 3, 1).flatten(1, 2)
-    parts = [_chunk_moments(vectors_of(part.float()), views) for part in vectors.split(chunk)]
+    parts = [_chunk_moments(vectors_of(part.float().contiguous()), views) for part in vectors.split(chunk)]
     return Moments(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def _chunk_moments(vectors: Tensor, views: int) -> Moments:
     """Moments (n, D, C_l) of the vectors (n * views, P, C_l) of some images."""
     normalized = unit_normalize(vectors, dim=2).unflatten(0, (len(vectors) // views, views))
-    z = (normalized[:, 1:] - normalized[:, :1]).square_()
+    reference, others = normalized[:, :1], normalized[:, 1:]
+    # In place saves memory traffic; a gradient through it would cost more than that.
+    z = (others - reference if normalized.requires_grad else others.sub_(reference)).square_()
     positions = z.shape[2]
-    mean = z.mean(dim=2)
+    mean = z.sum(dim=2) / positions
     return Moments(mean, z.square_().sum(dim=2) / positions**2)

@@ -61,6 +61,21 @@ def test_moments_against_the_formula(monkeypatch, comparison, chunk_bytes):
         assert np.allclose(moment.numpy(), expected, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("comparison", COMPARISONS)
+def test_the_layout_of_the_maps_does_not_matter(comparison):
+    features = make_features(3, 3)
+    rows = [feature.contiguous() for feature in features]
+    assert not any(a.stride() == b.stride() for a, b in zip(features, rows, strict=True))
+    for ours, theirs in zip(moments(features, 2, comparison), moments(rows, 2, comparison), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("comparison", COMPARISONS)
+def test_equal_images_have_no_distance_at_all(comparison):
+    features = [feature[:1].expand(7, -1, -1, -1) for feature in make_features(1, 1)]
+    assert all((moment == 0).all() for moment in moments(features, 6, comparison))
+
+
 def test_combined_comparisons_are_further_taps():
     features = make_features(2, 3)
     for second in ("mean", "sort"):
