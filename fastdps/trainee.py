@@ -39,7 +39,8 @@ class Judgements:
     def pick(self, distances: Tensor) -> tuple[Tensor, Tensor]:
         """The two distances of each judgement: (n, D, K) to two (n, T, K)."""
         if self.first.dim() == 1:
-            return distances[:, self.first], distances[:, self.second]
+            # Not by indexing, whose gradient is several times slower on a CPU.
+            return distances.index_select(1, self.first), distances.index_select(1, self.second)
         return distances.gather(1, self.first), distances.gather(1, self.second)
 
 
