@@ -3,9 +3,14 @@
     manifest --> order of the epoch --> this process's part --> segments --> reader --> batches on the device
                  (order.py)                                     (plan.py)    (dali.py or portable.py)
 
-Both readers get the same samples in the same order, so that it does not matter to a result which one was used:
-raw and PNG images are the same bits, JPEGs too on the CPU. Resizing differs in rounding, and by more in the
-outermost pixels: Pillow leaves out what would lie outside the image, DALI repeats the border.
+Both readers get the same samples in the same order. Images that are not resized are the same bits from both, but for
+JPEGs on a GPU. Resized ones differ in rounding, and by more in the outermost pixels: Pillow leaves out what would lie
+outside the image, DALI repeats the border. The portable reader decodes JPEGs at a scale close to the wanted size, as
+packing does, DALI in full: a value differs by 1.1 of 255 levels in the mean.
+
+"auto" takes what is faster. That is DALI on a GPU, where it decodes, and on a CPU for PNGs and for JPEGs that have the
+wanted size already. On a CPU raw images are copied faster, and large JPEGs decoded faster, by the portable reader; with
+many cores DALI's threads overtake it. See `is_faster_than_dali` in portable.py, and docs/design.md for figures.
 """
 
 from __future__ import annotations
@@ -22,8 +27,10 @@ import torch
 
 from fastdps.errors import ConfigError, ShardError
 from fastdps.loading.batch import Batch
+from fastdps.loading.index_cache import IndexCache
 from fastdps.loading.order import EpochOrder, cut, global_batch_size, left_after, part_of, steps_per_epoch
 from fastdps.loading.plan import segments
+from fastdps.loading.portable import PortableReader, is_faster_than_dali
 from fastdps.loading.spec import Component, Reader, ReadSpec
 from fastdps.shards import SCALARS, Manifest, read_manifest
 
@@ -52,9 +59,9 @@ def open_shards(
 
     `batch_size` is that of this process, the same on all of them. `size` in pixels, an int for a square or
     (height, width), resizes the images, bilinear with antialiasing; it is needed where the set keeps images in
-    their own sizes. `loader` "auto" takes DALI where it is installed. `num_threads` decode: by default this
-    process's share of the cores; the portable loader takes four at most. `components` are those to load, by default
-    all.
+    their own sizes. `loader` "auto" takes the faster one for these images on this device, see above. `num_threads`
+    decode: by default this process's share of the cores; the portable loader takes eight at most. `components` are
+    those to load, by default all.
 
     Raises `ShardError` where the set has no valid manifest, no samples, or lacks a shard or an index, and
     `ConfigError` for arguments that are out of range or ask for what the set or the machine does not have.
@@ -113,6 +120,7 @@ class ShardLoader:
         self.samples = manifest.samples
         self.steps = steps_per_epoch(manifest.samples, spec.batch_size, world_size)
         self._spec, self._reader = spec, reader
+        self._indexes = IndexCache(spec.directory, manifest)
         self._seed, self._shuffle, self._rank, self._world_size = seed, shuffle, rank, world_size
 
     def left_after(self, step: int, left: Sequence[range] | None = None) -> list[range]:
@@ -158,7 +166,7 @@ class ShardLoader:
         order = EpochOrder(
             [shard.samples for shard in manifest.shards], seed=self._seed, epoch=epoch, shuffle=self._shuffle
         )
-        own = segments(spec.directory, manifest, order, part, start_step=start_step, batch_size=spec.batch_size)
+        own = segments(self._indexes, manifest, order, part, start_step=start_step, batch_size=spec.batch_size)
         with closing(self._reader.read(own)) as loaded:
             for step in range(start_step, self.steps_for(left)):
                 has_samples = step * spec.batch_size < own_samples
@@ -168,13 +176,13 @@ class ShardLoader:
 
 
 def _reader(loader: LoaderName, spec: ReadSpec) -> Reader:
-    """The implementation by name; "auto" is DALI where it can be imported and knows the device."""
+    """The implementation by name; "auto" is the faster one, of those that can be imported and know the device."""
     if loader not in ("auto", "dali", "portable"):
         raise ConfigError(f"loader is {loader!r}; it can be auto, dali or portable")
     knows_device = spec.device.type in ("cpu", "cuda")
     if loader == "dali" and not knows_device:
         raise ConfigError(f"DALI does not load to {spec.device}; use loader='portable'")
-    if loader != "portable" and knows_device:
+    if loader == "dali" or (loader == "auto" and knows_device and not is_faster_than_dali(spec)):
         try:
             from fastdps.loading.dali import DaliReader
 
@@ -185,8 +193,6 @@ def _reader(loader: LoaderName, spec: ReadSpec) -> Reader:
                     f"DALI cannot be imported: {error}. Install nvidia-dali-cuda130, or use loader='portable'."
                 ) from error
             _say_portable(str(error))
-    from fastdps.loading.portable import PortableReader
-
     return PortableReader(spec)
 
 

@@ -1,6 +1,6 @@
-"""One member of a shard to an array, on the CPU, with Pillow. The reference that DALI's decoding is compared to.
+"""One member of a shard to an array, on the CPU, without DALI. The reference that DALI's decoding is compared to.
 
-webdataset's image handler does the decoding proper; DALI is not needed here.
+JPEGs are decoded in `fastdps.loading.jpeg`. What it leaves, and PNGs, webdataset's image handler decodes with Pillow.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import webdataset
 from numpy.typing import NDArray
 from PIL import Image
 
+from fastdps.loading.jpeg import decode_resized
 from fastdps.loading.members import ShardIndex, read_member, sample_error
 from fastdps.loading.spec import Component, ReadSpec
 
@@ -34,26 +35,27 @@ def decode_member(
             pixels = np.frombuffer(data, dtype=np.uint8).reshape(spec.raw_shape)
             if spec.stored_size == spec.size:
                 return pixels
-            image = Image.fromarray(pixels)
-        else:
-            image = _decode(bytes(data), index.member_name(row, component.place))
-        return np.asarray(_resized(image, spec.size))
+            return _resized(Image.fromarray(pixels), spec.size)
+        return _decode(bytes(data), index.member_name(row, component.place), spec.size)
     except Exception as error:  # Pillow's decoders raise many kinds on damaged data
         raise sample_error(index, row, component.place, f"cannot be decoded: {error}") from error
 
 
-def _decode(data: bytes, name: str) -> Image.Image:
-    """An encoded image as RGB; Pillow checks a PNG's checksums only when asked to."""
+def _decode(data: bytes, name: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """An encoded image as RGB, resized; Pillow checks a PNG's checksums only when asked to."""
     if name.endswith(".png"):
         with Image.open(io.BytesIO(data)) as image:
             image.verify()
+    elif (pixels := decode_resized(data, size)) is not None:
+        return pixels
     image = _to_pil_rgb(name, data)
     if not isinstance(image, Image.Image):
         raise ValueError("it is not an image")
-    return image
+    return _resized(image, size)
 
 
-def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _resized(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
     """To (height, width), bilinear and antialiased; unchanged if it has that size."""
     height, width = size
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
+    same = image.size == (width, height)
+    return np.asarray(image if same else image.resize((width, height), Image.Resampling.BILINEAR))

@@ -10,6 +10,8 @@ compares checksums, finds them all.
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from fastdps.errors import SampleError, ShardError
 from fastdps.shards import INDEX_HEADER, SCALARS, Manifest, Shard
 
 BLOCK = 512  # bytes; tar headers and the starts of members are multiples of it
+_NAME_FIELD, _SIZE_FIELD = slice(0, 100), slice(124, 136)  # of a tar header (ustar)
 SCALAR_BYTES = 4
 _FIELDS = 4  # of a component in a line of the index: extension, offset, size, name
 
@@ -31,18 +34,33 @@ class ShardIndex:
     """The index of one shard of n samples with C components, in packed order.
 
     `lines` (n) are the index's own lines, for writing an index of some of the samples; `ids` (n,) int64 are sample
-    ids; `offsets` and `sizes` (n, C) int64 are the bytes where the members' data starts in `tar` and how many.
+    ids; `names` (n, C) are those of the members, `offsets` and `sizes` (n, C) int64 the bytes where their data starts
+    in `tar` and how many.
     """
 
     tar: Path
     lines: list[bytes]
     ids: NDArray[np.int64]
+    names: NDArray[np.bytes_]
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
 
     def member_name(self, row: int, component: int) -> str:
         """The name in the tar of one component of the sample in `row`."""
-        return self.lines[row].split()[_FIELDS * component + _FIELDS - 1].decode()
+        return bytes(self.names[row, component]).decode()
+
+    @functools.cached_property
+    def end(self) -> int:
+        """The byte where the last member's data ends."""
+        return int((self.offsets + self.sizes).max())
+
+    @functools.cached_property
+    def distance(self) -> int | None:
+        """The bytes from a sample to the next, None where samples differ in it or in the sizes of their members."""
+        steps = np.diff(self.offsets, axis=0)
+        if np.any(self.sizes != self.sizes[0]) or np.any(steps != steps[:1, :1]):
+            return None
+        return int(steps[0, 0]) if len(steps) else 0
 
 
 def open_index(directory: Path, manifest: Manifest, shard: Shard) -> ShardIndex:
@@ -91,6 +109,64 @@ def read_member(tar: BinaryIO, index: ShardIndex, row: int, component: int, *, h
     return memoryview(block)[BLOCK:]
 
 
+def read_members(
+    tar: BinaryIO, index: ShardIndex, rows: NDArray[np.int64], component: int, out: NDArray[np.uint8]
+) -> None:
+    """Read one component of n samples, of one size in bytes, into `out` (n, size). As `read_member`, but faster.
+
+    Each member is read by one call of the system to where it belongs, and the headers are checked together.
+    """
+    n, size = out.shape
+    headers = np.empty((n, BLOCK), np.uint8)
+    header_bytes, member_bytes = headers.data.cast("B"), out.data.cast("B")
+    starts = (index.offsets[rows, component] - BLOCK).tolist()
+    read = [
+        _read_at(tar, (header_bytes[h : h + BLOCK], member_bytes[m : m + size]), start)
+        for h, m, start in zip(range(0, n * BLOCK, BLOCK), range(0, n * size, size), starts, strict=True)
+    ]
+    is_right = are_headers_of(index, rows, component, headers) & (np.array(read) == BLOCK + size)
+    for place in np.flatnonzero(~is_right).tolist():
+        member = read_member(tar, index, int(rows[place]), component)  # says what is wrong
+        out[place] = np.frombuffer(member, np.uint8)  # or reads what was interrupted
+
+
+def are_headers_of(
+    index: ShardIndex, rows: NDArray[np.int64], component: int, headers: NDArray[np.uint8]
+) -> NDArray[np.bool_]:
+    """Whether each of n tar headers (n, BLOCK) is that of the member the index names, all of one size; (n,)."""
+    stated, size = _field(headers, _SIZE_FIELD), int(index.sizes[0, component])
+    found: NDArray[np.bool_] = _field(headers, _NAME_FIELD) == index.names[rows, component]
+    for field in set(stated.tolist()):  # one, where all is well
+        if not _states(field, size):
+            found &= stated != field
+    return found
+
+
+def _preadv(tar: BinaryIO, parts: tuple[memoryview, memoryview], start: int) -> int:
+    """Read from byte `start` on into two buffers; returns how many bytes it were, -1 where reading failed."""
+    try:
+        return os.preadv(tar.fileno(), parts, start)
+    except OSError:
+        return -1
+
+
+def _seek_and_read(tar: BinaryIO, parts: tuple[memoryview, memoryview], start: int) -> int:
+    """As `_preadv`, where the system has none."""
+    try:
+        tar.seek(start)
+        return sum(tar.readinto(part) for part in parts)  # type: ignore[attr-defined]
+    except OSError:
+        return -1
+
+
+_read_at = _preadv if hasattr(os, "preadv") else _seek_and_read
+
+
+def _field(headers: NDArray[np.uint8], field: slice) -> NDArray[np.bytes_]:
+    """A field of n tar headers (n, BLOCK), as n strings without trailing NULs."""
+    return np.ascontiguousarray(headers[:, field]).view(f"S{field.stop - field.start}")[:, 0]
+
+
 def shard_error(directory: Path, file: str, what: str) -> ShardError:
     """The error for one file of a shard set, with the remedy."""
     return ShardError(
@@ -130,7 +206,8 @@ def _parse(blob: bytes, tar: Path, manifest: Manifest, shard: Shard) -> ShardInd
         raise ValueError("its sample ids do not rise")
     offsets = np.stack([_integers(column) for column in columns[1::_FIELDS]], axis=1)
     sizes = np.stack([_integers(column) for column in columns[2::_FIELDS]], axis=1)
-    return ShardIndex(tar, lines, ids, offsets, sizes)
+    members = np.stack([np.array(column, dtype=bytes) for column in columns[3::_FIELDS]], axis=1)
+    return ShardIndex(tar, lines, ids, members, offsets, sizes)
 
 
 def _integers(texts: Sequence[bytes]) -> NDArray[np.int64]:
@@ -179,9 +256,12 @@ def _fixed_size(manifest: Manifest, component: str) -> int | None:
 
 def _is_header_of(header: bytes, name: bytes, size: int) -> bool:
     """Whether a tar header is that of a file of this name and size (in bytes)."""
-    if header[:100].rstrip(b"\0") != name:
-        return False
+    return header[_NAME_FIELD].rstrip(b"\0") == name and _states(header[_SIZE_FIELD], size)
+
+
+def _states(field: bytes, size: int) -> bool:
+    """Whether a tar header's `_SIZE_FIELD` is that of a file of this size (in bytes)."""
     try:
-        return int(header[124:136].rstrip(b" \0"), 8) == size
+        return int(field.rstrip(b" \0"), 8) == size
     except ValueError:
         return False

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdps.loading.members import ShardIndex, open_index
+from fastdps.loading.index_cache import IndexCache
+from fastdps.loading.members import ShardIndex
 from fastdps.loading.order import EpochOrder, cut
 from fastdps.shards import Manifest
 
@@ -49,18 +49,34 @@ class Segment:
         """How many batches it makes."""
         return -(-len(self.ids) // self.batch_size)
 
-    def entries(self, batch: int) -> list[Entry]:
-        """The samples of one batch."""
+    def batch_ids(self, batch: int) -> NDArray[np.int64]:
+        """The sample ids of one batch."""
+        return self.ids[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+    def batch_parts(self, batch: int) -> list[Part]:
+        """The parts of one batch: mostly one, two where it ends a shard."""
         start, stop = batch * self.batch_size, (batch + 1) * self.batch_size
-        found: list[Entry] = []
+        found: list[Part] = []
         for index, rows in self.parts:
-            found += [Entry(index, int(row)) for row in rows[max(start, 0) : max(stop, 0)]]
+            own = rows[max(start, 0) : max(stop, 0)]
+            if len(own):
+                found.append(Part(index, own))
             start, stop = start - len(rows), stop - len(rows)
         return found
 
+    def entries(self, batch: int) -> list[Entry]:
+        """The samples of one batch, one by one."""
+        return [Entry(index, row) for index, rows in self.batch_parts(batch) for row in rows.tolist()]
+
 
 def segments(
-    directory: Path, manifest: Manifest, order: EpochOrder, part: Sequence[range], *, start_step: int, batch_size: int
+    indexes: IndexCache,
+    manifest: Manifest,
+    order: EpochOrder,
+    part: Sequence[range],
+    *,
+    start_step: int,
+    batch_size: int,
 ) -> Iterator[Segment]:
     """The batches of a part of the order, given as ranges, from `start_step` on, opened segment by segment.
 
@@ -71,5 +87,5 @@ def segments(
     for start in range(start_step * batch_size, sum(map(len, part)), steps * batch_size):
         positions = cut(part, range(start, start + steps * batch_size))
         runs = (run for numbers in positions for run in order.runs(numbers))
-        parts = tuple(Part(open_index(directory, manifest, manifest.shards[run.shard]), run.rows) for run in runs)
+        parts = tuple(Part(indexes.open(manifest.shards[run.shard]), run.rows) for run in runs)
         yield Segment(parts, np.concatenate([index.ids[rows] for index, rows in parts]), batch_size)

@@ -1,35 +1,69 @@
-"""Loading without DALI: Pillow in a pool of threads, which runs in parallel because decoding releases the GIL.
+"""Loading without DALI: with threads, which run in parallel where the work is done outside Python's lock.
 
-webdataset decodes the members (see decoding.py), but does not read them: its readers stream whole tars in the
-order of a list, so that processes with unequal shards wait for each other, an epoch is not exact, and none can be
-resumed. Here every sample is sought by the index instead, in exactly the order that DALI gets.
+    raw images     --whole.py: a shard at once------> rows of it into a batch-----------> the device
+    JPEG, PNG, ... --members.py: read one by one--> decoding.py: into a batch, in chunks--> the device
+
+webdataset decodes (see decoding.py), but does not read: its readers stream whole tars in the order of a list, so that
+processes with unequal shards wait for each other, an epoch is not exact, and none can be resumed. Here every sample is
+sought by the index instead, in exactly the order that DALI gets.
+
+Some batches are always in the making while the caller uses one, and never more than `PREFETCH_BATCHES`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from itertools import groupby
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdps.loading.background import one_ahead
+from fastdps.loading.buffers import Buffers
 from fastdps.loading.decoding import decode_member
-from fastdps.loading.members import shard_error
-from fastdps.loading.plan import Entry, Segment
-from fastdps.loading.spec import Loaded, ReadSpec, dtype_of
+from fastdps.loading.jpeg import scale_for
+from fastdps.loading.members import read_members, shard_error
+from fastdps.loading.plan import Entry, Part, Segment
+from fastdps.loading.spec import Component, Loaded, ReadSpec, dtype_of
+from fastdps.loading.whole import MOST_BYTES, WholeShard, WholeShards
 
-PREFETCH_BATCHES = 3
-#: More threads than these are slower, not faster, as they wait for the interpreter's lock (16 cores: 4 threads decode
-#: 2,600 JPEGs of 256 px a second where 16 decode 1,700; raw 64 px, 2 threads 40,000 where 16 read 20,000).
+PREFETCH_BATCHES = 4
+#: More threads than these wait for the interpreter's lock. An image takes some 0.03 ms with the lock held, whatever its
+#: size; without it a JPEG in full size takes 1 ms, one of 64 px 0.03 ms.
+MAX_SCALING_THREADS = 8
 MAX_DECODING_THREADS = 4
+#: Memory is the limit then.
 MAX_COPYING_THREADS = 2
+#: With so many threads of its own DALI decodes in full, at 0.6 times the rate of a thread here, faster than
+#: `MAX_SCALING_THREADS` do at reduced scale.
+DALI_IS_FASTER_FROM_THREADS = 13
 _CHUNKS_PER_THREAD = 2  # of a batch, so that a thread with easy images does not wait for one with hard ones
+
+
+def is_faster_than_dali(spec: ReadSpec) -> bool:
+    """Whether this loader is the faster one: on a CPU, for images that are copied or decoded at a reduced scale."""
+    if spec.device.type != "cpu":
+        return False
+    return spec.is_stored_as_wanted or (_may_scale(spec) and spec.num_threads < DALI_IS_FASTER_FROM_THREADS)
+
+
+def _may_scale(spec: ReadSpec) -> bool:
+    """Whether there are JPEGs that are decoded at a reduced scale, or may be, as images have their own sizes."""
+    has_jpegs = any("jpg" in component.extensions for component in spec.components)
+    return has_jpegs and (spec.stored_size is None or scale_for(*spec.stored_size, spec.size) > 1)
+
+
+def _threads(spec: ReadSpec) -> int:
+    if spec.is_stored_as_wanted:
+        return min(spec.num_threads, MAX_COPYING_THREADS)
+    return min(spec.num_threads, MAX_SCALING_THREADS if _may_scale(spec) else MAX_DECODING_THREADS)
 
 
 class PortableReader:
@@ -37,67 +71,101 @@ class PortableReader:
 
     def __init__(self, spec: ReadSpec) -> None:
         self._spec = spec
+        self._buffers = {c.name: Buffers(spec.bytes(c, spec.batch_size), PREFETCH_BATCHES + 2) for c in spec.components}
+        self._shards = Buffers(MOST_BYTES, most=3)  # the one in use, the next, and the last of one before
 
     def read(self, segments: Iterator[Segment]) -> Generator[Loaded, None, None]:
-        """The batches of the segments, some of them decoded ahead."""
-        spec = self._spec
-        most = MAX_DECODING_THREADS if spec.raw_shape is None else MAX_COPYING_THREADS
-        threads = min(spec.num_threads, most)
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="fastdps-decode")
-        started: deque[_Pending] = deque()
+        """The batches of the segments, some of them made ahead."""
+        threads = _threads(self._spec)
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="fastdps-load")
+        started: deque[_Batch] = deque()
         try:
             with closing(one_ahead(segments, lambda segment: segment)) as opened:
-                for segment in opened:
-                    for batch in range(segment.batches):
-                        started.append(_Pending(spec, segment, batch, pool, threads))
-                        if len(started) > PREFETCH_BATCHES:
-                            yield started.popleft().finish()
+                for batch in (batch for segment in opened for batch in self._started(segment, pool, threads)):
+                    started.append(batch)
+                    if len(started) > PREFETCH_BATCHES:
+                        yield started.popleft().finish()
                 while started:
                     yield started.popleft().finish()
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def _started(self, segment: Segment, pool: ThreadPoolExecutor, threads: int) -> Iterator[_Batch]:
+        """The batches of a segment, each begun when it is asked for."""
+        spec, shards = self._spec, WholeShards(segment.parts, self._shards, pool)
+        for number in range(segment.batches):
+            ids = segment.batch_ids(number)
+            batch = _Batch(spec, ids, self._buffers)
+            if spec.is_stored_as_wanted:
+                batch.begin(pool, _copy, shards.of(segment.batch_parts(number)), 0)
+                shards.read_ahead()
+            else:
+                entries = segment.entries(number)
+                chunk = -(-len(ids) // (threads * _CHUNKS_PER_THREAD))
+                for start in range(0, len(ids), chunk):
+                    batch.begin(pool, _decode, entries[start : start + chunk], start)
+            yield batch
 
-class _Pending:
-    """A batch that is being decoded: its tensors on the CPU and the tasks that fill them."""
 
-    def __init__(self, spec: ReadSpec, segment: Segment, batch: int, pool: ThreadPoolExecutor, threads: int) -> None:
-        self._device = spec.device
-        entries = segment.entries(batch)
-        first = batch * segment.batch_size
-        self._ids = torch.from_numpy(segment.ids[first : first + len(entries)])
-        pinned = spec.device.type == "cuda"  # for a copy that does not wait
-        self._tensors = {
-            c.name: torch.empty(spec.shape(c, len(entries)), dtype=dtype_of(c), pin_memory=pinned)
-            for c in spec.components
-        }
+class _Batch:
+    """A batch in the making: its tensors on the CPU and the tasks that fill them."""
+
+    def __init__(self, spec: ReadSpec, ids: NDArray[np.int64], buffers: Mapping[str, Buffers]) -> None:
+        self._spec, self._ids = spec, torch.from_numpy(ids)
+        self._tensors = {c.name: _tensor(spec, c, len(ids), buffers[c.name]) for c in spec.components}
+        self._tasks: list[Future[None]] = []
+
+    def begin(self, pool: ThreadPoolExecutor, fill: Callable[..., None], samples: Sequence[Any], start: int) -> None:
+        """Have a thread fill the arrays of the batch from place `start` on."""
         arrays = {name: tensor.numpy() for name, tensor in self._tensors.items()}
-        chunk = -(-len(entries) // (threads * _CHUNKS_PER_THREAD))
-        self._tasks: list[Future[None]] = [
-            pool.submit(_fill, arrays, start, entries[start : start + chunk], spec)
-            for start in range(0, len(entries), chunk)
-        ]
+        self._tasks.append(pool.submit(fill, arrays, start, samples, self._spec))
 
     def finish(self) -> Loaded:
         """Wait for the tasks, raise what they raised, and bring the tensors to the device."""
         for task in self._tasks:
             task.result()
-        on_device: dict[str, Tensor] = {
-            name: tensor.to(self._device, non_blocking=True) for name, tensor in self._tensors.items()
-        }
-        return on_device, self._ids
+        device = self._spec.device
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors.items()}, self._ids
 
 
-def _fill(arrays: dict[str, NDArray[Any]], start: int, entries: Sequence[Entry], spec: ReadSpec) -> None:
-    """Decode the entries of a batch that begin at its position `start` into the batch's arrays."""
-    position = start
-    for tar_path, of_one_shard in groupby(entries, key=lambda entry: entry.shard_index.tar):
-        try:
-            tar = tar_path.open("rb", buffering=0)
-        except OSError as error:
-            raise shard_error(tar_path.parent, tar_path.name, f"cannot be opened: {error}") from error
-        with tar:
+def _tensor(spec: ReadSpec, component: Component, n: int, buffers: Buffers) -> Tensor:
+    """An undefined batch of a component on the CPU."""
+    shape, dtype = spec.shape(component, n), dtype_of(component)
+    if spec.device.type == "cuda":
+        return torch.empty(shape, dtype=dtype, pin_memory=True)  # for a copy that does not wait; torch keeps these
+    return torch.from_numpy(buffers.array(spec.bytes(component, n))).view(dtype).view(shape)
+
+
+def _copy(
+    arrays: dict[str, NDArray[Any]], start: int, parts: Sequence[tuple[Part, WholeShard | None]], spec: ReadSpec
+) -> None:
+    """Bring the members of a batch, part after part, to where they belong in the batch's arrays."""
+    for (index, rows), whole in parts:
+        stop = start + len(rows)
+        outs = [arrays[c.name][start:stop].reshape(len(rows), -1).view(np.uint8) for c in spec.components]
+        if whole is not None:
+            for component, out in zip(spec.components, outs, strict=True):
+                whole.gather(rows, component.place, out)
+        else:
+            with _opened(index.tar) as tar:
+                for component, out in zip(spec.components, outs, strict=True):
+                    read_members(tar, index, rows, component.place, out)
+        start = stop
+
+
+def _decode(arrays: dict[str, NDArray[Any]], start: int, entries: Sequence[Entry], spec: ReadSpec) -> None:
+    """Decode the entries of a batch that begin at its place `start` into the batch's arrays."""
+    place = start
+    for path, of_one_shard in itertools.groupby(entries, key=lambda entry: entry.shard_index.tar):
+        with _opened(path) as tar:
             for index, row in of_one_shard:
                 for component in spec.components:
-                    arrays[component.name][position] = decode_member(tar, index, row, component, spec)
-                position += 1
+                    arrays[component.name][place] = decode_member(tar, index, row, component, spec)
+                place += 1
+
+
+def _opened(tar: Path) -> BinaryIO:
+    try:
+        return tar.open("rb", buffering=0)
+    except OSError as error:
+        raise shard_error(tar.parent, tar.name, f"cannot be opened: {error}") from error

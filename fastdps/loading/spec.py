@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +51,18 @@ class ReadSpec:
         """The (height, width, 3) of images stored as bare pixels, None where they are encoded."""
         return (*self.stored_size, 3) if self.is_raw and self.stored_size else None
 
+    @property
+    def is_stored_as_wanted(self) -> bool:
+        """Whether images are stored as the bare pixels that are wanted, so that there is nothing to do but copy."""
+        return self.is_raw and self.stored_size == self.size
+
     def shape(self, component: Component, n: int) -> tuple[int, ...]:
         """The shape of a batch of n samples of a component."""
         return (n,) if component.is_scalar else (n, *self.size, 3)
+
+    def bytes(self, component: Component, n: int) -> int:
+        """The bytes of a batch of n samples of a component."""
+        return math.prod(self.shape(component, n)) * dtype_of(component).itemsize
 
     def empty(self) -> Loaded:
         """A batch of no samples."""

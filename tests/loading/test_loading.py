@@ -21,7 +21,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import functional as transforms
 
 from fastdps.errors import ConfigError
-from fastdps.loading import Batch, open_shards, plan
+from fastdps.loading import Batch, index_cache, open_shards, plan
 
 SIZES = (5, 1, 7, 3, 7)  # shards of uneven sizes: 23 samples
 
@@ -179,8 +179,8 @@ def test_segments_do_not_change_the_batches(raw_set, loader, monkeypatch):
 def test_an_epoch_reads_only_the_indexes_it_comes_to(raw_set, loader, monkeypatch):
     monkeypatch.setattr(plan, "SEGMENT_SAMPLES", 2)
     opened = []
-    original = plan.open_index
-    monkeypatch.setattr(plan, "open_index", lambda *args: opened.append(args[2].name) or original(*args))
+    original = index_cache.open_index
+    monkeypatch.setattr(index_cache, "open_index", lambda *args: opened.append(args[2].name) or original(*args))
     batches = open_shards(raw_set, batch_size=2, loader=loader).epoch(0)
     next(batches)
     batches.close()
@@ -240,7 +240,7 @@ def test_jpegs_are_decoded_as_torchvision_does(tmp_path, jpegs, loader):
         assert (image.int() - expected.int()).abs().max() <= 2
 
 
-@pytest.mark.parametrize("size", [64, (48, 80)])
+@pytest.mark.parametrize("size", [64, (48, 80), (400, 380)])
 def test_images_of_all_sizes_are_resized_as_torchvision_does(tmp_path, jpegs, loader, size):
     samples = [{"jpg": data} for data in jpegs]
     samples[3] = {"png": encoded(smooth(90, 70), "PNG")}
@@ -248,12 +248,13 @@ def test_images_of_all_sizes_are_resized_as_torchvision_does(tmp_path, jpegs, lo
     ids, components = gather(open_shards(directory, batch_size=5, loader=loader, size=size).epoch(0))
     height, width = (size, size) if isinstance(size, int) else size
     assert components["image"].shape == (12, height, width, 3)
+    scaled = loader == "portable" and height < 400  # decoded at less than full scale, see test_jpeg.py
     for sample_id, image in zip(ids, components["image"], strict=True):
         (data,) = samples[sample_id].values()
         expected = transforms.resize(as_tensor(data), [height, width], antialias=True).permute(1, 2, 0)
         difference = (image.int() - expected.int()).abs()
-        assert difference[1:-1, 1:-1].max() <= 2  # see fastdps.loading for the border
-        assert difference.float().mean() < 2
+        assert difference[1:-1, 1:-1].max() <= (50 if scaled else 2)  # see fastdps.loading for the border
+        assert difference.float().mean() < (6 if scaled else 2)
 
 
 def test_raw_images_are_resized_on_request(tmp_path, loader):
@@ -364,9 +365,14 @@ def no_dali(monkeypatch):
     loading._say_portable.cache_clear()
 
 
-def test_without_dali_auto_says_so_once_and_is_portable(raw_set, no_dali, caplog):
+@pytest.fixture
+def png_set(tmp_path):
+    return write_set(tmp_path / "png", [{"png": encoded(p, "PNG")} for p in noise(23, 6, 4, 3)], SIZES, encoding="png")
+
+
+def test_without_dali_auto_says_so_once_and_is_portable(png_set, no_dali, caplog):
     with caplog.at_level(logging.WARNING):
-        opened = [open_shards(raw_set, batch_size=4) for _ in range(2)]
+        opened = [open_shards(png_set, batch_size=4) for _ in range(2)]
     assert [record.message for record in caplog.records if "portable" in record.message] == [caplog.messages[0]]
     assert len(gather(opened[0].epoch(0))[0]) == 23
 
@@ -376,9 +382,34 @@ def test_without_dali_asking_for_it_is_an_error(raw_set, no_dali):
         open_shards(raw_set, batch_size=4, loader="dali")
 
 
-def test_auto_is_dali_where_it_is_installed(raw_set):
-    dali = pytest.importorskip("nvidia.dali") and importlib.import_module("fastdps.loading.dali")
-    assert isinstance(open_shards(raw_set, batch_size=4)._reader, dali.DaliReader)
+def test_without_dali_auto_says_nothing_where_it_would_not_take_it(raw_set, no_dali, caplog):
+    with caplog.at_level(logging.WARNING):
+        open_shards(raw_set, batch_size=4)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("encoding", "stored", "wanted", "threads", "expected"),
+    [
+        ("raw", (64, 64), None, 2, "PortableReader"),  # nothing to do but copy
+        ("raw", (64, 64), 32, 2, "DaliReader"),
+        ("png", (64, 64), None, 2, "DaliReader"),
+        ("png", (256, 256), 64, 2, "DaliReader"),
+        ("jpeg", (64, 64), None, 2, "DaliReader"),
+        ("jpeg", (127, 256), 64, 2, "DaliReader"),  # half of it would be too small
+        ("jpeg", (128, 256), 64, 2, "PortableReader"),
+        ("keep", None, 64, 2, "PortableReader"),
+        ("keep", None, 64, 64, "DaliReader"),
+    ],
+)
+def test_auto_is_the_faster_one(tmp_path, encoding, stored, wanted, threads, expected):
+    pytest.importorskip("nvidia.dali")
+    extension = {"raw": "bin", "png": "png"}.get(encoding, "jpg")
+    height, width = stored or (64, 64)
+    sample = {extension: bytes(height * width * 3)}  # which nobody reads here
+    directory = write_set(tmp_path / "set", [sample], [1], encoding=encoding, image_size=stored)
+    opened = open_shards(directory, batch_size=4, size=wanted, num_threads=threads)
+    assert type(opened._reader).__name__ == expected
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3])
