@@ -8,7 +8,7 @@ ifneq ($(wildcard ../shared/imagenet-sample),)
 export FASTDPS_TEST_DATA ?= $(abspath ../shared)
 endif
 
-.PHONY: venv demo test lint bench clean
+.PHONY: venv demo test lint bench faults clean
 
 venv: .venv/ready
 
@@ -27,6 +27,12 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# How often each fault of the campaign is done; CI does each once.
+ROUNDS ?= 5
+faults: venv
+	PYTHONPATH=tests FASTDPS_WEIGHTS=$${FASTDPS_WEIGHTS:-$${FASTDPS_TEST_DATA:+$$FASTDPS_TEST_DATA/weights}} \
+	  $(BIN)/python tests/faults/training_faults.py --rounds $(ROUNDS)
 
 bench: venv
 	$(BIN)/python -m bench

@@ -115,10 +115,8 @@ class Together:
             raise made[0]
         return made[0]
 
-    def one_per_node_first(self, enabled: bool) -> AbstractContextManager[None]:
-        """A context that one process of each node goes through before the others, where `enabled`."""
-        if not enabled:
-            return contextlib.nullcontext()
+    def one_per_node_first(self) -> AbstractContextManager[None]:
+        """A context that one process of each node goes through before the others."""
         self._heartbeat.beat("")
         return self._accelerator.local_main_process_first()
 

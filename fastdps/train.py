@@ -114,14 +114,18 @@ def train(
     loader = data.open(data.shards, whole, config, team)
     processes.share(lambda: begin(run, describe(config, rankings, data, loader)))
     several = len(tasks) > 1
-    for number, task in enumerate(tasks):
+    paths = [run.metric_of(number) if several else run.metric for number in range(len(tasks))]
+    left: list[int] = processes.share(lambda: [number for number, path in enumerate(paths) if not path.exists()])
+    if not left:
+        _say(processes, f"{run.path} is finished: nothing to do. --overwrite trains anew.")
+        return
+    with processes.one_per_node_first():  # which downloads weights; the others find them
+        metric = build_metric(config, tasks[left[0]], processes.device)
+    for number in left:
         if parallel == "contexts" and number % processes.num_processes != processes.process_index:
             continue
-        path = run.metric_of(number) if several else run.metric
-        if team.share(path.exists):
-            _say(processes, f"{path} is there already: nothing to do for it. --overwrite trains anew.")
-            continue
-        with processes.one_per_node_first(number == 0):  # which downloads weights; the others find them
+        task, path = tasks[number], paths[number]
+        if number != left[0]:
             metric = build_metric(config, task, processes.device)
         if config.variant != "baseline":
             context = number if several else None

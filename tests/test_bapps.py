@@ -3,13 +3,13 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from judged_sets import noise_set, real_pairs, real_triplets, write_judged
+from launching import launch_command
 from loading.shard_sets import raw_samples, write_set
 from sklearn.metrics import average_precision_score
 
@@ -232,9 +232,8 @@ def test_two_processes_score_as_one(tmp_path, weights_dir, monkeypatch, accelera
     noise_set(sets / "jnd" / "val" / "traditional", "pairs", 1)
     noise_set(sets / "2afc" / "val" / "color", "triplets", 1)
     torch.save(random_heads(CONTEXTS), tmp_path / "heads.pt")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1"]
-    command += ["--mixed_precision=no", "--dynamo_backend=no", "--num_processes=2"]
-    command += [Path(__file__).with_name("two_ranks_bapps.py"), sets, tmp_path, tmp_path / "heads.pt"]
+    script = Path(__file__).with_name("two_ranks_bapps.py")
+    command = [*launch_command(2), script, sets, tmp_path, tmp_path / "heads.pt"]
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from launching import launch_command
 from safetensors.torch import load_file
 
 from fastdps import cli, processes
@@ -25,8 +26,6 @@ from fastdps.recipes import config_from_json, fast, get_recipe
 from fastdps.trainee import Judgements, Trainee, dropout_generator, learning_rate_factor
 
 RANKINGS = ";".join(",".join(ranking) for ranking in sample_rankings(3, NAMES, seed=3))
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1"]
-LAUNCH += ["--mixed_precision=no", "--dynamo_backend=no"]
 
 
 @pytest.fixture
@@ -253,7 +252,7 @@ def test_two_processes(leaves, tmp_path):
     """Two ranks see every sample once per epoch, end with the same heads, and score as one process does."""
     script = Path(__file__).with_name("two_ranks.py")
     options = ["--shards", str(leaves / "train"), "--contexts", "24", "--epochs", "6"]
-    command = [*LAUNCH, "--num_processes=2", str(script), str(tmp_path), *options, "--out", str(tmp_path / "two")]
+    command = [*launch_command(2), str(script), str(tmp_path), *options, "--out", str(tmp_path / "two")]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]

@@ -3,13 +3,13 @@
 import csv
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from judged_sets import noise_set, write_judged
+from launching import launch_command
 from lpips_oracle import lpips_oracle
 from safetensors.torch import load_file
 
@@ -25,8 +25,6 @@ from fastdps.sweep import bootstrap, read_grid
 from fastdps.weights import DIGESTS, tensors_sha256
 
 RANKINGS = [",".join(ranking) for ranking in sample_rankings(2, NAMES, seed=3)]
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1"]
-LAUNCH += ["--mixed_precision=no", "--dynamo_backend=no"]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +79,7 @@ def test_the_baseline_of_a_tuned_run_is_the_pretrained_metric(leaves, tmp_path):
 def test_contexts_spread_over_processes_are_those_of_one(leaves, tmp_path):
     options = ["--shards", str(leaves / "train"), "--epochs", "1", "--variant", "tune"]
     options += ["--contexts", ";".join(RANKINGS), "--parallel", "contexts", "--out", str(tmp_path / "two")]
-    command = [*LAUNCH, "--num_processes=2", "-m", "fastdps.train", *options]
+    command = [*launch_command(2), "-m", "fastdps.train", *options]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr
     spread = [load_file(tmp_path / "two" / "metrics" / f"{number:03d}.safetensors") for number in range(2)]
