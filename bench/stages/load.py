@@ -1,16 +1,28 @@
-"""Loading: fastdps's loaders against DALI's bare reader, which has no order, no ids and no checks."""
+"""Loading: fastdps's loaders against what loads with no order, no ids and no checks of its own.
+
+That is DALI's bare reader, and for JPEGs also a `DataLoader` over torchvision's decoder; the faster one is the limit.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2.functional import resize
+
 from bench.bench import Bench, cores
 from bench.data import SIZE
-from bench.measure import Compared, Measurement, Work
+from bench.measure import Compared, Measurement, Work, spread
 from bench.parts import load_work
 from fastdps.loading import LoaderName, ShardLoader, open_shards
+from fastdps.loading.members import open_index
 from fastdps.shards import read_manifest
 
 BATCH = 128
@@ -21,31 +33,34 @@ ENCODED_IMAGES = 5000
 def run(bench: Bench) -> Iterator[Measurement]:
     """Raw, JPEG and PNG at 64 px, and photographs at 256 px and in full, resized to 64 px; some of them if quick."""
     data, encoded = bench.data, min(bench.data.images, ENCODED_IMAGES)
-    yield from _measure(bench, "raw 64 px", data.small("raw"), portable=True)
-    yield from _measure(bench, "JPEG 64 px", data.small("jpeg", encoded), portable=not bench.quick)
+    yield from _measure(bench, "raw 64 px", data.small("raw"))
+    yield from _measure(bench, "JPEG 64 px", data.small("jpeg", encoded))
     if not bench.quick:
-        yield from _measure(bench, "PNG 64 px", data.small("png", encoded), portable=True)
+        yield from _measure(bench, "PNG 64 px", data.small("png", encoded))
     if data.photos:
         if not bench.quick:
-            yield from _measure(bench, "JPEG 256 px to 64 px", data.photographs(256), portable=True)
-        yield from _measure(bench, "JPEG in full size to 64 px", data.photographs(None), portable=not bench.quick)
+            yield from _measure(bench, "JPEG 256 px to 64 px", data.photographs(256))
+        yield from _measure(bench, "JPEG in full size to 64 px", data.photographs(None))
 
 
-def _measure(bench: Bench, what: str, directory: Path, *, portable: bool) -> Iterator[Measurement]:
-    """The loader that fastdps takes by default, and the portable one if asked for or if that is it."""
-    bare = _bare_reader(bench, directory)
-    if bare is None:
-        rates = bench.timing.rates({"portable": load_work(_open(bench, directory, "portable"))})
-        yield Measurement("load", f"{what}, portable loader", rates["portable"])
-        return
-    cases = {"auto": load_work(_open(bench, directory, "auto")), "bare": bare}
-    if portable:
-        cases["portable"] = load_work(_open(bench, directory, "portable"))
-    rates = bench.timing.rates(cases)
-    limit = Compared(f"DALI's bare reader{'' if what.startswith('raw') else ' and decoder'}", rates["bare"])
-    yield Measurement("load", what, rates["auto"], limit=limit)
-    if portable:
-        yield Measurement("load", f"{what}, portable loader", rates["portable"], limit=limit, headline=False)
+def _measure(bench: Bench, what: str, directory: Path) -> Iterator[Measurement]:
+    """The loader that fastdps takes by default, and unless quick each of those it chooses from."""
+    names: list[LoaderName] = ["auto"] if bench.quick else ["auto", "dali", "portable"]
+    with ExitStack() as stack:
+        bare = _bare_reader(bench, directory)
+        limits = {} if bare is None else {f"DALI's bare reader{'' if 'raw' in what else ' and decoder'}": bare}
+        if "JPEG" in what and not (bench.quick and what == "JPEG 64 px"):  # starting the workers takes seconds
+            limits["a DataLoader with torchvision's decode_jpeg"] = stack.enter_context(_torchvision(directory))
+        there = [name for name in names if name != "dali" or bare is not None]
+        loaders: dict[str, Work] = {name: load_work(_open(bench, directory, name)) for name in there}
+        rates = bench.timing.rates({**loaders, **limits})
+    fastest = max(limits, key=lambda name: spread(rates[name]).median, default=None)
+    limit = None if fastest is None else Compared(fastest, rates[fastest])
+    for name in loaders:
+        if name == "auto":
+            yield Measurement("load", what, rates[name], limit=limit)
+        else:
+            yield Measurement("load", f"{what}, {name} loader", rates[name], limit=limit, headline=False)
 
 
 def _open(bench: Bench, directory: Path, loader: LoaderName) -> ShardLoader:
@@ -88,3 +103,49 @@ def _bare_reader(bench: Bench, directory: Path) -> Work | None:
         return amount * batches * BATCH
 
     return work
+
+
+class _Files(Dataset[Tensor]):
+    """JPEG members of a shard set as torchvision decodes and resizes them, by their places in the tars."""
+
+    def __init__(self, directory: Path) -> None:
+        manifest = read_manifest(directory)
+        indexes = [open_index(directory, manifest, shard) for shard in manifest.shards]
+        self._places = [
+            (str(index.tar), offset, size)
+            for index in indexes
+            for offset, size in zip(index.offsets[:, 0].tolist(), index.sizes[:, 0].tolist(), strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, number: int) -> Tensor:
+        tar, offset, size = self._places[number]
+        data = torch.from_file(tar, size=offset + size, dtype=torch.uint8)[offset:]
+        image = decode_jpeg(data, mode=ImageReadMode.RGB)
+        return image if image.shape[1:] == (SIZE, SIZE) else resize(image, [SIZE, SIZE], antialias=True)
+
+
+def _quiet(_: int) -> None:
+    warnings.simplefilter("ignore", DeprecationWarning)  # torchvision's decoders, in favour of TorchCodec
+
+
+@contextmanager
+def _torchvision(directory: Path) -> Iterator[Work]:
+    """Work whose unit is an epoch of a `DataLoader` with a worker a core, which ends with the context."""
+    loader: Any = DataLoader(
+        _Files(directory),
+        BATCH,
+        shuffle=True,
+        num_workers=cores(),
+        persistent_workers=True,
+        multiprocessing_context="spawn",
+        worker_init_fn=_quiet,
+    )
+
+    def work(amount: int) -> float:
+        return sum(len(batch) for _ in range(amount) for batch in loader)
+
+    yield work
+    loader._iterator = None  # ends the workers
