@@ -30,11 +30,13 @@ class Execution:
     """How a training is computed; what it learns depends on this by rounding only.
 
     precision: see `fastdps.precision`. accumulate: in how many pieces each process computes its part of a step, one
-    after another, which divides the memory that is needed; the gradients are those of the whole.
+    after another, which divides the memory that is needed; the gradients are those of the whole. compile: run the
+    backbone through `torch.compile`, for long trainings on a GPU; on a CPU it was slower (see docs/design.md).
     """
 
     precision: Precision = "auto"
     accumulate: int = 1
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.accumulate < 1:
@@ -57,6 +59,8 @@ class Stepper:
     ) -> None:
         self._config, self._task, self._metric, self._processes = config, task, metric, processes
         self._execution = execution or Execution()
+        if self._execution.compile:
+            metric.backbone.compile(dynamic=True)  # the last batch of an epoch is shorter
         self.with_backbone = config.variant in ("tune", "scratch")
         self.trainee = Trainee(config, task.contexts, metric.channels).to(processes.device)
         groups: list[dict[str, Any]] = [

@@ -237,6 +237,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     computing.add_argument(
         "--accumulate", type=int, default=1, metavar="N", help="compute a step in N pieces, for want of memory"
     )
+    computing.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=False, help="run the backbone through torch.compile"
+    )
     computing.add_argument("--deterministic", action="store_true", help="the same bits every time, on GPUs too")
     saving = parser.add_argument_group("not losing work")
     saving.add_argument(
@@ -281,7 +284,7 @@ def run_train(arguments: argparse.Namespace) -> None:
     rankings = select_rankings(arguments.contexts, NAMES, config.seed) if arguments.shards else []
     if arguments.parallel == "contexts" and not (rankings and config.variant in ("tune", "scratch")):
         raise ConfigError("--parallel contexts is for --variant tune and scratch on contexts; heads train all at once.")
-    execution = Execution(arguments.precision, arguments.accumulate)
+    execution = Execution(arguments.precision, arguments.accumulate, arguments.compile)
     saving = Saving(arguments.checkpoint_every, arguments.keep_checkpoints)
     data = Data(shards, arguments.validation, arguments.size, arguments.loader)
     run = Run(arguments.out)

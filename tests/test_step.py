@@ -69,6 +69,16 @@ def test_pieces_give_the_gradients_of_the_whole(together, variant, pieces):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch's own compiler
+@pytest.mark.parametrize("variant", ["lin", "tune"])
+def test_compiled_is_the_same(together, variant):
+    plain = gradients(together, batch_of(6), Execution(), variant=variant)
+    compiled = gradients(together, batch_of(6), Execution(compile=True), variant=variant)
+    for a, b in zip(plain, compiled, strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * a.abs().max().item())
+
+
 @pytest.mark.parametrize("n", [0, 1, 7])
 @pytest.mark.parametrize("pieces", [1, 2, 3, 9])
 def test_pieces_are_the_batch(n, pieces):

@@ -1,0 +1,62 @@
+"""The SLURM script of the docs, run with stand-ins for the programs of SLURM."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastdps.datasets.deadleaves import DeadLeaves
+from fastdps.packing import PackOptions, pack
+from fastdps.runs import Run
+
+SCRIPT = Path(__file__).parent.parent / "docs" / "slurm.sbatch"
+
+
+@pytest.fixture
+def slurm(tmp_path, weights_dir):
+    """An environment as SLURM gives a job of one node with two devices; what is requeued is noted in a file."""
+    programs = {
+        "srun": '[[ "$1" == --* ]] && shift; SLURM_NODEID=0 exec "$@"',
+        "scontrol": f'if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> {tmp_path}/requeued; fi',
+        "accelerate": f'exec {sys.executable} -m accelerate.commands.accelerate_cli "$@"',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, text in programs.items():
+        path = tmp_path / "bin" / name
+        path.write_text(f"#!/bin/bash\n{text}\n")
+        path.chmod(0o755)
+    return {
+        **os.environ,
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        "FASTDPS_WEIGHTS": str(weights_dir),
+        "OMP_NUM_THREADS": "1",
+        "SLURM_JOB_NODELIST": "node",
+        "SLURM_NNODES": "1",
+        "SLURM_GPUS_ON_NODE": "2",
+        "SLURM_JOB_ID": str(os.getpid()),
+    }
+
+
+def test_the_slurm_script_trains_and_requeues_what_was_stopped(tmp_path, slurm):
+    pack(DeadLeaves(20, 32, seed=1), tmp_path / "leaves", PackOptions(size=32), workers=1)
+    out = tmp_path / "a run"
+
+    def sbatch(*options: str) -> subprocess.CompletedProcess[str]:
+        command = ["bash", str(SCRIPT), "--shards", str(tmp_path / "leaves" / "train"), "--out", str(out), *options]
+        command += ["--contexts", "2", "--epochs", "2", "--batch-size", "10"]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=slurm)
+
+    result = sbatch()
+    assert result.returncode == 0, result.stderr
+    assert Run(out).metric.exists()
+    end = Run(out).read_log()[-1]
+    assert (end["event"], end["processes"]) == ("end", 2)
+    assert not (tmp_path / "requeued").exists()
+
+    assert sbatch("--seed", "1").returncode != 0
+    assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"
+    slurm["SLURM_RESTART_COUNT"] = "10"
+    assert sbatch("--seed", "1").returncode != 0
+    assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"
