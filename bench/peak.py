@@ -85,8 +85,9 @@ def _train(*options: str) -> Case:
         parser = argparse.ArgumentParser()
         add_arguments(parser)
         shards = _bench(where).data.small("raw")
+        own = ["--epochs", "1", "--max-steps", str(BATCHES), *options]
         with tempfile.TemporaryDirectory() as out, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            run_train(parser.parse_args(["--shards", str(shards), "--out", f"{out}/run", "--epochs", "1", *options]))
+            run_train(parser.parse_args(["--shards", str(shards), "--out", f"{out}/run", *own]))
 
     return work
 

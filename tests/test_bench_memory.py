@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
 import pytest
 
-from bench.peak import CASES, peak_MiB
+from bench.peak import CASES, main, peak_MiB
 from bench.stages.memory import IMPORTS, PACK, PROMISED
 
 MIB = 2**20
@@ -30,6 +31,19 @@ def test_the_peak_of_a_large_parent_is_not_its_childs():
     assert peak_MiB() > 300
     assert peak_of_child("") < 150
     del block
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_case_does_its_work(case, imagenet_sample, weights_dir, monkeypatch, tmp_path, capsys):
+    """Here all in one process and small, where the peaks say nothing."""
+    monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
+    monkeypatch.setenv("FASTDPS_TEST_DATA", str(imagenet_sample.parent))
+    photographs = min(path for path in imagenet_sample.iterdir() if path.is_dir())
+    options = ["--shards", str(tmp_path), "--photographs", str(photographs), "--images", "12"]
+    monkeypatch.setattr(sys, "argv", ["peak", case, *options])
+    main()
+    found = json.loads(capsys.readouterr().out)
+    assert found["peak_MiB"] > 10
 
 
 def test_the_cases_that_the_stage_names_are_there():
