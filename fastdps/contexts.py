@@ -19,6 +19,9 @@ from fastdps.errors import ConfigError
 
 Ranking = tuple[str, ...]
 
+#: Of more contexts than six distortions have, "all" are not enumerated but so many drawn.
+MOST = math.factorial(6)
+
 
 def parse_ranking(text: str, names: Sequence[str]) -> Ranking:
     """Read "a,b,c,d,e,f", least disruptive first.
@@ -66,10 +69,13 @@ def _ranking_number(number: int, names: Sequence[str]) -> Ranking:
 
 
 def select_rankings(text: str, names: Sequence[str], seed: int) -> list[Ranking]:
-    """What `--contexts` means: "all", a number of contexts to draw, or rankings separated by ";"."""
+    """What `--contexts` means: "all", a number of contexts to draw, or rankings separated by ";".
+
+    Where there are more than `MOST` contexts, "all" draws as many.
+    """
     text = text.strip()
     if text == "all":
-        return all_rankings(names)
+        return all_rankings(names) if math.factorial(len(names)) <= MOST else sample_rankings(MOST, names, seed)
     if text.lstrip("-").isdigit():
         return sample_rankings(int(text), names, seed)
     rankings = [parse_ranking(part, names) for part in text.split(";")]

@@ -282,6 +282,8 @@ def run_train(arguments: argparse.Namespace) -> None:
     if shards is None or arguments.out is None:
         raise ConfigError("--out and one of --shards and --triplets are needed.")
     rankings = select_rankings(arguments.contexts, NAMES, config.seed) if arguments.shards else []
+    if arguments.contexts == "all" and rankings and len(rankings) < (total := math.factorial(len(NAMES))):
+        print(f"{len(NAMES)} distortions have {total:,} contexts; {len(rankings)} of them are drawn", file=sys.stderr)
     if arguments.parallel == "contexts" and not (rankings and config.variant in ("tune", "scratch")):
         raise ConfigError("--parallel contexts is for --variant tune and scratch on contexts; heads train all at once.")
     execution = Execution(arguments.precision, arguments.accumulate, arguments.compile)

@@ -69,6 +69,8 @@ def test_sampling_does_not_enumerate():
 def test_select():
     assert len(select_rankings("all", NAMES, seed=0)) == 720
     assert select_rankings("3", NAMES, seed=5) == sample_rankings(3, NAMES, seed=5)
+    seven = [*NAMES, "seventh"]
+    assert select_rankings("all", seven, seed=5) == sample_rankings(720, seven, seed=5)
     one, two = all_rankings(NAMES)[:2]
     assert select_rankings(f"{','.join(one)};{','.join(two)}", NAMES, seed=0) == [one, two]
 

@@ -1,0 +1,94 @@
+"""What docs/extending.md says to write, written into a copy of the package, and used."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def snippet(text: str) -> str:
+    """The snippet of the docs that begins with a text."""
+    (found,) = [part for part in SNIPPETS if part.startswith(text)]
+    return found
+
+
+@pytest.fixture
+def package(tmp_path, weights_dir):
+    """A copy of fastdps to write to, and what runs a command in it."""
+    shutil.copytree(ROOT / "fastdps", tmp_path / "code" / "fastdps", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "tools", tmp_path / "code" / "tools")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "code"), "FASTDPS_WEIGHTS": str(weights_dir)}
+
+    def run(*command: str) -> str:
+        result = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout + result.stderr
+
+    assert str(tmp_path) in run("-c", "import fastdps; print(fastdps.__file__)")
+    return tmp_path / "code", run
+
+
+def add_row(path: Path, table: str, row: str, before: str = "") -> None:
+    """Put a row at the end of a table of a module, and a definition before the table."""
+    text = path.read_text(encoding="utf-8")
+    start = re.search(rf"^{table}\b.*= {{$", text, re.MULTILINE).start()
+    end = text.index("\n}\n", start) + 1
+    path.write_text(text[:start] + before + "\n\n" + text[start:end] + row + text[end:], encoding="utf-8")
+
+
+def test_a_seventh_distortion_is_one_entry(package, tmp_path):
+    code, run = package
+    shards = tmp_path / "shards"
+    run(str(code / "tools/make_shards.py"), "deadleaves", "--count", "30", "--holdout", "0.3", "--out", str(shards))
+    plan = "import torch; from fastdps.distortions import draw_plan; "
+    plan += "p = draw_plan(torch.arange(50), seed=3, epoch=1); print([p[n].sum().item() for n in p.distortions][:6])"
+    before = run("-c", plan)
+    add_row(code / "fastdps/distortions.py", "DISTORTIONS", snippet('    "posterize"'), snippet("def _posterize"))
+    assert run("-c", plan) == before
+    common = ["--shards", str(shards / "train"), "--epochs", "2"]
+    said = run("-m", "fastdps.cli", "train", *common, "--out", "run")
+    assert "7 distortions have 5,040 contexts; 720 of them are drawn" in said
+    said = run("-m", "fastdps.cli", "evaluate", "run", "--shards", str(shards / "val"))
+    assert "720 contexts" in said
+    assert "posterize" in said
+    ranking = "posterize,color,darken,zoom_in,rotate,translate,blur"
+    run("-m", "fastdps.cli", "train", *common, "--out", "one", "--contexts", ranking)
+    run("-m", "fastdps.cli", "gallery", str(shards / "val"), "--out", "grid.png")
+
+
+def test_a_backbone_is_one_row(package):
+    code, run = package
+    add_row(code / "fastdps/backbones.py", "BACKBONES", snippet('    "mobilenet_v3_large"'))
+    run(
+        "-c",
+        "import torch; from fastdps.backbones import Backbone; "
+        "maps = Backbone('mobilenet_v3_large', pretrained=False)(torch.rand(2, 3, 64, 64)); assert len(maps) == 4",
+    )
+
+
+def test_a_data_set_is_one_file_and_a_row(package, tmp_path):
+    code, run = package
+    (code / "fastdps/datasets/zipped.py").write_text(snippet("import zipfile"))
+    command = code / "fastdps/packing/command.py"
+    add_row(command, "KINDS", snippet('    "zip"'), "from fastdps.datasets.zipped import ZippedImages")
+    from PIL import Image
+
+    with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
+        for number in range(10):
+            with archive.open(f"{number}.png", "w") as file:
+                Image.new("RGB", (80, 60), (20 * number, 0, 0)).save(file, "png")
+    run(str(code / "tools/make_shards.py"), "zip", "--source", "pictures.zip", "--out", "shards/from-command")
+    assert "sound" in run(str(code / "tools/check_shards.py"), "shards/from-command/train")
+    from_python = "from fastdps.datasets.zipped import ZippedImages\nfrom pathlib import Path\n"
+    run("-c", from_python + snippet("from fastdps.packing"))
+    assert (tmp_path / "shards/pictures/val/manifest.json").exists()
