@@ -107,6 +107,18 @@ def moments(features: Sequence[Tensor], distorted: int, comparison: str = "spati
     return Moments(*(torch.cat(parts, dim=-1) for parts in zip(*taps, strict=True)))
 
 
+def normalized_vectors(features: Sequence[Tensor], comparison: str = "spatial") -> list[Tensor]:
+    """The unit vectors (m, P, C_l) whose squared differences `moments` averages, in its order of taps.
+
+    features: (m, C_l, H_l, W_l) per tap. For one that needs vectors of single images and not the moments of pairs.
+    """
+    return [
+        unit_normalize(vectors_of(feature.permute(0, 2, 3, 1).flatten(1, 2).float()), dim=2)
+        for vectors_of in _vectors_of(comparison)
+        for feature in features
+    ]
+
+
 def _vectors_of(comparison: str) -> tuple[Callable[[Tensor], Tensor], ...]:
     try:
         return COMPARISONS[comparison]

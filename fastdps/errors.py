@@ -32,6 +32,10 @@ class SampleError(FastDPSError):
     """One sample (a source file or a member of a shard) cannot be read or decoded."""
 
 
+class ImageError(FastDPSError, ValueError):
+    """Images of a shape, type, size or range that a metric does not take."""
+
+
 class WeightsNotFoundError(FastDPSError):
     """Pretrained weights were found in none of the places where they may be."""
 

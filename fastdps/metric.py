@@ -153,8 +153,20 @@ class PerceptualMetric(nn.Module):
         return metric
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The metadata and all tensors of a metric's file."""
+def read_rankings(path: str | Path) -> list[Ranking]:
+    """The contexts of a metric's file, in order, without reading its tensors; none if it belongs to no context.
+
+    Raises `FastDPSError` as `PerceptualMetric.load` does.
+    """
+    metadata, _ = _read(Path(path), tensors=False)
+    try:
+        return [tuple(ranking) for ranking in json.loads(metadata["rankings"])]
+    except (KeyError, TypeError, ValueError) as error:
+        raise FastDPSError(f"{path} is not whole: {error!r} in its metadata. Restore it or train again.") from error
+
+
+def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and, if wanted, all tensors of a metric's file."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -165,7 +177,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
                     f"{path} has format version {metadata.get('format_version')}, and this fastdps reads "
                     f"{FORMAT_VERSION}; update fastdps."
                 )
-            return metadata, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return metadata, {key: file.get_tensor(key) for key in file.keys() if tensors}  # noqa: SIM118
     except FileNotFoundError:
         raise FastDPSError(f"{path} does not exist. A run has one once `fastdps train` has ended.") from None
     except (OSError, SafetensorError) as error:

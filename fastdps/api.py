@@ -1,0 +1,194 @@
+"""The metric as people use it: one context, images of any kind, one distance per pair.
+
+`fastdps.load` makes an `ImageMetric`, which compares, ranks, and makes distance matrices.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor, nn
+
+from fastdps.contexts import Ranking
+from fastdps.errors import ConfigError, ImageError
+from fastdps.inputs import Images, batched, check_same_size, to_unit_range
+from fastdps.maps import distance_maps
+from fastdps.metric import PerceptualMetric
+from fastdps.pairwise import distance_matrix, mebibytes
+
+#: Candidates of a ranking that are compared at a time.
+CANDIDATES = 64
+#: What a distance matrix may take of memory unless something else is said.
+MATRIX_MIB = 1024
+#: Larger images than this side every backbone takes, in pixels.
+_LARGE_ENOUGH = 512
+
+
+class Ranked(NamedTuple):
+    """Candidates by distance: `indices` (N,) int64, the nearest first, and their `distances` (N,)."""
+
+    indices: Tensor
+    distances: Tensor
+
+
+class ImageMetric(nn.Module):
+    """A metric in one context, or in none if it is not adapted. `fastdps.load` makes one.
+
+    Images are RGB, (N, 3, H, W) or single (3, H, W), float in [0, 1] or uint8, on any device; distances are on the
+    metric's. `check_values` looks whether float images are in [0, 1] and free of NaN, for which a GPU has to be waited
+    for; it may be switched off. `ImageError` says what is wrong with images.
+
+    >>> import torch, fastdps
+    >>> m = fastdps.load("alexnet")
+    >>> x, y = torch.rand(2, 5, 3, 64, 64)
+    >>> m(x, y).shape
+    torch.Size([5])
+    >>> m(x, x)
+    tensor([0., 0., 0., 0., 0.])
+    """
+
+    def __init__(self, metric: PerceptualMetric, *, check_values: bool = True) -> None:
+        super().__init__()
+        if len(metric.weights) != 1:
+            raise ConfigError(f"An ImageMetric has one context, not {len(metric.weights)}; `fastdps.load` chooses one.")
+        self.metric = metric
+        self.check_values = check_values
+
+    @property
+    def context(self) -> Ranking | None:
+        """The distortions of the context, least disruptive first; None for a metric that belongs to none."""
+        return self.metric.rankings[0] if self.metric.rankings else None
+
+    @overload
+    def forward(self, x: Images, y: Images, *, per_layer: Literal[False] = False, spatial: bool = False) -> Tensor: ...
+    @overload
+    def forward(
+        self, x: Images, y: Images, *, per_layer: Literal[True], spatial: bool = False
+    ) -> tuple[Tensor, Tensor]: ...
+    def forward(
+        self, x: Images, y: Images, *, per_layer: bool = False, spatial: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Distances (N,) of image pairs; differentiable in both. One image against N is compared with each.
+
+        With `spatial` a map (N, H, W) of where they differ, enlarged to the images' size, instead. With `per_layer`
+        also what each of the backbone's L taps adds to it: (N, L), or (N, L, H, W). Both are as in the `lpips` package.
+        """
+        first, second = self._batched(x, "x"), self._batched(y, "y")
+        check_same_size(first, second, ("x", "y"))
+        if spatial:
+            maps = self._maps(first, second)
+            return (maps.sum(dim=1), maps) if per_layer else maps.sum(dim=1)
+        parts = self._means(first, second) * self.metric.weights[0].float()
+        if not per_layer:
+            return parts.sum(dim=1)
+        layers = torch.stack([part.sum(dim=1) for part in parts.split(list(self.metric.channels), dim=1)], dim=1)
+        return layers.sum(dim=1), layers
+
+    @torch.no_grad()
+    def rank(self, ref: Images, candidates: Images) -> Ranked:
+        """Candidates (N, 3, H, W), or a list, by distance to the one image `ref`, the nearest first.
+
+        >>> import torch, fastdps
+        >>> m = fastdps.load("alexnet")
+        >>> images = torch.rand(4, 3, 64, 64)
+        >>> indices, distances = m.rank(images[2], images)
+        >>> indices[0].item(), distances[0].item()
+        (2, 0.0)
+        """
+        reference, others = self._batched(ref, "ref"), self._batched(candidates, "candidates")
+        if len(reference) != 1:
+            raise ImageError(f"ref must be one image, not {len(reference)}. Rank for each of them.")
+        check_same_size(reference, others, ("ref", "candidates"))
+        weights = self.metric.weights[0].float()
+        found = torch.cat([(self._means(reference, part) * weights).sum(dim=1) for part in others.split(CANDIDATES)])
+        distances, indices = found.sort(stable=True)
+        return Ranked(indices, distances)
+
+    def matrix(self, images: Images, *, memory_MiB: float = MATRIX_MIB) -> Tensor:  # noqa: N803
+        """Distances (N, N) of all pairs of images (N, 3, H, W), or of a list: symmetric, zeros on the diagonal.
+
+        The features of each image are computed once, where `fastdps.pairwise` gets them into `memory_MiB`, which is
+        what is taken besides images and result. No gradients.
+
+        >>> import torch, fastdps
+        >>> m = fastdps.load("alexnet")
+        >>> images = torch.rand(4, 3, 64, 64)
+        >>> torch.allclose(m.matrix(images)[0, 1:], m(images[:1], images[1:]), atol=1e-5)
+        True
+        """
+        batch, memory_bytes = self._batched(images, "images"), mebibytes(memory_MiB)
+        with self._size_named(batch):
+            return distance_matrix(self.metric, batch, memory_bytes=memory_bytes)
+
+    def extra_repr(self) -> str:
+        """Backbone, comparison and context."""
+        context = "not adapted to a context" if self.context is None else ",".join(self.context)
+        return f"{self.metric.backbone.name}, {self.metric.comparison}: {context}"
+
+    def _batched(self, images: Images, name: str) -> Tensor:
+        return batched(images, name, check_values=self.check_values)
+
+    def _ready(self, batch: Tensor) -> Tensor:
+        own = self.metric.backbone.mean
+        return to_unit_range(batch, own.device, own.dtype)
+
+    def _means(self, x: Tensor, y: Tensor) -> Tensor:
+        """Moments' means (N, C) of pairs of batches, of which one may be a single image."""
+        if len(x) == len(y):
+            views = torch.stack([self._ready(x), self._ready(y)], dim=1)
+        else:  # one reference with all others as its versions: its features are computed once
+            one, others = (x, y) if len(x) == 1 else (y, x)
+            views = torch.cat([self._ready(one), self._ready(others)])[None]
+        with self._size_named(x):
+            return self.metric.moments(views).mean.flatten(0, 1)
+
+    def _maps(self, x: Tensor, y: Tensor) -> Tensor:
+        """Maps (N, L, H, W) of pairs of batches."""
+        with self._size_named(x):
+            features = self.metric.backbone(torch.cat([self._ready(x), self._ready(y)]))
+        in_x, in_y = zip(*(feature.split([len(x), len(y)]) for feature in features), strict=True)
+        return distance_maps(self.metric, in_x, in_y, (x.shape[2], x.shape[3]))
+
+    def _size_named(self, batch: Tensor) -> _SizeNamed:
+        return _SizeNamed(self.metric, batch)
+
+
+class _SizeNamed:
+    """A context in which a backbone's complaint about images that are too small becomes an `ImageError`."""
+
+    def __init__(self, metric: PerceptualMetric, batch: Tensor) -> None:
+        self._metric, self._batch = metric, batch
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if not isinstance(error, RuntimeError) or torch.compiler.is_compiling():
+            return
+        height, width = self._batch.shape[2:]
+        smallest = smallest_side(self._metric)
+        if min(height, width) < smallest:
+            raise ImageError(
+                f"Images of {height} x {width} are too small for {self._metric.backbone.name}, which takes "
+                f"{smallest} x {smallest} and larger. Enlarge them, or choose another backbone."
+            ) from error
+
+
+def smallest_side(metric: PerceptualMetric) -> int:
+    """The side in pixels of the smallest square image that a metric's backbone takes; nothing is computed."""
+    backbone = copy.deepcopy(metric.backbone).to("meta")
+
+    def fits(side: int) -> bool:
+        try:
+            backbone(torch.empty(1, 3, side, side, device="meta"))
+        except RuntimeError:
+            return False
+        return True
+
+    low, high = 0, _LARGE_ENOUGH  # too small, large enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high

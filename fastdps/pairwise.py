@@ -1,0 +1,120 @@
+"""Distances of all pairs of some images, with the features of each computed once.
+
+    images --backbone, unit vectors times sqrt(weight / positions)--> a (n, F)    d(i, j) = |a_i - a_j|^2
+
+|a_i|^2 + |a_j|^2 - 2 a_i . a_j is one matrix product for all pairs, but subtracts large numbers whose last digits are
+wrong. Three things keep them right: the vectors are taken relative to their mean, which changes no distance and makes
+the numbers small; the product is summed up piece by piece in float64; and what is small even so, the distances of near
+copies, is computed from the difference itself.
+
+Shapes: n images, F = channels times positions, summed over all taps.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastdps.distances import normalized_vectors
+from fastdps.errors import ConfigError
+from fastdps.inputs import to_unit_range
+from fastdps.metric import PerceptualMetric
+
+#: Distances below this share of |a_i|^2 + |a_j|^2 are computed from the difference: above it the product leaves them a
+#: relative error of some 1e-4.
+NEAR = 1e-3
+#: Elements of the vectors whose products are summed in float32: of all at once the sum is off by 2e-5, so by 4e-7.
+PIECE = 4096
+#: Images whose features are computed at a time, if memory allows.
+BATCH = 32
+#: What the maps of an image in a backbone take at most, in sizes of its vector: all layers, in and out, and copies.
+OVERHEAD = 8
+
+
+@torch.no_grad()
+def distance_matrix(metric: PerceptualMetric, images: Tensor, *, memory_bytes: int) -> Tensor:
+    """Distances (n, n) float32 of all pairs of images (n, 3, H, W), RGB float in [0, 1] or uint8, in one context.
+
+    Symmetric, with zeros on the diagonal, on the metric's device; the images may be elsewhere. About `memory_bytes`
+    are taken besides images and result. If the vectors of all images fit into that, features are computed once.
+    Otherwise those of half as many stay, and the others pass by them: n / (images that fit) times as often.
+
+    Raises `ConfigError` for a metric with several contexts or negative weights.
+    """
+    if len(metric.weights) != 1 or not (metric.weights >= 0).all():
+        raise ConfigError("A distance matrix needs a metric in one context, with weights that are at least 0.")
+    n = len(images)
+    first = vectors(metric, images[:1])
+    row_bytes = first.numel() * first.element_size()
+    batch = max(1, min(BATCH, memory_bytes // (2 * OVERHEAD * row_bytes)))
+    fitting = max(2, (memory_bytes - batch * OVERHEAD * row_bytes) // row_bytes)
+    block = n if n <= fitting else fitting // 2
+    result = first.new_zeros(n, n)
+    centre: Tensor | None = None
+    for top in range(0, n, block):
+        rows = _block(metric, images[top : top + block], batch)
+        if centre is None:
+            centre = rows.mean(dim=0)
+        rows -= centre
+        own = _squared_distances(rows, rows, memory_bytes).triu_(1)
+        result[top : top + block, top : top + block] = own + own.T
+        for left in range(top + block, n, block):
+            columns = _block(metric, images[left : left + block], batch)
+            columns -= centre
+            across = _squared_distances(rows, columns, memory_bytes)
+            result[top : top + block, left : left + block] = across
+            result[left : left + block, top : top + block] = across.T
+    return result
+
+
+def vectors(metric: PerceptualMetric, images: Tensor) -> Tensor:
+    """Vectors (n, F) whose squared differences sum up to distances, of images (n, 3, H, W) of any type, as above."""
+    own = metric.backbone.mean
+    parts = normalized_vectors(metric.backbone(to_unit_range(images, own.device, own.dtype)), metric.comparison)
+    weights = metric.weights[0].float().split(list(metric.channels))
+    scaled = [
+        part.mul_((weight / part.shape[1]).sqrt()).flatten(1) for part, weight in zip(parts, weights, strict=True)
+    ]
+    return torch.cat(scaled, dim=1)
+
+
+def _block(metric: PerceptualMetric, images: Tensor, batch: int) -> Tensor:
+    """The vectors of some images, some at a time, in one piece of memory."""
+    rows: Tensor | None = None
+    for start in range(0, len(images), batch):
+        part = vectors(metric, images[start : start + batch])
+        if rows is None:
+            rows = part.new_empty(len(images), part.shape[1])
+        rows[start : start + len(part)] = part
+    assert rows is not None
+    return rows
+
+
+def _squared_distances(a: Tensor, b: Tensor, memory_bytes: int) -> Tensor:
+    """|a_i - b_j|^2 of vectors (n, F) and (m, F): (n, m)."""
+    # Products of pieces are exact enough in float32; their sum is not. MPS knows no float64.
+    exact = torch.float32 if a.device.type == "mps" else torch.float64
+    total = a.new_zeros(len(a), len(b), dtype=exact)
+    result = torch.zeros_like(total)
+    for piece_a, piece_b in zip(a.split(PIECE, dim=1), b.split(PIECE, dim=1), strict=True):
+        lengths_a, lengths_b = (piece.square().sum(dim=1, dtype=exact) for piece in (piece_a, piece_b))
+        total += lengths_a[:, None] + lengths_b[None]
+        result -= piece_a @ piece_b.T
+    result = result.mul_(2).add_(total)
+    near_a, near_b = (result <= NEAR * total).nonzero(as_tuple=True)
+    if a is b:  # each pair once, and no image with itself
+        above = near_a < near_b
+        near_a, near_b = near_a[above], near_b[above]
+    at_a_time = max(1, memory_bytes // (OVERHEAD * a.shape[1] * a.element_size()))
+    for i, j in zip(near_a.split(at_a_time), near_b.split(at_a_time), strict=True):
+        result[i, j] = (a[i] - b[j]).square_().sum(dim=1, dtype=exact)
+    return result.float()
+
+
+def mebibytes(count: float) -> int:
+    """`count` MiB in bytes. Raises `ConfigError` unless it is above 0."""
+    if not (math.isfinite(count) and count > 0):
+        raise ConfigError(f"memory_MiB must be above 0, not {count}.")
+    return math.ceil(count * 2**20)
