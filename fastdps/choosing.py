@@ -52,7 +52,19 @@ def load(
     >>> m(torch.zeros(3, 64, 64), torch.ones(3, 64, 64)).shape
     torch.Size([1])
     """
+    return load_with_place(source, context, device=device, check_values=check_values)[0]
+
+
+def load_with_place(
+    source: str | PathLike[str],
+    context: Context | None = None,
+    *,
+    device: str | torch.device | None = None,
+    check_values: bool = True,
+) -> tuple[ImageMetric, Place | None]:
+    """As `load`, with where the metric was found; None for a backbone."""
     text = fspath(source)
+    place: Place | None = None
     if text in BACKBONES:
         if context is not None:
             raise ConfigError(f"{text} is a backbone that is not adapted: it has no context. Name a run to choose one.")
@@ -60,7 +72,7 @@ def load(
     else:
         place = choose(Path(text), context)
         metric = one_context(PerceptualMetric.load(place.path), place)
-    return ImageMetric(metric.to(device or "cpu"), check_values=check_values)
+    return ImageMetric(metric.to(device or "cpu"), check_values=check_values), place
 
 
 def choose(source: Path, context: Context | None) -> Place:

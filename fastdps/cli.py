@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from fastdps.arguments import Parser
 from fastdps.errors import run_command
 
 #: The entry of a command: takes its arguments, returns the exit status.
@@ -26,27 +26,33 @@ COMMANDS = {
     "train": Command("fastdps.train", "adapt a metric to one context, to many or to all"),
     "evaluate": Command("fastdps.evaluate", "score a run on held-out images and on human judgement, before and after"),
     "sweep": Command("fastdps.sweep", "train and evaluate all cases of a grid, and put them into one table"),
+    "score": Command("fastdps.score", "compare images with one, nearest first; show where two of them differ"),
+    "export": Command("fastdps.export.command", "write a metric for the lpips package, as ONNX, or for torch.export"),
     "gallery": Command("fastdps.gallery", "show samples of a shard set, distorted or with their votes, as a picture"),
     "demo": Command("fastdps.demo", "pack, adapt and score on made-up images, in minutes"),
+    "completion": Command("fastdps.completion", "print what makes a shell complete these commands"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry of the console script; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(
-        prog="fastdps", description="Adapt a perceptual image metric to your notion of similarity."
-    )
+    arguments = make_parser(argv[:1]).parse_args(argv)
+    module = importlib.import_module(COMMANDS[arguments.command].module)
+    return run_command(lambda: getattr(module, f"run_{arguments.command}")(arguments))
+
+
+def make_parser(complete: Collection[str]) -> Parser:
+    """The parser, with the options of those commands that are named in `complete`, whose modules are imported."""
+    parser = Parser(prog="fastdps", description="Adapt a perceptual image metric to your notion of similarity.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = commands.add_parser(
             name, help=command.summary, description=command.summary[0].upper() + command.summary[1:]
         )
-        if argv[:1] == [name]:
-            module = importlib.import_module(command.module)
-            module.add_arguments(sub)
-    arguments = parser.parse_args(argv)
-    return run_command(lambda: getattr(module, f"run_{arguments.command}")(arguments))
+        if name in complete:
+            importlib.import_module(command.module).add_arguments(sub)
+    return parser
 
 
 if __name__ == "__main__":

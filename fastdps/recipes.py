@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
 from fastdps.errors import ConfigError
+from fastdps.suggest import did_you_mean
 
 Variant = Literal["baseline", "lin", "tune", "scratch"]
 Comparison = Literal["spatial", "mean", "sort", "spatial+mean", "spatial+sort"]
@@ -143,5 +144,5 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {"fast": fast, "paper": paper, "
 def get_recipe(name: str, overrides: Mapping[str, Any]) -> TrainConfig:
     """A recipe by name with some settings replaced; None among the overrides means the recipe's own."""
     if name not in RECIPES:
-        raise ConfigError(f"Unknown recipe {name!r}. Known: {', '.join(RECIPES)}.")
+        raise ConfigError(f"Unknown recipe {name!r}.{did_you_mean(name, RECIPES)} Known: {', '.join(RECIPES)}.")
     return dataclasses.replace(RECIPES[name](), **{key: value for key, value in overrides.items() if value is not None})

@@ -40,6 +40,9 @@ ORDER = [
     "torchmetrics",
     "report",
     "packing",
+    "heat_map",
+    "score",
+    "export",
     "loading",
     "gallery",
     "heartbeat",
@@ -57,9 +60,11 @@ ORDER = [
     "tally",
     "train",
     "bapps",
+    "examples",
     "evaluate",
     "sweep",
     "cli",
+    "completion",
     "demo",
 ]
 #: These know each other by tensors only.
@@ -72,9 +77,27 @@ DOORS = {
     "kornia": {"distortions"},
     "accelerate": {"processes", "tally", "bapps", "evaluate"},
     "rich": {"report", "cli"},
+    "torchmetrics": {"torchmetrics"},
+    "onnx": {"export"},
+    "onnxruntime": {"export"},
+    "lpips": {"export"},
+    "shtab": {"completion"},
 }
 #: What must start fast, and so never imports torch at its top.
-WITHOUT_TORCH = {"errors", "files", "shards", "datasets", "packing", "cli", "demo", "runs", "recipes"}
+WITHOUT_TORCH = {
+    "errors",
+    "suggest",
+    "arguments",
+    "completion",
+    "files",
+    "shards",
+    "datasets",
+    "packing",
+    "cli",
+    "demo",
+    "runs",
+    "recipes",
+}
 
 
 def module_of(path: Path) -> str:

@@ -1,0 +1,47 @@
+"""`fastdps export`: a metric for another library, verified, with a model card beside it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fastdps.choosing import load_with_place
+from fastdps.errors import ConfigError
+from fastdps.export.card import describe, finish, paths_beside, to_markdown
+from fastdps.export.export import FORMATS, export
+from fastdps.files import write_json, write_whole
+from fastdps.runs import Run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `fastdps export`."""
+    parser.add_argument("metric", metavar="RUN", help="a run's directory, a metric's file, or a backbone's name")
+    parser.add_argument("--context", metavar="A,B,...", help="which of several contexts, least disruptive first")
+    parser.add_argument("--format", choices=sorted(FORMATS), required=True, help="what is to read it")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    """Write the file and its card, and say what was found."""
+    form, out = FORMATS[arguments.format], arguments.out
+    if out.suffix != form.suffix:
+        raise ConfigError(f"--out {out} must end with {form.suffix} for --format {form.name}: {out.stem}{form.suffix}.")
+    if out.exists() and not arguments.overwrite:
+        raise ConfigError(f"{out} is there already. Choose another --out, or pass --overwrite.")
+    form.require()
+    loaded, place = load_with_place(arguments.metric, arguments.context)
+    directory = Path(arguments.metric)
+    run = Run(directory) if place is not None and directory.is_dir() else None
+    print(f"Writing {out}, and reading it back with {form.library}.", file=sys.stderr, flush=True)
+    card = describe(loaded.metric, place, run)
+    verified = export(loaded.metric, form, out, card)
+    whole = finish(card, form, loaded.metric, out.name, verified)
+    markdown, as_json = paths_beside(out)
+    write_whole(markdown, to_markdown(whole))
+    write_json(as_json, whole)
+    print(
+        f"{out}: {whole['verified']['with']} measures the same on {verified.pairs} pairs of random images "
+        f"(largest difference {verified.largest_difference:.1e}). Card: {markdown}, {as_json}"
+    )

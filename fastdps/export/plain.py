@@ -1,0 +1,59 @@
+"""The metric as a plain module: only what every format knows, and nothing that depends on the images' size."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fastdps.distances import unit_normalize
+from fastdps.metric import PerceptualMetric
+
+#: What each kind of comparison makes of maps (n, C, H, W): vectors along axis 1 at positions, (n, C, P).
+_VECTORS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "spatial": lambda maps: maps.flatten(2),
+    "mean": lambda maps: maps.mean(dim=(2, 3))[:, :, None],
+    "sort": lambda maps: maps.flatten(2).sort(dim=2).values,
+}
+
+
+class PlainMetric(nn.Module):
+    """The first context of a metric: x and y (n, 3, H, W), RGB float in [0, 1], to distances (n,).
+
+    It computes what `PerceptualMetric` does without what makes that fast on a CPU, which branches on sizes.
+    """
+
+    def __init__(self, metric: PerceptualMetric) -> None:
+        super().__init__()
+        backbone = copy.deepcopy(metric.backbone).cpu().to(memory_format=torch.contiguous_format)
+        self.layers = nn.ModuleList(layer for _, layer in backbone.layers)
+        self.taps = backbone.taps
+        self.kinds = metric.comparison.split("+")
+        self.register_buffer("mean", backbone.mean.clone())
+        self.register_buffer("std", backbone.std.clone())
+        weights = metric.weights[0].detach().cpu().float().split(list(metric.channels))
+        for number, weight in enumerate(weights):
+            self.register_buffer(f"weight{number}", weight[:, None].clone())
+        self.eval()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distances of image pairs."""
+        features_x, features_y = self._features(x), self._features(y)
+        parts: list[Tensor] = []
+        for kind in self.kinds:
+            for in_x, in_y in zip(features_x, features_y, strict=True):
+                unit_x, unit_y = (unit_normalize(_VECTORS[kind](maps)) for maps in (in_x, in_y))
+                weight = self.get_buffer(f"weight{len(parts)}")
+                parts.append(((unit_x - unit_y).square() * weight).sum(dim=1).mean(dim=1))
+        return torch.stack(parts).sum(dim=0)
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        x = (images - self.get_buffer("mean")) / self.get_buffer("std")
+        outputs = []
+        for index, layer in enumerate(self.layers):
+            x = layer(x)
+            if index in self.taps:
+                outputs.append(x)
+        return outputs

@@ -1,0 +1,81 @@
+"""The metric as one of torchmetrics: a mean over all pairs that were seen, on all processes.
+
+Needs torchmetrics: pip install 'fastdps[torchmetrics]'.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastdps.api import ImageMetric
+from fastdps.choosing import Context, load
+from fastdps.errors import ConfigError, FastDPSError
+from fastdps.inputs import Images
+from fastdps.suggest import did_you_mean
+
+try:
+    from torchmetrics import Metric
+except ImportError as error:
+    raise FastDPSError("fastdps.torchmetrics needs torchmetrics: pip install 'fastdps[torchmetrics]'.") from error
+
+REDUCTIONS = ("mean", "sum")
+
+
+class DeepPerceptualSimilarity(Metric):
+    """The mean, or the sum, of the distances of all image pairs that were given to `update` or `forward`.
+
+    `source` and `context` are as in `fastdps.load`, or `source` is what that returns. Images are as `ImageMetric` takes
+    them. `keywords` are those of `torchmetrics.Metric`. Lower is more similar; differentiable in `forward`.
+
+    >>> import torch
+    >>> from fastdps.torchmetrics import DeepPerceptualSimilarity
+    >>> metric = DeepPerceptualSimilarity("alexnet")
+    >>> x, y = torch.rand(2, 6, 3, 64, 64)
+    >>> metric.update(x[:4], y[:4])
+    >>> metric.update(x[4:], y[4:])
+    >>> torch.allclose(metric.compute(), metric.measure(x, y).mean())
+    True
+    """
+
+    is_differentiable = True
+    higher_is_better = False
+    full_state_update = False
+    plot_lower_bound = 0.0
+    feature_network = "measure"
+
+    total: Tensor
+    pairs: Tensor
+
+    def __init__(
+        self,
+        source: str | PathLike[str] | ImageMetric = "alexnet",
+        context: Context | None = None,
+        *,
+        reduction: Literal["mean", "sum"] = "mean",
+        **keywords: Any,
+    ) -> None:
+        super().__init__(**keywords)
+        if reduction not in REDUCTIONS:
+            raise ConfigError(
+                f"Unknown reduction {reduction!r}.{did_you_mean(reduction, REDUCTIONS)} Known: {', '.join(REDUCTIONS)}."
+            )
+        if isinstance(source, ImageMetric) and context is not None:
+            raise ConfigError("The context of a metric that is loaded already has been chosen: leave it out.")
+        self.measure = source if isinstance(source, ImageMetric) else load(source, context)
+        self.reduction = reduction
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("pairs", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, x: Images, y: Images) -> None:
+        """Add image pairs."""
+        distances = self.measure(x, y)
+        self.total = self.total + distances.sum()
+        self.pairs = self.pairs + len(distances)
+
+    def compute(self) -> Tensor:
+        """The mean or the sum, a scalar; without any pair NaN or zero."""
+        return self.total / self.pairs if self.reduction == "mean" else self.total
