@@ -25,6 +25,7 @@ class Command:
 COMMANDS = {
     "train": Command("fastdps.train", "adapt a metric to one context, to many or to all"),
     "evaluate": Command("fastdps.evaluate", "score a run on held-out images and on human judgement, before and after"),
+    "report": Command("fastdps.report.command", "show a run as a page that stands alone, or compare several"),
     "sweep": Command("fastdps.sweep", "train and evaluate all cases of a grid, and put them into one table"),
     "score": Command("fastdps.score", "compare images with one, nearest first; show where two of them differ"),
     "export": Command("fastdps.export.command", "write a metric for the lpips package, as ONNX, or for torch.export"),

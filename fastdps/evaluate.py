@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,13 +17,15 @@ from fastdps.bapps import score_bapps
 from fastdps.contexts import Ranking, pairs
 from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError
+from fastdps.examples import find_examples, write_details
 from fastdps.files import write_json
-from fastdps.loading import LoaderName, open_shards
+from fastdps.loading import LoaderName, ShardLoader, open_shards
 from fastdps.metric import PerceptualMetric
 from fastdps.processes import join_processes, watch
 from fastdps.recipes import TrainConfig, config_from_json
+from fastdps.report.live import add_quiet, is_quiet, quietly, say
 from fastdps.report.tables import print_bapps, print_scores
-from fastdps.runs import Run
+from fastdps.runs import Run, training_throughput
 from fastdps.scores import improved
 from fastdps.tally import Tally, tally_choices
 
@@ -72,15 +76,8 @@ def empty_scores(config: TrainConfig, run: Run) -> dict[str, Any]:
         "contexts": [],
         "summary": None,
         "bapps": None,
-        "throughput": training_throughput(run),
+        "throughput": training_throughput(run.read_log()),
     }
-
-
-def training_throughput(run: Run) -> dict[str, Any]:
-    """How fast the run was trained, mean over its trainings, from their log; nulls where nothing was trained."""
-    names = ("images_per_s", "triplets_per_s", "data_wait_fraction")
-    ends = [record for record in run.read_log() if record["event"] == "end"]
-    return {name: sum(end[name] for end in ends) / len(ends) if ends else None for name in names}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=50, help="images per step and process (default 50)")
     parser.add_argument("--size", type=int, help="resize images to a square of this many pixels while loading")
     parser.add_argument("--loader", choices=get_args(LoaderName), default="auto")
+    add_quiet(parser)
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
@@ -105,7 +103,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     run = Run(arguments.run)
     config = config_from_json(run.read_config()["config"])
     accelerator = join_processes()
-    with watch(accelerator):
+    with watch(accelerator), quietly(arguments.quiet):
         _score(arguments, run, config, accelerator)
     accelerator.end_training()
 
@@ -114,12 +112,28 @@ def _score(arguments: argparse.Namespace, run: Run, config: TrainConfig, acceler
     baseline, adapted = load_metrics(run, config, accelerator)
     scores = json.loads(run.scores.read_text("utf-8")) if run.scores.exists() else empty_scores(config, run)
     pair_rows: list[tuple[str, float, float]] = []
+    details: dict[str, Any] = {}
     if arguments.shards:
-        tally = _tally(arguments, config, baseline, adapted, accelerator)
+        loader = _held_out(arguments, adapted, accelerator)
+        tally = tally_choices(
+            baseline, adapted, loader, accelerator, draws=arguments.draws, interpolation=config.interpolation
+        )
         rankings = [ranking for metric in adapted for ranking in metric.rankings]
         scores |= context_scores(rankings, tally)
         names = [f"{NAMES[i]}, {NAMES[j]}" for i, j in pairs(len(NAMES)).tolist()]
         pair_rows = list(zip(names, *(accuracy.tolist() for accuracy in tally.per_pair()), strict=True))
+        if accelerator.is_main_process:
+            details = {
+                "held_out": {
+                    "shards": str(arguments.shards),
+                    "samples": loader.samples,
+                    "draws": arguments.draws,
+                    "sha256": loader.manifest.content_sha256(),
+                },
+                "pairs": tally.per_order(),
+            }
+            with closing(loader.epoch(0)) as batches:
+                found = find_examples(baseline, adapted, next(batches), tally, config.interpolation)
     if arguments.bapps:
         scores["bapps"] = score_bapps(
             baseline,
@@ -133,19 +147,18 @@ def _score(arguments: argparse.Namespace, run: Run, config: TrainConfig, acceler
     if accelerator.is_main_process:
         write_json(run.scores, scores)
         if arguments.shards:
+            write_details(run, details, found)
+        if arguments.shards and not is_quiet():
             print_scores(scores, pair_rows)
-        if arguments.bapps:
+        if arguments.bapps and not is_quiet():
             print_bapps(scores["bapps"])
-        print(f"Scores: {run.scores}")
+        say(f"Scores: {run.scores}; as a page: fastdps report {shlex.quote(str(run.path))}")
 
 
-def _tally(
-    arguments: argparse.Namespace,
-    config: TrainConfig,
-    baseline: PerceptualMetric,
-    adapted: Sequence[PerceptualMetric],
-    accelerator: Accelerator,
-) -> Tally:
+def _held_out(
+    arguments: argparse.Namespace, adapted: Sequence[PerceptualMetric], accelerator: Accelerator
+) -> ShardLoader:
+    """The held-out images of one process."""
     if not adapted[0].rankings:
         raise ConfigError(f"{arguments.run} was adapted to judgements and has no contexts; score it with --bapps.")
     loader = open_shards(
@@ -160,6 +173,4 @@ def _tally(
     )
     if loader.manifest.kind != "images":
         raise ConfigError(f"{arguments.shards} is a set of {loader.manifest.kind}; contexts are scored on images.")
-    return tally_choices(
-        baseline, adapted, loader, accelerator, draws=arguments.draws, interpolation=config.interpolation
-    )
+    return loader

@@ -5,6 +5,9 @@ RUN/log.jsonl            one record per log line; "event": "end" sums a training
 RUN/checkpoints/         what an interrupted training goes on from (see `fastdps.checkpoints`)
 RUN/metric.safetensors   the adapted metric (see `fastdps.metric`)
 RUN/scores.json          what `fastdps evaluate` found
+RUN/details.json         what it found besides on held-out images, for the report; see `fastdps.examples`
+RUN/examples/            pictures of choices that the adapted metric gets wrong, named in `details.json`
+RUN/report.html          what `fastdps report` made of all that
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +64,21 @@ class Run:
         """`scores.json`."""
         return self.path / "scores.json"
 
+    @property
+    def details(self) -> Path:
+        """`details.json`."""
+        return self.path / "details.json"
+
+    @property
+    def examples(self) -> Path:
+        """`examples`."""
+        return self.path / "examples"
+
+    @property
+    def report(self) -> Path:
+        """`report.html`."""
+        return self.path / "report.html"
+
     def create(self, *, overwrite: bool) -> bool:
         """Make the directory, empty of an earlier run if that may be overwritten. Returns whether one is there still.
 
@@ -68,9 +87,11 @@ class Run:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if overwrite:
-                for path in (self.config, self.log, self.scores, *self.metrics()):
+                files = (self.config, self.log, self.scores, self.details, self.report, *self.metrics())
+                for path in files:
                     path.unlink(missing_ok=True)
-                shutil.rmtree(self.checkpoints_of(None), ignore_errors=True)
+                for directory in (self.checkpoints_of(None), self.examples):
+                    shutil.rmtree(directory, ignore_errors=True)
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be made a run directory: {error}.") from error
         return any(path.exists() for path in (self.config, self.log, self.scores, *self.metrics()))
@@ -107,6 +128,13 @@ class Run:
                 records = [earlier for earlier in records if not _is_undone(earlier, record)]
             records.append(record)
         return records
+
+
+def training_throughput(log: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """How fast a run was trained, mean over its trainings, from its log; None where nothing was trained."""
+    names = ("images_per_s", "triplets_per_s", "data_wait_fraction")
+    ends = [record for record in log if record["event"] == "end"]
+    return {name: sum(end[name] for end in ends) / len(ends) if ends else None for name in names}
 
 
 def _is_undone(record: dict[str, Any], resume: dict[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +14,7 @@ from fastdps.contexts import Ranking, labels, pairs
 from fastdps.distortions import NAMES, Interpolation, draw_plan
 from fastdps.errors import FastDPSError
 from fastdps.extraction import all_distances, make_views, to_float
-from fastdps.loading import ShardLoader
+from fastdps.loading import Batch, ShardLoader
 from fastdps.metric import PerceptualMetric
 from fastdps.report.live import track
 from fastdps.scores import agreement, prefers_second
@@ -27,11 +28,13 @@ class Tally:
     """How often the unadapted and the adapted metric chose as each context has it.
 
     `baseline` and `adapted` count choices per pair of distortions and context, (pairs, K) float64, ties as 0.5; each of
-    their elements is out of `judged` choices. Counts are exact, so that equal metrics have equal accuracies.
+    their elements is out of `judged` choices. Counts are exact, so that equal metrics have equal accuracies. `votes`
+    (pairs, K) is 1 where the second of a pair must be closer.
     """
 
     baseline: Tensor
     adapted: Tensor
+    votes: Tensor
     judged: int
 
     def per_context(self) -> tuple[Tensor, Tensor]:
@@ -43,6 +46,29 @@ class Tally:
         """Baseline and adapted accuracy on each pair of distortions, mean over contexts, (pairs,) each."""
         choices = self.judged * self.adapted.shape[1]
         return self.baseline.sum(dim=1) / choices, self.adapted.sum(dim=1) / choices
+
+    def per_order(self) -> list[dict[str, Any]]:
+        """For each two distortions, how often they were told apart in the contexts that have one of them closer.
+
+        Both orders of a pair, where there are contexts that have it so; as `details.json` has them.
+        """
+        rows = []
+        for number, (first, second) in enumerate(pairs(len(NAMES)).tolist()):
+            for closer, farther, vote in ((first, second, 0), (second, first, 1)):
+                columns = self.votes[number] == vote
+                if contexts := int(columns.sum()):
+                    row: dict[str, Any] = {"closer": NAMES[closer], "farther": NAMES[farther], "contexts": contexts}
+                    for name, counts in (("baseline_accuracy", self.baseline), ("adapted_accuracy", self.adapted)):
+                        row[name] = counts[number, columns].sum().item() / (contexts * self.judged)
+                    rows.append(row)
+        return rows
+
+
+def evaluation_views(batch: Batch, draw: int, device: torch.device, interpolation: Interpolation) -> Tensor:
+    """A batch and its held-out distortions of one draw: views (n, 1 + D, 3, H, W), the reference first."""
+    plan = draw_plan(batch.ids, seed=EVALUATION_SEED, epoch=draw).to(device)
+    with torch.inference_mode():
+        return make_views(to_float(batch.images), plan, interpolation)
 
 
 def tally_choices(
@@ -65,10 +91,7 @@ def tally_choices(
     second_chosen = torch.zeros(len(first), 1 + len(rankings), dtype=torch.float64, device=device)
     for batch in track(loader.epoch(0), total=loader.steps, what="scoring", enabled=accelerator.is_main_process):
         for draw in range(draws):
-            plan = draw_plan(batch.ids, seed=EVALUATION_SEED, epoch=draw).to(device)
-            with torch.inference_mode():
-                views = make_views(to_float(batch.images), plan, interpolation)
-            d = all_distances(baseline, adapted, views)
+            d = all_distances(baseline, adapted, evaluation_views(batch, draw, device, interpolation))
             second_chosen += prefers_second(d[:, first], d[:, second]).sum(dim=0, dtype=torch.float64)
     second_chosen = accelerator.reduce(second_chosen, reduction="sum").cpu()
     if not second_chosen.isfinite().all():
@@ -81,5 +104,6 @@ def tally_choices(
     return Tally(
         baseline=agreement(second_chosen[:, :1], votes, of=judged),
         adapted=agreement(second_chosen[:, 1:], votes, of=judged),
+        votes=votes,
         judged=judged,
     )

@@ -32,6 +32,7 @@ from fastdps.recipes import (
     config_from_json,
     get_recipe,
 )
+from fastdps.report.live import add_quiet, quietly, say
 from fastdps.runs import Run
 from fastdps.shards import read_manifest
 from fastdps.step import Execution
@@ -265,6 +266,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TRACKER",
         help="tensorboard, wandb or another tracker that Accelerate knows, besides log.jsonl; may be repeated",
     )
+    add_quiet(parser)
     parser.add_argument("--print-config", action="store_true", help="print the settings as JSON and end")
 
 
@@ -292,7 +294,11 @@ def run_train(arguments: argparse.Namespace) -> None:
     run = Run(arguments.out)
     stalled_s = arguments.stall_timeout
     accelerator = join_processes(stalled_s=stalled_s, log_with=arguments.log_with, directory=run.path)
-    with watch(accelerator, stalled_s) as heartbeat, deterministic_algorithms(arguments.deterministic):
+    with (
+        watch(accelerator, stalled_s) as heartbeat,
+        deterministic_algorithms(arguments.deterministic),
+        quietly(arguments.quiet),
+    ):
         processes = Together(accelerator, heartbeat)
         if processes.share(lambda: run.create(overwrite=arguments.overwrite)) and arguments.resume == "never":
             raise ConfigError(
@@ -304,7 +310,7 @@ def run_train(arguments: argparse.Namespace) -> None:
         train(config, rankings, data, processes, run, parallel=arguments.parallel, execution=execution, saving=saving)
         if processes.is_main_process:
             what = f"{len(rankings)} contexts" if rankings else "the judgements"
-            print(f"Adapted to {what}: {run.path}")
+            say(f"Adapted to {what}: {run.path}")
     accelerator.end_training()
 
 

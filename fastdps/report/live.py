@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -12,6 +14,33 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 Item = TypeVar("Item")
 Show = Callable[[dict[str, Any]], None]
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """The option that commands with a display share."""
+    parser.add_argument("--quiet", action="store_true", help="print errors only, neither progress nor results")
+
+
+@contextmanager
+def quietly(quiet: bool) -> Iterator[None]:
+    """A context in which, if `quiet`, nothing of this module shows anything."""
+    token = _quiet.set(quiet or _quiet.get())
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+
+
+def is_quiet() -> bool:
+    """Whether results are not to be printed either."""
+    return _quiet.get()
+
+
+def say(text: str) -> None:
+    """Print a result, such as where something is."""
+    if not is_quiet():
+        print(text, flush=True)
 
 
 def _progress(what: str, console: Console) -> Progress:
@@ -38,7 +67,7 @@ def format_step(record: dict[str, Any], *, epochs: int) -> str:
 def training_display(*, steps: int, epochs: int, enabled: bool) -> Iterator[Show]:
     """A context that gives a function to show "step" records with; one that does nothing unless `enabled`."""
     console = Console(stderr=True)
-    if not enabled:
+    if not enabled or is_quiet():
         yield lambda _: None
     elif not console.is_terminal:
         yield lambda record: print(format_step(record, epochs=epochs), file=console.file, flush=True)
@@ -50,22 +79,27 @@ def training_display(*, steps: int, epochs: int, enabled: bool) -> Iterator[Show
             )
 
 
-def track(items: Iterable[Item], *, total: int, what: str, enabled: bool) -> Iterator[Item]:
-    """Yield the items, with a progress bar in a terminal where `enabled`."""
-    console = Console(stderr=True)
-    if not (enabled and console.is_terminal):
+def track(items: Iterable[Item], *, total: int, what: str, enabled: bool, unit: str = "batches") -> Iterator[Item]:
+    """Yield the items, counting them where `enabled`: see `Counter`."""
+    if not enabled:
         yield from items
         return
-    with _progress(what, console) as progress:
-        yield from progress.track(items, total=total, description="")
+    with counter(what, unit=unit) as count:
+        count.start(total)
+        for item in items:
+            yield item
+            count.advance(1)
 
 
 class Counter:
-    """Counts items of a long piece of work: a bar in a terminal, a line every few seconds elsewhere."""
+    """Counts items of a long piece of work: a bar in a terminal, a line every few seconds elsewhere.
+
+    Shows nothing without `progress` and `console`.
+    """
 
     LINE_EVERY_S = 5.0
 
-    def __init__(self, what: str, unit: str, console: Console, progress: Progress | None) -> None:
+    def __init__(self, what: str, unit: str, console: Console | None, progress: Progress | None) -> None:
         self._what, self._unit, self._console, self._progress = what, unit, console, progress
         self._total = self._done = self._found = 0
         self._started_s = self._shown_s = time.perf_counter()
@@ -86,7 +120,7 @@ class Counter:
         rate = f"{items_per_s:,.0f} {self._unit}/s"
         if self._progress and self._task is not None:
             self._progress.update(self._task, completed=self._done, description=rate)
-        elif now_s - self._shown_s >= self.LINE_EVERY_S or self._done == self._total:
+        elif self._console and (now_s - self._shown_s >= self.LINE_EVERY_S or self._done == self._total):
             self._shown_s = now_s
             left_s = (self._total - self._done) / max(items_per_s, 1e-9)
             print(
@@ -100,7 +134,9 @@ class Counter:
 def counter(what: str, *, unit: str) -> Iterator[Counter]:
     """A context that gives a `Counter`."""
     console = Console(stderr=True)
-    if console.is_terminal:
+    if is_quiet():
+        yield Counter(what, unit, None, None)
+    elif console.is_terminal:
         with _progress(what, console) as progress:
             yield Counter(what, unit, console, progress)
     else:

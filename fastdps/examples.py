@@ -1,0 +1,153 @@
+"""Examples of choices that an adapted metric gets wrong in its hardest contexts, for the report.
+
+`details.json` of a run:
+
+    {"format_version": 1,
+     "held_out": {"shards", "samples", "draws", "sha256"},
+     "pairs": [{"closer", "farther", "contexts", "baseline_accuracy", "adapted_accuracy"}, ...],
+     "examples": [{"ranking", "baseline_accuracy", "adapted_accuracy", "searched": number of images,
+                   "wrong": [{"sample", "reference": file, "closer": VIEW, "farther": VIEW}, ...]}, ...]}
+
+    VIEW: {"distortion", "parameters": {name: value}, "file", "baseline_distance", "adapted_distance"}
+
+A row of "pairs" is the accuracy on two distortions, mean over the contexts that have `closer` closer to the reference;
+in an example the metric finds `farther` closer. Files lie in `examples`.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fastdps.contexts import pairs
+from fastdps.distortions import DISTORTIONS, NAMES, Interpolation, draw_plan
+from fastdps.extraction import all_distances
+from fastdps.files import whole_file, write_json
+from fastdps.loading import Batch
+from fastdps.metric import PerceptualMetric
+from fastdps.runs import Run
+from fastdps.tally import EVALUATION_SEED, Tally, evaluation_views
+
+DETAILS_VERSION = 1
+#: How many contexts are shown, how many wrong choices of each, and the longest side of their pictures in pixels.
+CONTEXTS, CHOICES, LONGEST_SIDE = 4, 3, 96
+
+#: An image of a batch, the view of it that must be closer to the reference, and the one that is found closer.
+Choice = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Example:
+    """What `details.json` says of one context, and the pictures (3, H, W) float of its wrong choices by file name."""
+
+    entry: dict[str, Any]
+    pictures: dict[str, Tensor]
+
+
+def find_examples(
+    baseline: PerceptualMetric,
+    adapted: Sequence[PerceptualMetric],
+    batch: Batch,
+    tally: Tally,
+    interpolation: Interpolation,
+) -> list[Example]:
+    """The most wrong choices that the contexts of the lowest accuracy have among the images of one batch.
+
+    `adapted` are the metrics of `tally`. They are the choices of draw 0: the farther of two distortions is found
+    closer, by the most of both distances. No image is shown twice, and no pair in the same context.
+    """
+    owners = [(metric, row) for metric in adapted for row in range(len(metric.weights))]
+    before, after = tally.per_context()
+    hardest = after.argsort(stable=True)[:CONTEXTS].tolist()
+    views = evaluation_views(batch, 0, baseline.weights.device, interpolation)
+    found: list[Example] = []
+    shown: set[int] = set()
+    for place, number in enumerate(hardest):
+        metric, row = owners[number]
+        d = all_distances(baseline, [metric], views)[..., [0, 1 + row]].cpu()
+        entry = {
+            "ranking": list(metric.rankings[row]),
+            "baseline_accuracy": before[number].item(),
+            "adapted_accuracy": after[number].item(),
+            "searched": len(batch),
+        }
+        choices = worst_choices(d[..., 1], tally.votes[:, number], without=shown)
+        shown |= {image for image, *_ in choices}
+        found.append(_example(entry, d, choices, batch, views, f"{place}"))
+    return found
+
+
+def _example(
+    entry: dict[str, Any], d: Tensor, choices: Sequence[Choice], batch: Batch, views: Tensor, name: str
+) -> Example:
+    """One context: distances d (n, D, 2) of the baseline and the metric, and some wrong choices."""
+    plan = draw_plan(batch.ids, seed=EVALUATION_SEED, epoch=0)
+    wrong, pictures = [], {}
+    for image, closer, farther in choices:
+        reference = f"{name}-{batch.ids[image]}.png"
+        pictures[reference] = views[image, 0]
+        choice: dict[str, Any] = {"sample": int(batch.ids[image]), "reference": reference}
+        for role, view in (("closer", closer), ("farther", farther)):
+            distortion = NAMES[view]
+            file = f"{name}-{batch.ids[image]}-{distortion}.png"
+            pictures[file] = views[image, 1 + view]
+            drawn = zip(DISTORTIONS[distortion].parameters, plan[distortion][image].tolist(), strict=True)
+            choice[role] = {
+                "distortion": distortion,
+                "parameters": {parameter.name: value for parameter, value in drawn},
+                "file": file,
+                "baseline_distance": d[image, view, 0].item(),
+                "adapted_distance": d[image, view, 1].item(),
+            }
+        wrong.append(choice)
+    return Example({**entry, "wrong": wrong}, pictures)
+
+
+def worst_choices(d: Tensor, votes: Tensor, *, most: int = CHOICES, without: Collection[int] = ()) -> list[Choice]:
+    """Wrong choices, the worst first, on other images than those `without`.
+
+    d (n, D) are distances in one context; votes (pairs,) say which of each pair must be closer. How wrong a choice is
+    is the difference of both distances as a share of their sum. No image and no pair comes twice.
+    """
+    first, second = pairs(d.shape[1]).unbind(dim=1)
+    closer, farther = torch.where(votes == 1, second, first), torch.where(votes == 1, first, second)
+    wrongness = (d[:, closer] - d[:, farther]) / (d[:, closer] + d[:, farther]).clamp_min(1e-12)
+    chosen: list[tuple[int, int]] = []
+    for flat in wrongness.flatten().argsort(descending=True, stable=True).tolist():
+        image, pair = divmod(flat, len(first))
+        if wrongness[image, pair] <= 0 or len(chosen) == most:
+            break
+        if image not in without and all(image != other and pair != other_pair for other, other_pair in chosen):
+            chosen.append((image, pair))
+    return [(image, int(closer[pair]), int(farther[pair])) for image, pair in chosen]
+
+
+def write_details(run: Run, details: Mapping[str, Any], examples: Sequence[Example]) -> None:
+    """Write `details.json` and the pictures, in place of those of an earlier evaluation. Raises `FastDPSError`."""
+    shutil.rmtree(run.examples, ignore_errors=True)
+    run.examples.mkdir(exist_ok=True)
+    for example in examples:
+        for file, pixels in example.pictures.items():
+            with whole_file(run.examples / file) as opened:
+                opened.write(_png(pixels))
+    write_json(
+        run.details,
+        {"format_version": DETAILS_VERSION, **details, "examples": [example.entry for example in examples]},
+    )
+
+
+def _png(pixels: Tensor) -> bytes:
+    """An image (3, H, W) in [0, 1] as a small PNG."""
+    array = pixels.mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    image = Image.fromarray(array)
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,80 @@
+"""The page that compares runs: headline numbers, settings that differ, curves over each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastdps.report.charts import COLOURS
+from fastdps.report.markup import render
+from fastdps.report.page import flat, training_curves
+from fastdps.report.reading import RunRecord
+
+
+def render_comparison(records: Sequence[RunRecord]) -> str:
+    """The page as text."""
+    names = _names(records)
+    settings = [_settings(record) for record in records]
+    keys = dict.fromkeys(key for of_run in settings for key in of_run)
+    rows = {key: [of_run.get(key, "\N{EN DASH}") for of_run in settings] for key in keys}
+    numbers = [_numbers(record) for record in records]
+    shown = list(zip(names, records, strict=True))[:COLOURS]
+    return render(
+        "comparison.html.j2",
+        names=names,
+        numbers=numbers,
+        same_contexts=len({_held_out(record) for record in records}) == 1,
+        missing=[record.evaluate_command for record in records if record.has_contexts and not record.contexts],
+        differing={key: values for key, values in rows.items() if len(set(values)) > 1},
+        shared={key: values[0] for key, values in rows.items() if len(set(values)) == 1},
+        curves=training_curves(shown),
+        without_curves=names[COLOURS:],
+    )
+
+
+def _names(records: Sequence[RunRecord]) -> list[str]:
+    """Short names that differ: those of the directories, or the paths as they were given."""
+    names = [record.name for record in records]
+    return names if len(set(names)) == len(names) else [str(record.run.path) for record in records]
+
+
+def _numbers(record: RunRecord) -> dict[str, Any]:
+    """The headline; None for what is not known."""
+    summary = record.scores["summary"] if record.scores else None
+    average = record.bapps["averages"]["all"] if record.bapps else None
+    jnd = record.bapps["averages"]["jnd"] if record.bapps else None
+    ends = [entry["images_per_s"] for entry in record.log if entry["event"] == "end"]
+    return {
+        "contexts": len(record.config["rankings"]) or None,
+        "improved": summary["improved_fraction"] if summary else None,
+        "before": summary["baseline_accuracy"] if summary else None,
+        "after": summary["adapted_accuracy"] if summary else None,
+        "worst": record.contexts[0]["adapted_accuracy"] if record.contexts else None,
+        "bapps_before": average["baseline"] if average else None,
+        "bapps_after": average["adapted"] if average else None,
+        "jnd_after": jnd["adapted"] if jnd else None,
+        "images_per_s": sum(ends) / len(ends) if ends else None,
+    }
+
+
+def _settings(record: RunRecord) -> dict[str, str]:
+    """Everything that may explain a difference."""
+    data, details = record.config["data"], record.details
+    return {
+        **flat(record.config["config"]),
+        "training data": data["shards"],
+        "training images": f"{data['samples']:,}",
+        "training data, sha256": data["sha256"][:12],
+        **({"size": f"{data['size']} px"} if data["size"] else {}),
+        **({"scored on, sha256": details["held_out"]["sha256"][:12]} if details else {}),
+        **({"draws an image": str(details["held_out"]["draws"])} if details else {}),
+        **record.config["versions"],
+        **record.config["machine"],
+    }
+
+
+def _held_out(record: RunRecord) -> tuple[Any, ...]:
+    """What makes scores comparable: the contexts, the held-out images, the draws."""
+    held_out = record.details["held_out"] if record.details else {}
+    rankings = sorted(tuple(ranking) for ranking in record.config["rankings"])
+    return (tuple(rankings), held_out.get("sha256"), held_out.get("draws"))

@@ -1,0 +1,207 @@
+"""The page of one run: what is shown of it, chart by chart. Words are in `templates/run.html.j2`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from fastdps.report.charts import COLOURS, Line, heat_map, lines, ramp, scatter, stacked_bars
+from fastdps.report.markup import picture, ranking_text, render
+from fastdps.report.reading import RunRecord
+
+#: Contexts whose layers are shown, of the hardest and of the easiest each.
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its title and legend: pairs of a class or colour of the page's style and a name."""
+
+    title: str
+    chart: Markup
+    legend: Sequence[tuple[str, str]] = ()
+
+
+def render_run(record: RunRecord, bench: Mapping[str, Any] | None = None) -> str:
+    """The page as text; `bench` are results of the bench, for the speed by stage."""
+    contexts = record.contexts
+    return render(
+        "run.html.j2",
+        record=record,
+        summary=record.scores["summary"] if record.scores else None,
+        contexts=contexts,
+        scatter=_scatter(contexts),
+        heat_maps=heat_maps(record.details["pairs"]) if record.details else [],
+        curves=training_curves([(None, record)]),
+        hard=_examples(record),
+        layers=_layers(record),
+        throughput=_throughput(record),
+        bench=bench,
+        settings=flat(record.config["config"]),
+    )
+
+
+def _scatter(contexts: Sequence[Mapping[str, Any]]) -> Markup | None:
+    if not contexts:
+        return None
+    points = [
+        (
+            row["baseline_accuracy"],
+            row["adapted_accuracy"],
+            "{}: {baseline_accuracy:.3f} before, {adapted_accuracy:.3f} after".format(
+                ranking_text(row["ranking"]), **row
+            ),
+        )
+        for row in contexts
+    ]
+    better = sum(y > x for x, y, _ in points)
+    return scatter(
+        points,
+        "accuracy before",
+        "accuracy after",
+        f"Accuracy of {len(points)} contexts, before adaptation across and after it upwards: {better} lie above the "
+        "diagonal, which means improved.",
+    )
+
+
+def heat_maps(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """Accuracy of each two distortions before and after, and the difference."""
+    names = list(dict.fromkeys(name for row in rows for name in (row["closer"], row["farther"])))
+    values = {(row["closer"], row["farther"]): (row["baseline_accuracy"], row["adapted_accuracy"]) for row in rows}
+
+    def table(value: Any) -> list[list[float | None]]:
+        return [[value(*values[a, b]) if (a, b) in values else None for b in names] for a in names]
+
+    what = "of each two distortions, one row and one column a distortion"
+    return [
+        Figure("before", heat_map(names, table(lambda b, _: b), f"Accuracy before, {what}", middle=0.5, span=0.5)),
+        Figure("after", heat_map(names, table(lambda _, a: a), f"Accuracy after, {what}", middle=0.5, span=0.5)),
+        Figure("difference", heat_map(names, table(lambda b, a: a - b), f"Difference, {what}", middle=0, span=0.6)),
+    ]
+
+
+def training_curves(records: Sequence[tuple[str | None, RunRecord]]) -> list[Figure]:
+    """Accuracy, loss and speed by step, of one run or of several with names."""
+    figures = []
+    for title, value, label in (
+        ("Accuracy", "accuracy", "accuracy"),
+        ("Loss", "loss", "loss"),
+        ("Speed", "images_per_s", "images/s"),
+    ):
+        curves = []
+        for name, record in records:
+            own = record.curve(value)
+            if value == "accuracy":
+                own = own + record.validation() if name is None else record.validation()[:1] or own
+            curves += own if name is None else [Line(_joined(name, line, own), line.points) for line in own]
+        if curves:
+            best = f"{label} by step; the last values are " if len(curves) <= COLOURS else f"{label} by step"
+            last = ", ".join(f"{line.name} {line.points[-1][1]:.3g}" for line in curves[:COLOURS])
+            chart = lines(
+                curves,
+                "step",
+                label,
+                best + (last if len(curves) <= COLOURS else ""),
+                y_from_zero=value == "images_per_s",
+            )
+            figures.append(Figure(title, chart, _legend(curves)))
+    return figures
+
+
+def _joined(name: str, line: Line, of: Sequence[Line]) -> str:
+    return name if len(of) == 1 and line.name == "training" else f"{name}, {line.name}"
+
+
+def _legend(curves: Sequence[Line]) -> list[tuple[str, str]]:
+    """None for a single line, which its title names, and none where colours come twice."""
+    if not 1 < len(curves) <= COLOURS:
+        return []
+    return [(f"line-{n}" + (" dashed" if line.dashed else ""), line.name) for n, line in enumerate(curves)]
+
+
+def _examples(record: RunRecord) -> list[dict[str, Any]]:
+    """The hardest contexts as `details.json` has them, each picture with its address in the page."""
+    return [
+        {
+            **context,
+            "wrong": [
+                {
+                    **choice,
+                    "picture": _address(record, choice["reference"]),
+                    **{role: choice[role] | {"picture": _address(record, choice[role]["file"])} for role in _ROLES},
+                }
+                for choice in context["wrong"]
+            ],
+        }
+        for context in (record.details["examples"] if record.details else [])
+    ]
+
+
+_ROLES = ("closer", "farther")
+
+
+def _address(record: RunRecord, name: str) -> str | None:
+    content = record.picture(name)
+    return None if content is None else picture(content)
+
+
+def _layers(record: RunRecord) -> Figure | None:
+    """Weights by layer: unadapted, mean, hardest and easiest contexts, or the first ones where none are scored."""
+    layers = record.layers()
+    if layers is None:
+        return None
+    rankings = [tuple(ranking) for ranking in record.config["rankings"]]
+    rows = [("unadapted: all channels alike", layers.equal)]
+    mean = layers.shares.mean(axis=0)
+    if not rankings:
+        rows.append(("adapted to judgements", mean))
+    else:
+        if len(rankings) > 1:
+            rows.append((f"mean of {len(rankings):,} contexts", mean))
+        rows += [(title, layers.shares[rankings.index(shown)]) for title, shown in _shown(record, rankings)]
+    chart = stacked_bars(
+        [(title, shares.tolist()) for title, shares in rows],
+        layers.names,
+        "Weights by layer. In the mean: "
+        + ", ".join(f"{name} {share:.0%}" for name, share in zip(layers.names, mean.tolist(), strict=True)),
+    )
+    legend = [(ramp(number, len(layers.names))[0], name) for number, name in enumerate(layers.names)]
+    return Figure("Weights by layer", chart, legend)
+
+
+def _shown(record: RunRecord, rankings: Sequence[tuple[str, ...]]) -> list[tuple[str, tuple[str, ...]]]:
+    """Some contexts with titles."""
+    scored = [ranking for row in record.contexts if (ranking := tuple(row["ranking"])) in rankings]
+    if len(scored) <= 2 * SHOWN:
+        return [(ranking_text(ranking), ranking) for ranking in scored[::-1] or rankings[: 2 * SHOWN]]
+    groups = (("easiest", scored[::-1][:SHOWN]), ("hardest", scored[:SHOWN]))
+    return [(f"{title}: {ranking_text(ranking)}", ranking) for title, group in groups for ranking in group]
+
+
+def _throughput(record: RunRecord) -> dict[str, Any] | None:
+    """Speed of the training that has ended, and how it went."""
+    ends = [entry for entry in record.log if entry["event"] == "end"]
+    if not ends:
+        return None
+    keys = ("images_per_s", "triplets_per_s", "data_wait_fraction")
+    return {key: float(np.mean([end[key] for end in ends])) for key in keys} | {
+        "processes": ends[-1]["processes"],
+        "steps": sum(end["step"] for end in ends),
+        "trainings": len(ends),
+        "resumed": sum(entry["event"] == "resume" for entry in record.log),
+    }
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as text: lists with commas, and "default" for what is left to it."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, list | tuple):
+            return ", ".join(map(str, value))
+        return "default" if value is None else str(value)
+
+    return {key: text(value) for key, value in settings.items()}

@@ -1,0 +1,184 @@
+"""A run as its report sees it: read from its directory alone, without shards and without torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from fastdps.errors import FastDPSError
+from fastdps.report.charts import Line
+from fastdps.runs import Run
+
+#: What the version of `details.json` must be; see `fastdps.examples`, which writes it.
+DETAILS_VERSION = 1
+#: The names that pictures of examples have, which reach nowhere else.
+_PICTURE = re.compile(r"[\w-]+\.png", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """How the channel weights of each context are divided among the tapped layers.
+
+    `shares` (K, taps) add up to one in each row; `equal` (taps,) are those of the unadapted metric, whose channels all
+    weigh the same.
+    """
+
+    names: list[str]
+    shares: NDArray[np.float64]
+    equal: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All that a run directory says. `scores` and `details` are None before `fastdps evaluate`."""
+
+    run: Run
+    config: dict[str, Any]
+    scores: dict[str, Any] | None
+    details: dict[str, Any] | None
+    log: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """The name of the directory."""
+        return self.run.path.resolve().name
+
+    @property
+    def has_contexts(self) -> bool:
+        """Whether it was adapted to contexts; otherwise to judgements."""
+        return bool(self.config["rankings"])
+
+    @property
+    def contexts(self) -> list[dict[str, Any]]:
+        """The scores of each context, the lowest accuracy first; empty where they have not been scored."""
+        rows = self.scores["contexts"] if self.scores else []
+        return sorted(rows, key=lambda row: row["adapted_accuracy"])
+
+    @property
+    def bapps(self) -> dict[str, Any] | None:
+        """What `fastdps.bapps.score_bapps` returned."""
+        return self.scores["bapps"] if self.scores else None
+
+    @property
+    def evaluate_command(self) -> str:
+        """The command that scores its contexts; names the held-out images where they can be guessed."""
+        train = Path(self.config["data"]["shards"])
+        held_out = train.with_name("val")
+        shards = shlex.quote(str(held_out)) if train.name == "train" and held_out.is_dir() else "HELD_OUT"
+        return f"fastdps evaluate {shlex.quote(str(self.run.path))} --shards {shards}"
+
+    @property
+    def bapps_command(self) -> str:
+        """The command that scores it on human judgement."""
+        return f"fastdps evaluate {shlex.quote(str(self.run.path))} --bapps BAPPS"
+
+    @property
+    def train_command(self) -> str:
+        """How a training that has not ended goes on."""
+        option = "--shards" if self.has_contexts else "--triplets"
+        shards, out = (shlex.quote(str(path)) for path in (self.config["data"]["shards"], self.run.path))
+        return f"fastdps train {option} {shards} --out {out}"
+
+    def curve(self, value: str) -> list[Line]:
+        """A value of the log's "step" records by step: one line, or one for each training of the run."""
+        trainings: dict[int | None, list[tuple[float, float]]] = {}
+        for record in self.log:
+            if record["event"] == "step":
+                trainings.setdefault(record.get("context"), []).append((record["step"], record[value]))
+        return [
+            Line("training" if context is None else f"context {context}", points)
+            for context, points in trainings.items()
+        ]
+
+    def validation(self) -> list[Line]:
+        """Validation accuracy by step: mean and worst over contexts, or one line for each training of the run."""
+        records = [record for record in self.log if record["event"] == "validation"]
+        if any("context" in record for record in records):
+            numbers = dict.fromkeys(record["context"] for record in records)
+            return [
+                Line(
+                    f"context {number}, validation",
+                    [(r["step"], r["accuracies"][0]) for r in records if r["context"] == number],
+                    dashed=True,
+                )
+                for number in numbers
+            ]
+        if not records:
+            return []
+        mean = Line("validation", [(r["step"], float(np.mean(r["accuracies"]))) for r in records])
+        if len(records[0]["accuracies"]) == 1:
+            return [mean]
+        return [mean, Line("validation, worst context", [(r["step"], min(r["accuracies"])) for r in records], True)]
+
+    def picture(self, name: str) -> bytes | None:
+        """A picture of an example, or None if it is not there. Raises `FastDPSError` for a name that is none."""
+        if not _PICTURE.fullmatch(name):
+            raise FastDPSError(f"{self.run.details} names a picture {name!r}, which cannot be one. Evaluate again.")
+        path = self.run.examples / name
+        return path.read_bytes() if path.is_file() else None
+
+    def layers(self) -> Layers | None:
+        """The weights by layer, or None before training has ended. Raises `FastDPSError` for damaged files."""
+        paths = self.run.metrics()
+        if not all(path.is_file() for path in paths):
+            return None
+        rows: list[NDArray[np.float64]] = []
+        for path in paths:
+            try:
+                with safe_open(path, framework="np") as file:
+                    metadata, weights = file.metadata(), file.get_tensor("weights").astype(np.float64)
+                channels, taps = json.loads(metadata["channels"]), json.loads(metadata["taps"])
+                kinds = metadata["comparison"].split("+")
+                ends = np.cumsum(channels)[:-1]
+                by_layer = np.stack([part.sum(axis=1) for part in np.split(weights, ends, axis=1)], axis=1)
+            except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+                raise FastDPSError(
+                    f"{path} cannot be read as a metric: {error!r}. Restore it or train again."
+                ) from error
+            rows.append(by_layer / by_layer.sum(axis=1, keepdims=True).clip(min=1e-30))
+        names = [f"layer {tap}" if len(kinds) == 1 else f"layer {tap}, {kind}" for kind in kinds for tap in taps]
+        return Layers(names, np.concatenate(rows), np.array(channels) / sum(channels))
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run directory. Raises `FastDPSError` when it is none, or a file of it is damaged."""
+    run = Run(path)
+    config = run.read_config()
+    details = _read_json(run.details)
+    if details and details.get("format_version") != DETAILS_VERSION:
+        details = None
+    try:
+        log = run.read_log()
+    except (ValueError, KeyError) as error:
+        raise FastDPSError(f"{run.log} is damaged: {error!r}. Remove its last line, or the file.") from error
+    return RunRecord(run, config, _read_json(run.scores), details, log)
+
+
+def read_bench(path: Path) -> dict[str, Any]:
+    """Read results of `python -m bench --json`. Raises `FastDPSError` if they are none."""
+    results = _read_json(path)
+    if results is None:
+        raise FastDPSError(f"{path} does not exist. Measure with `python -m bench --json {shlex.quote(str(path))}`.")
+    if results.get("format") != "fastdps-bench":
+        raise FastDPSError(f"{path} does not hold results of the bench. Measure with `python -m bench --json FILE`.")
+    return results
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise FastDPSError(f"{path} cannot be read as JSON: {error}. Make it anew with `fastdps evaluate`.") from error
+    if not isinstance(content, dict):
+        raise FastDPSError(f"{path} holds no object. Make it anew with `fastdps evaluate`.")
+    return content

@@ -1,0 +1,58 @@
+"""A real browser for the tests of pages: Debian's chromium, where it is installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+)
+
+
+@contextmanager
+def chromium(profile: Path) -> Iterator[webdriver.Chrome]:
+    """The browser with a profile of its own; without chromium and its driver the test skips, and in CI it fails."""
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (browser and driver):
+        why = "chromium is not installed: apt-get install chromium chromium-driver"
+        pytest.fail(why) if os.environ.get("CI") == "true" else pytest.skip(why)
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    session = webdriver.Chrome(options, Service(driver))
+    try:
+        yield session
+    finally:
+        session.quit()
+
+
+def resize(session: webdriver.Chrome, width: int, height: int = 900, *, phone: bool = False) -> None:
+    """Show pages in this size, in CSS pixels; narrower than a window of chromium can be."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone}
+    session.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def prefer(session: webdriver.Chrome, scheme: str) -> None:
+    """Have the reader prefer a "dark" or "light" page."""
+    session.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )

@@ -1,0 +1,171 @@
+"""Made-up run directories, for the tests of what is made of them: no training, no torch."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import save_file
+
+NAMES = ("rotate", "translate", "darken", "color", "blur", "zoom_in")
+CHANNELS = (64, 192, 384, 256, 256)
+SETTINGS = {
+    "recipe": "fast",
+    "variant": "lin",
+    "backbone": "alexnet",
+    "taps": None,
+    "comparison": "spatial",
+    "epochs": 2,
+    "learning_rate": 0.04,
+}
+
+
+def make_run(
+    path: Path,
+    rankings: list[list[str]] | None = None,
+    *,
+    scored: bool = True,
+    examples: bool = True,
+    bapps: bool = True,
+    validation: bool = True,
+    seed: int = 0,
+    **settings: Any,
+) -> Path:
+    """A finished run of some contexts (default: 24 of the 720), with all that `fastdps evaluate` adds if asked for."""
+    path.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    if rankings is None:
+        rankings = [list(ranking) for ranking in itertools.islice(itertools.permutations(NAMES), 0, 720, 30)]
+    config = {
+        "config": SETTINGS | settings,
+        "rankings": rankings,
+        "data": {
+            "shards": f"{path.parent}/data/train",
+            "validation": None,
+            "size": None,
+            "samples": 560,
+            "source": {},
+            "sha256": "ab" * 32,
+            "validation_sha256": None,
+        },
+        "versions": {"fastdps": "0.1.0", "torch": "2.14"},
+        "machine": {"python": "3.11", "platform": "Linux"},
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    write_metric(path / "metric.safetensors", random.uniform(0, 1, (max(1, len(rankings)), sum(CHANNELS))), rankings)
+    log = [step(n, loss=0.5 / n, accuracy=0.8 - 0.3 / n) for n in range(20, 2000, 20)]
+    if validation:
+        count = max(1, len(rankings))
+        log += [
+            {"event": "validation", "epoch": n, "step": 990 * n, "accuracies": random.uniform(0.6, 0.9, count).tolist()}
+            for n in (1, 2)
+        ]
+    log.append({"event": "end", "step": 1980, "processes": 2, **speed()})
+    write_log(path, log)
+    before, after = random.uniform(0.2, 0.8, (2, len(rankings)))
+    contexts = [
+        {"ranking": ranking, "baseline_accuracy": b, "adapted_accuracy": a}
+        for ranking, b, a in zip(rankings, before.tolist(), after.tolist(), strict=True)
+    ]
+    scores: dict[str, Any] = {"contexts": [], "summary": None, "bapps": None, "throughput": speed()}
+    if scored:
+        scores["contexts"] = contexts
+        scores["summary"] = {
+            "contexts": len(contexts),
+            "improved_fraction": float((after > before).mean()),
+            "baseline_accuracy": float(before.mean()),
+            "adapted_accuracy": float(after.mean()),
+        }
+    if bapps:
+        scores["bapps"] = judged(max(1, len(rankings)))
+    if scored or bapps:
+        (path / "scores.json").write_text(json.dumps(scores))
+    if scored and examples:
+        write_details(path, contexts)
+    return path
+
+
+def step(number: int, **values: float) -> dict[str, Any]:
+    """A "step" record of the log."""
+    return {"event": "step", "epoch": 1, "step": number, "learning_rate": 0.01, **values, **speed()}
+
+
+def speed() -> dict[str, float]:
+    """Rates."""
+    return {"images_per_s": 250.0, "triplets_per_s": 2.7e6, "data_wait_fraction": 0.012}
+
+
+def write_log(path: Path, records: list[dict[str, Any]]) -> None:
+    """`log.jsonl`."""
+    (path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def write_metric(path: Path, weights: np.ndarray[Any, Any], rankings: list[list[str]], **metadata: str) -> None:
+    """A metric's file, as `fastdps.metric` documents it."""
+    of_alexnet = {"taps": "[1, 4, 7, 9, 11]", "channels": json.dumps(CHANNELS), "comparison": "spatial"}
+    path.parent.mkdir(exist_ok=True)
+    save_file(
+        {"weights": weights.astype(np.float32)}, path, {**of_alexnet, "rankings": json.dumps(rankings), **metadata}
+    )
+
+
+def judged(contexts: int) -> dict[str, Any]:
+    """What `scores.json` has under "bapps": two sub-sets of 2AFC, one of JND."""
+
+    def scores(human: float | None, baseline: float, adapted: float) -> dict[str, Any]:
+        values = [adapted] * contexts
+        change = {"baseline": baseline, "adapted": adapted, "change": adapted - baseline}
+        return {"samples": 4720, "human": human, **change, "contexts": values}
+
+    everything = scores(0.74, 0.7, 0.69)
+    return {
+        "2afc": {"traditional": scores(0.8, 0.71, 0.7), "cnn": everything},
+        "jnd": {"cnn": scores(None, 0.6, 0.61)},
+        "averages": {
+            "distort": {"of": ["traditional", "cnn"], **everything},
+            "real": None,
+            "all": {"of": ["traditional", "cnn"], **everything},
+            "jnd": {"of": ["cnn"], **scores(None, 0.6, 0.61)},
+        },
+    }
+
+
+def write_details(path: Path, contexts: list[dict[str, Any]]) -> None:
+    """`details.json` with the pictures that it names, one wrong choice in the hardest context and none in the next."""
+    hardest, *others = sorted(contexts, key=lambda context: context["adapted_accuracy"])
+    names = hardest["ranking"]
+    (path / "examples").mkdir()
+    for name in ("0-7.png", "0-7-a.png", "0-7-b.png"):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), "teal").save(buffer, "PNG")
+        (path / "examples" / name).write_bytes(buffer.getvalue())
+
+    def view(name: str, file: str, distance: float) -> dict[str, Any]:
+        distances = {"baseline_distance": 2 * distance, "adapted_distance": distance}
+        return {"distortion": name, "parameters": {"amount": 0.25}, "file": file, **distances}
+
+    wrong = {
+        "sample": 7,
+        "reference": "0-7.png",
+        "closer": view(names[0], "0-7-a.png", 0.2),
+        "farther": view(names[-1], "0-7-b.png", 0.1),
+    }
+    pairs = [
+        {"closer": a, "farther": b, "contexts": 12, "baseline_accuracy": 0.25, "adapted_accuracy": 0.75}
+        for a, b in itertools.permutations(names, 2)
+    ]
+    content = {
+        "format_version": 1,
+        "held_out": {"shards": "data/val", "samples": 140, "draws": 5, "sha256": "cd" * 32},
+        "pairs": pairs,
+        "examples": [
+            {**context, "searched": 50, "wrong": [wrong] if context is hardest else []}
+            for context in (hardest, *others[:1])
+        ],
+    }
+    (path / "details.json").write_text(json.dumps(content))
