@@ -19,7 +19,7 @@ from bench.stages import STAGES
 from bench.whole import Parts
 from fastdps.backbones import Backbone
 from fastdps.distortions import NAMES
-from fastdps.errors import ConfigError
+from fastdps.errors import ConfigError, FastDPSError
 from fastdps.shards import read_manifest
 
 CPU = torch.device("cpu")
@@ -132,6 +132,23 @@ def test_tuning_against_the_usual_way_with_its_backbone_trained(tiny, weights_di
     assert [tuned["parts_s"][part] == lin["parts_s"][part] for part in ("features", "distances")] == [False] * 2
     assert "time_ratio" in rows["train", "lin, 24 contexts"]["notes"]
     assert "time_ratio" not in tuned["notes"]
+
+
+@pytest.mark.slow
+def test_matrix_and_what_it_is_held_against(tiny, weights_dir, monkeypatch):
+    monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
+    rows = check_rows(tiny("matrix"), ["matrix"])
+    (row,) = rows.values()
+    ratios = np.divide(row["samples"], row["usual"]["samples"])
+    assert row["speedup"]["median"] == pytest.approx(np.median(ratios))
+    assert row["notes"]["pairs_of_all_images"] == 19_900
+    matrix = importlib.import_module("bench.stages.matrix")
+    metric, oracle = matrix._metrics(CPU)
+    images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
+    matrix._check_agreement(metric, oracle, images, images / 255)
+    metric.metric.weights[0, 0] += 1
+    with pytest.raises(FastDPSError, match="what is timed is not the same"), torch.no_grad():
+        matrix._check_agreement(metric, oracle, images, images / 255)
 
 
 @pytest.mark.slow

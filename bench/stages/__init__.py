@@ -26,6 +26,7 @@ STAGES: dict[str, str] = {
     "heads": "one training step of K contexts' heads on moments",
     "train": "adapting to K contexts, end to end",
     "evaluate": "scoring on held-out images, end to end",
+    "matrix": "distances of all pairs of 200 images",
     "startup": "from the command line to help and to the first step",
     "scaling": "adapting in several processes",
     "memory": "the most memory that each stage takes, in a process of its own",
