@@ -1,5 +1,7 @@
 """The metric as people use it, against the `lpips` package."""
 
+import doctest
+import importlib
 import subprocess
 import sys
 
@@ -198,6 +200,13 @@ def test_importing_fastdps_imports_nothing_large():
     code = "import fastdps, sys; assert 'load' in dir(fastdps); print({'torch', 'numpy', 'rich'} & {*sys.modules})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", ["api", "choosing", "suggest", "torchmetrics"])
+def test_examples_in_docstrings_run(name):
+    found = doctest.testmod(importlib.import_module(f"fastdps.{name}"))
+    assert found.attempted > 0
+    assert found.failed == 0
 
 
 def test_public_names():
