@@ -26,14 +26,20 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry of the command; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    arguments = parse(argv)
     if argv and argv[0] in COMMANDS:
         command = importlib.import_module(f"bench.{argv[0]}")
-        parser = argparse.ArgumentParser(prog=f"python -m bench {argv[0]}", description=f"Show {COMMANDS[argv[0]]}.")
-        command.add_arguments(parser)
-        options = parser.parse_args(argv[1:])
-        return run_command(lambda: command.run(options))
-    arguments = measure_parser().parse_args(argv)
+        return run_command(lambda: command.run(arguments))
     return run_command(lambda: run_measure(arguments))
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of measuring, or of the command that the first of them names."""
+    if not (argv and argv[0] in COMMANDS):
+        return measure_parser().parse_args(argv)
+    parser = argparse.ArgumentParser(prog=f"python -m bench {argv[0]}", description=f"Show {COMMANDS[argv[0]]}.")
+    importlib.import_module(f"bench.{argv[0]}").add_arguments(parser)
+    return parser.parse_args(argv[1:])
 
 
 def measure_parser() -> argparse.ArgumentParser:

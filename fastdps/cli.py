@@ -29,6 +29,7 @@ COMMANDS = {
     "sweep": Command("fastdps.sweep", "train and evaluate all cases of a grid, and put them into one table"),
     "score": Command("fastdps.score", "compare images with one, nearest first; show where two of them differ"),
     "export": Command("fastdps.export.command", "write a metric for the lpips package, as ONNX, or for torch.export"),
+    "doctor": Command("fastdps.doctor", "look at this machine: what training would find, and what to do about it"),
     "gallery": Command("fastdps.gallery", "show samples of a shard set, distorted or with their votes, as a picture"),
     "demo": Command("fastdps.demo", "pack, adapt and score on made-up images, in minutes"),
     "completion": Command("fastdps.completion", "print what makes a shell complete these commands"),

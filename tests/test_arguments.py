@@ -73,9 +73,7 @@ def test_completion_knows_every_command_and_its_options(shell, capsys, tmp_path)
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert all(name in script for name in COMMANDS)
-    assert all(
-        option.lstrip("-") in script for option in ("--comparison", "spatial+sort", "--context", "--format")
-    )
+    assert all(option.lstrip("-") in script for option in ("--comparison", "spatial+sort", "--context", "--format"))
     if shutil.which(shell) and shell in ("bash", "zsh"):
         (tmp_path / "script").write_text(script)
         subprocess.run([shell, "-n", tmp_path / "script"], check=True)

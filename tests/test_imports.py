@@ -63,6 +63,7 @@ ORDER = [
     "examples",
     "evaluate",
     "sweep",
+    "doctor",
     "cli",
     "completion",
     "demo",

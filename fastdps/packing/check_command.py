@@ -10,8 +10,8 @@ from fastdps.errors import ShardError, run_command
 from fastdps.packing.verify import check_set, find_sets
 
 
-def check_shards(argv: Sequence[str] | None = None) -> int:
-    """Entry of `tools/check_shards.py`; returns the exit status, not 0 if anything is wrong."""
+def check_shards_parser() -> argparse.ArgumentParser:
+    """The options of `check_shards.py`."""
     parser = argparse.ArgumentParser(
         prog="check_shards.py",
         description="Check all shard sets in a directory and say what is wrong: manifest, sizes, indexes, checksums, "
@@ -19,7 +19,12 @@ def check_shards(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--quick", action="store_true", help="manifest, sizes and indexes only; reads no shard")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def check_shards(argv: Sequence[str] | None = None) -> int:
+    """Entry of `tools/check_shards.py`; returns the exit status, not 0 if anything is wrong."""
+    arguments = check_shards_parser().parse_args(argv)
     return run_command(lambda: _check_shards(arguments.directory, quick=arguments.quick))
 
 

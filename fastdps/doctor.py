@@ -1,0 +1,231 @@
+"""`fastdps doctor`: what training would find on this machine, and what to do about it. Downloads nothing."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from fastdps.errors import FastDPSError
+from fastdps.report.checks import Check, print_checks
+from fastdps.report.live import track
+
+PACKAGES = (
+    "fastdps",
+    "torch",
+    "torchvision",
+    "kornia",
+    "accelerate",
+    "webdataset",
+    "safetensors",
+    "simplejpeg",
+    "numpy",
+)
+DALI = "nvidia-dali-cuda130"
+#: How much is written and read to see how fast a disk is, and how much of it at a time.
+PROBE_MIB, PIECE_MIB = 64, 4
+#: A raw 64 px image, and how many of them a second a disk should give at least: what one GPU takes.
+IMAGE_KIB, SLOW_IMAGES_PER_S = 12, 10_000
+LITTLE_MEMORY_GIB, LITTLE_ROOM_GIB = 4, 1
+#: What launchers set.
+LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID")
+
+
+def check_versions() -> list[Check]:
+    """Python, and the packages that training cannot do without."""
+    found = [Check("python", "ok", f"{platform.python_version()}, {platform.platform()}")]
+    for package in PACKAGES:
+        try:
+            found.append(Check(package, "ok", version(package)))
+        except PackageNotFoundError:
+            found.append(Check(package, "bad", "not installed", "Install fastdps again: pip install fastdps"))
+    return found
+
+
+def check_devices() -> list[Check]:
+    """GPUs as torch sees them."""
+    import torch
+
+    if torch.cuda.is_available():
+        devices = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+        text = "; ".join(f"{device.name}, {device.total_memory / 2**30:.0f} GiB" for device in devices)
+        advice = ""
+        if len(devices) > 1:
+            advice = f"Use all: accelerate launch --multi_gpu --num_processes {len(devices)} -m fastdps.train ..."
+        return [Check("devices", "ok", text, advice)]
+    if shutil.which("nvidia-smi"):
+        advice = "There is a driver: see `nvidia-smi`, CUDA_VISIBLE_DEVICES and the CUDA version of this torch."
+        return [Check("devices", "note", f"no CUDA in torch {torch.__version__}", advice)]
+    return [Check("devices", "ok", "no GPU: everything runs on the CPU, with the same results")]
+
+
+def check_dali() -> list[Check]:
+    """Whether DALI is there and can be loaded."""
+    try:
+        installed = version(DALI)
+    except PackageNotFoundError:
+        advice = f"The portable loader serves. On Linux: pip install {DALI}"
+        return [Check("DALI", "note", "not installed", advice)]
+    try:
+        importlib.import_module("fastdps.loading.dali")
+    except (ImportError, OSError) as error:
+        advice = f"Pass --loader portable, or install it again: pip install --force-reinstall {DALI}"
+        return [Check("DALI", "note", f"{installed} cannot be loaded: {error}", advice)]
+    return [Check("DALI", "ok", installed)]
+
+
+def check_weights() -> list[Check]:
+    """Pretrained weights that are on this machine, and whether they are the right ones."""
+    from fastdps.weights import DIGESTS, VARIABLE, cache_dir
+
+    checks = []
+    given = os.environ.get(VARIABLE)
+    if given and not Path(given).is_dir():
+        checks.append(Check(f"${VARIABLE}", "note", f"{given} is no directory", "Correct it, or unset it."))
+    for backbone, digest in DIGESTS.items():
+        places = [Path(place) for place in (given, cache_dir()) if place]
+        files = [file for place in places if (file := place / f"{backbone}_features.safetensors").is_file()]
+        if files:
+            checks.append(_check_file(backbone, files[0], digest))
+        else:
+            looked = " and ".join(map(str, places))
+            advice = (
+                f"The first training fetches them. Without a network put {backbone}_features.safetensors into one of "
+                f"these, or set {VARIABLE}."
+            )
+            checks.append(Check(f"weights of {backbone}", "note", f"not in {looked}", advice))
+    return checks
+
+
+def _check_file(backbone: str, path: Path, digest: str) -> Check:
+    """A file that training would take before any other."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from fastdps.weights import tensors_sha256
+
+    name = f"weights of {backbone}"
+    try:
+        state = {key: value for key, value in load_file(path).items() if key.startswith("features.")}
+    except (OSError, SafetensorError) as error:
+        return Check(name, "bad", f"{path} cannot be read: {error}", "Replace or remove it.")
+    if tensors_sha256(state) != digest:
+        return Check(name, "bad", f"{path} does not hold torchvision's ImageNet weights", "Replace or remove it.")
+    return Check(name, "ok", str(path))
+
+
+def check_cores() -> list[Check]:
+    """Cores that this process may use, torch's threads, and memory."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = torch.get_num_threads()
+    text = f"{cores} of {os.cpu_count()} cores for this process, {threads} threads of torch"
+    checks = [Check("cores", "ok", text)]
+    if threads < cores and "OMP_NUM_THREADS" in os.environ:
+        advice = f"Unset OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} where only one process runs."
+        checks = [Check("cores", "note", text, advice)]
+    elif threads > cores:
+        checks = [Check("cores", "note", text, f"export OMP_NUM_THREADS={cores}")]
+    if hasattr(os, "sysconf"):
+        memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        little = memory_gib < LITTLE_MEMORY_GIB
+        advice = "Train with a smaller --batch-size, or with --accumulate 4." if little else ""
+        checks.append(Check("memory", "note" if little else "ok", f"{memory_gib:.1f} GiB", advice))
+    return checks
+
+
+def check_launch(environment: Mapping[str, str] = os.environ) -> list[Check]:
+    """What a launcher has set, which a command alone must not find."""
+    found = {name: environment[name] for name in LAUNCH_VARIABLES if name in environment}
+    if not found:
+        return [Check("launch", "ok", "one process; for more: accelerate launch --multi_gpu --num_processes N")]
+    text = ", ".join(f"{name}={value}" for name, value in found.items())
+    processes = found.get("WORLD_SIZE", "1")
+    if processes != "1" and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= found.keys():
+        advice = "fastdps train would refuse to start. Unset WORLD_SIZE, or start it with accelerate launch."
+        return [Check("launch", "bad", text, advice)]
+    return [Check("launch", "ok", text)]
+
+
+def check_disk(directory: Path) -> list[Check]:
+    """Room and speed of the disk under a directory."""
+    name = f"disk of {directory}"
+    try:
+        free_gib = shutil.disk_usage(directory).free / 2**30
+        if free_gib * 1024 < 2 * PROBE_MIB:
+            return [Check(name, "bad", f"{1024 * free_gib:.0f} MiB free", "Make room, or name another with --path.")]
+        write_mib_per_s, read_mib_per_s = measure_disk(directory)
+    except OSError as error:
+        advice = "Training needs a directory that it can write to: name another with --path."
+        return [Check(name, "bad", f"cannot be written: {error.strerror or error}", advice)]
+    images_per_s = read_mib_per_s * 1024 / IMAGE_KIB
+    text = (
+        f"writes {write_mib_per_s:,.0f} MiB/s, reads {read_mib_per_s:,.0f} MiB/s (raw 64 px: {images_per_s:,.0f} "
+        f"images/s), {free_gib:,.0f} GiB free"
+    )
+    if images_per_s < SLOW_IMAGES_PER_S:
+        return [Check(name, "note", text, "Shards on a local disk would be read faster; or pack them as JPEGs.")]
+    if free_gib < LITTLE_ROOM_GIB:
+        return [Check(name, "note", text, "Little room for shards and checkpoints.")]
+    return [Check(name, "ok", text)]
+
+
+def measure_disk(directory: Path) -> tuple[float, float]:
+    """MiB/s of writing a file to disk and of reading it again, past the system's cache where it lets itself be asked.
+
+    Raises `OSError` where it cannot be written.
+    """
+    piece = os.urandom(PIECE_MIB * 2**20)
+    with tempfile.NamedTemporaryFile(dir=directory, prefix=".fastdps-doctor-", buffering=0) as file:
+        started_s = time.perf_counter()
+        for _ in range(PROBE_MIB // PIECE_MIB):
+            file.write(piece)
+        os.fsync(file.fileno())
+        written_s = time.perf_counter() - started_s
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        started_s = time.perf_counter()
+        while file.read(len(piece)):
+            pass
+        read_s = time.perf_counter() - started_s
+    return PROBE_MIB / written_s, PROBE_MIB / read_s
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `fastdps doctor`."""
+    parser.add_argument(
+        "--path", type=Path, default=Path(), metavar="DIR", help="where shards or runs are to be (default: here)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def run_doctor(arguments: argparse.Namespace) -> None:
+    """Print what was found. Raises `FastDPSError`, for an exit status of 1, where training would fail."""
+    looks: list[Callable[[], list[Check]]] = [
+        check_versions,
+        check_devices,
+        check_dali,
+        check_weights,
+        check_cores,
+        check_launch,
+        lambda: check_disk(arguments.path),
+    ]
+    looking = track(looks, total=len(looks), what="looking", unit="checks", enabled=not arguments.json)
+    checks = [check for look in looking for check in look()]
+    if arguments.json:
+        print(json.dumps([asdict(check) for check in checks], indent=1, ensure_ascii=False))
+    else:
+        print_checks(checks)
+    if bad := [check.name for check in checks if check.state == "bad"]:
+        raise FastDPSError(f"training would fail here: {', '.join(bad)}.")

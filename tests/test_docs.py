@@ -1,0 +1,105 @@
+"""The docs as a reader takes them: what is fenced as `sh` or `python` runs, and all other commands parse."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastdps.cli import make_parser
+from fastdps.packing.check_command import check_shards_parser
+from fastdps.packing.command import make_shards_parser
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "shards/README.md", ROOT / "bench/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+#: Of extending.md the snippets are parts of files: see test_extending_docs.py.
+RUN = [page for page in PAGES if page.name != "extending.md" and FENCE.search(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_what_a_page_shows_runs_in_its_order(page, tmp_path, weights_dir):
+    photographs(tmp_path / "photos", 24)
+    (tmp_path / "tools").symlink_to(ROOT / "tools")
+    (tmp_path / "bin").mkdir()
+    for name, module in (("fastdps", "fastdps.cli"), ("python", "")):
+        program = tmp_path / "bin" / name
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} {f"-m {module}" if module else ""} "$@"\n')
+        program.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "FASTDPS_WEIGHTS": str(weights_dir),
+        "PYTHONPATH": str(ROOT),
+    }
+    for number, (language, text) in enumerate(FENCE.findall(page.read_text(encoding="utf-8"))):
+        if language == "python":
+            command = [sys.executable, "-c", text]
+        elif language == "sh":
+            command = ["bash", "-e", "-c", text]
+        else:
+            continue
+        result = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300, env=environment
+        )
+        assert result.returncode == 0, f"{page.name}, block {number}:\n{text}\n{result.stdout}\n{result.stderr}"
+
+
+def photographs(folder: Path, count: int) -> None:
+    """Files that pass for photographs: smooth colours, each its own."""
+    folder.mkdir()
+    for number in range(count):
+        coarse = np.random.default_rng(number).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((240, 200), Image.Resampling.BICUBIC).save(folder / f"{number:02d}.jpg")
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The command lines of a page, fenced or indented, continued lines joined, without comments."""
+    text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
+    fenced = [line for language, block in FENCE.findall(text) if language == "sh" for line in block.splitlines()]
+    indented = [line.strip() for line in FENCE.sub("", text).splitlines() if re.match(r"    \S", line)]
+    return [
+        shlex.split(line, comments=True)
+        for line in (*fenced, *indented)
+        if re.match(r"(fastdps|python|accelerate launch|torchrun) ", line)
+    ]
+
+
+ALL = [(page, words) for page in PAGES for words in commands(page)]
+
+
+def test_there_are_commands():
+    assert len(ALL) > 30
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), ALL, ids=[f"{page.parent.name}/{page.name}: {' '.join(words)[:60]}" for page, words in ALL]
+)
+def test_a_command_that_a_page_names_is_one(page, words, capsys):
+    """Its parser takes it. Names in capitals stand for what a reader puts there."""
+    words = [word for word in words if word not in ("...", "[options")]
+    if words[0] in ("accelerate", "torchrun"):
+        module = words.index("-m")
+        words = ["fastdps", *words[module + 1 :]]
+        words[1:2] = {"fastdps.train": ["train"], "fastdps.cli": []}[words[1]]
+    try:
+        if words[0] == "fastdps":
+            make_parser(words[1:2]).parse_args(words[1:])
+        elif words[1].endswith("make_shards.py"):
+            make_shards_parser().parse_args(["folder" if word == "KIND" else word for word in words[2:]])
+        elif words[1].endswith("check_shards.py"):
+            check_shards_parser().parse_args(words[2:])
+        elif words[1:3] == ["-m", "bench"]:
+            from bench import __main__ as bench
+
+            bench.parse(words[3:])
+        else:
+            pytest.fail(f"nobody knows {' '.join(words)}")
+    except SystemExit:
+        pytest.fail(f"{page.name}: {' '.join(words)}: {capsys.readouterr().err}")
