@@ -122,6 +122,11 @@ class Data:
         options = PackOptions(encoding="jpeg" if size else "keep", size=size)
         return self._packed(f"jpeg-{size or 'full'}-{source.count}", source, options)
 
+    def photo_files(self) -> list[Path]:
+        """The files of the photographs, for those who load files; none without `photos`."""
+        found = sorted(path for path in self.photos.rglob("*") if path.is_file()) if self.photos else []
+        return found[: min(self.images, DISTINCT)]
+
     def files(self) -> list[Path]:
         """64 px images as PNG files, for those who load files."""
         directory = self.directory / self.source / "files"

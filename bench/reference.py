@@ -96,6 +96,40 @@ class Triplets(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
         return ref, p0, p1, torch.tensor([[[float(second < first)]]])
 
 
+class Pictures(Dataset[Tensor]):
+    """Files as images of `size` pixels, float (3, size, size): what loading is, the usual way."""
+
+    def __init__(self, files: Sequence[Path], size: int) -> None:
+        self._files, self._size = list(files), size
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        with Image.open(self._files[index]) as image:
+            rgb = image.convert("RGB")
+        return functional.to_tensor(rgb if rgb.size == (self._size, self._size) else rgb.resize((self._size,) * 2))
+
+
+@contextmanager
+def loading(files: Sequence[Path], size: int, batch_size: int, workers: int) -> Iterator[Work]:
+    """Work whose unit is an epoch of files in a `DataLoader`, whose workers end with the context."""
+    loader: Any = DataLoader(
+        Pictures(files, size),
+        batch_size,
+        shuffle=True,
+        num_workers=workers,
+        persistent_workers=True,
+        multiprocessing_context="spawn",
+    )
+
+    def work(amount: int) -> float:
+        return sum(len(batch) for _ in range(amount) for batch in loader)
+
+    yield work
+    loader._iterator = None  # ends the workers
+
+
 class _Drawn(Sampler[int]):
     """`count` numbers below `size`, each anew at random."""
 

@@ -6,7 +6,7 @@ That is DALI's bare reader, and for JPEGs also a `DataLoader` over torchvision's
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from bench.bench import Bench, cores
 from bench.data import SIZE
 from bench.measure import Compared, Measurement, Work, spread
 from bench.parts import load_work
+from bench.reference import loading
 from fastdps.loading import LoaderName, ShardLoader, open_shards
 from fastdps.loading.members import open_index
 from fastdps.shards import read_manifest
 
 BATCH = 128
+USUAL = "Pillow in a DataLoader"
 #: At most so many are encoded, which takes a while and is slower to load, too.
 ENCODED_IMAGES = 5000
 
@@ -33,18 +35,21 @@ ENCODED_IMAGES = 5000
 def run(bench: Bench) -> Iterator[Measurement]:
     """Raw, JPEG and PNG at 64 px, and photographs at 256 px and in full, resized to 64 px; some of them if quick."""
     data, encoded = bench.data, min(bench.data.images, ENCODED_IMAGES)
-    yield from _measure(bench, "raw 64 px", data.small("raw"))
+    yield from _measure(bench, "raw 64 px", data.small("raw"), data.files())
     yield from _measure(bench, "JPEG 64 px", data.small("jpeg", encoded))
     if not bench.quick:
         yield from _measure(bench, "PNG 64 px", data.small("png", encoded))
     if data.photos:
         if not bench.quick:
             yield from _measure(bench, "JPEG 256 px to 64 px", data.photographs(256))
-        yield from _measure(bench, "JPEG in full size to 64 px", data.photographs(None))
+        yield from _measure(bench, "JPEG in full size to 64 px", data.photographs(None), data.photo_files())
 
 
-def _measure(bench: Bench, what: str, directory: Path) -> Iterator[Measurement]:
-    """The loader that fastdps takes by default, and unless quick each of those it chooses from."""
+def _measure(bench: Bench, what: str, directory: Path, files: Sequence[Path] = ()) -> Iterator[Measurement]:
+    """The loader that fastdps takes by default, and unless quick each of those it chooses from.
+
+    `files` are the same images as the usual way has them, which is then measured too.
+    """
     names: list[LoaderName] = ["auto"] if bench.quick else ["auto", "dali", "portable"]
     with ExitStack() as stack:
         bare = _bare_reader(bench, directory)
@@ -53,12 +58,16 @@ def _measure(bench: Bench, what: str, directory: Path) -> Iterator[Measurement]:
             limits["a DataLoader with torchvision's decode_jpeg"] = stack.enter_context(_torchvision(directory))
         there = [name for name in names if name != "dali" or bare is not None]
         loaders: dict[str, Work] = {name: load_work(_open(bench, directory, name)) for name in there}
-        rates = bench.timing.rates({**loaders, **limits})
+        ways: dict[str, Work] = {}
+        if files and not bench.quick:
+            ways[USUAL] = stack.enter_context(loading(files, SIZE, BATCH, cores()))
+        rates = bench.timing.rates({**loaders, **limits, **ways})
     fastest = max(limits, key=lambda name: spread(rates[name]).median, default=None)
     limit = None if fastest is None else Compared(fastest, rates[fastest])
     for name in loaders:
         if name == "auto":
-            yield Measurement("load", what, rates[name], limit=limit)
+            usual = Compared(USUAL, rates[USUAL]) if USUAL in rates else None
+            yield Measurement("load", what, rates[name], limit=limit, usual=usual)
         else:
             yield Measurement("load", f"{what}, {name} loader", rates[name], limit=limit, headline=False)
 
