@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from fastdps.distortions import DISTORTIONS, apply_plan, draw_plan
 from fastdps.errors import ConfigError, FastDPSError
@@ -29,6 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--distort", action="store_true", help="show each image with its six distortions")
     parser.add_argument("--seed", type=int, default=0, help="of the choice, and of the distortions")
     parser.add_argument("--size", type=int, metavar="PIXELS", help="resize images to this side")
+    parser.add_argument("--title", help="above the picture (default: what it shows of what)")
+    parser.add_argument(
+        "--colors", type=int, metavar="N", help="no more colours than these, 2 to 256: a PNG of a third of the size"
+    )
 
 
 def run_gallery(arguments: argparse.Namespace) -> None:
@@ -41,6 +46,8 @@ def run_gallery(arguments: argparse.Namespace) -> None:
     wanted = arguments.samples if arguments.samples is not None else 36 if in_grid else 8
     if wanted < 1:
         raise ConfigError(f"--samples must be at least 1, not {wanted}.")
+    if arguments.colors is not None and not 2 <= arguments.colors <= 256:
+        raise ConfigError(f"--colors must be 2 to 256, not {arguments.colors}.")
     own_size = OWN_SIZES_SHOWN_AT if manifest.image_size is None else None
     loader = open_shards(directory, batch_size=wanted, seed=arguments.seed, size=arguments.size or own_size)
     with closing(loader.epoch(0)) as batches:
@@ -51,10 +58,13 @@ def run_gallery(arguments: argparse.Namespace) -> None:
         rows = grid([Panel(_pixels(batch, "image", n), f"{batch.ids[n]}") for n in range(len(batch))])
     else:
         rows = judged_rows(batch, manifest.kind)
-    title = f"{directory}: {len(batch)} of {manifest.samples:,} {manifest.kind}"
+    title = arguments.title or f"{directory}: {len(batch)} of {manifest.samples:,} {manifest.kind}"
+    sheet = draw_sheet(rows, title)
+    if arguments.colors:
+        sheet = sheet.quantize(arguments.colors, dither=Image.Dither.NONE)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        draw_sheet(rows, title).save(out)
+        sheet.save(out, optimize=True)
     except (OSError, ValueError) as error:
         raise FastDPSError(f"{out} cannot be written: {error}. Name a file such as grid.png with --out.") from error
     print(out)

@@ -62,6 +62,19 @@ def test_distorted_images_are_those_that_training_sees(images, tmp_path):
             assert abs(panel_at(sheet, row, d + 1, rows=3) - expected).max() <= 1
 
 
+def test_a_picture_of_few_colours_is_smaller_and_looks_the_same(images, tmp_path):
+    options = ["--distort", "--samples", 3, "--title", "the six distortions"]
+    full, full_bytes = show(images, tmp_path, *options), (tmp_path / "deep/grid.png").stat().st_size
+    assert (
+        main(["gallery", str(images), "--out", str(tmp_path / "few.png"), "--colors", "256", *map(str, options)]) == 0
+    )
+    with Image.open(tmp_path / "few.png") as picture:
+        few = np.asarray(picture.convert("RGB"))
+    assert (tmp_path / "few.png").stat().st_size < full_bytes / 2
+    assert len(np.unique(few.reshape(-1, 3), axis=0)) <= 256
+    assert np.abs(few.astype(int) - full).mean() < 8
+
+
 def test_captions_name_the_distortions_and_what_was_drawn(images):
     batch = next(open_shards(images, batch_size=2).epoch(0))
     for row in gallery.distorted_rows(batch, seed=0):
@@ -111,6 +124,7 @@ def test_images_of_their_own_sizes_are_shown_too(tmp_path):
     [
         (["--samples", "0"], "--samples must be at least 1"),
         (["--distort", "--size", "4"], "the blur needs at least"),
+        (["--colors", "1"], "--colors must be 2 to 256"),
         (["--out", "grid.nothing"], "grid.nothing cannot be written: unknown file extension"),
     ],
 )
