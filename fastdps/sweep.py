@@ -148,9 +148,9 @@ def summarize(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             [min(context["adapted_accuracy"] for context in case["contexts"]) for case in scores.values()]
         ),
     }
-    changes = [case["bapps"]["averages"]["2afc"]["all"]["change"] for case in scores.values() if case["bapps"]]
-    if known := [change for change in changes if change is not None]:
-        columns["bapps_change"] = np.array(known)
+    averages = [case["bapps"]["averages"]["all"] for case in scores.values() if case["bapps"]]
+    if changes := [average["change"] for average in averages if average]:
+        columns["bapps_change"] = np.array(changes)
     summary: dict[str, Any] = {"cases": len(scores), "contexts": len(contexts), "confidence": CONFIDENCE}
     for name, values in columns.items():
         mean, low, high = bootstrap(values)

@@ -28,7 +28,7 @@ FLAGS = (
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[webdriver.Chrome]:
-    """The browser with a profile of its own; without chromium and its driver the test skips, or fails if one is promised."""
+    """The browser with a profile of its own; without one the test skips, or fails if one is promised."""
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (browser and driver):
         why = "chromium is not installed: apt-get install chromium chromium-driver"

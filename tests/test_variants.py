@@ -229,15 +229,30 @@ def test_a_sweep_runs_every_case_once_and_goes_on(leaves, tmp_path, capsys):
     assert "improved fraction" in capsys.readouterr().out
 
     finished = {path: path.stat().st_mtime_ns for path in out.rglob("metric.safetensors")}
-    interrupted = out / "cases" / "comparison=mean,seed=1"
+    interrupted, unscored = (out / "cases" / f"comparison=mean,seed={seed}" for seed in (1, 0))
     (interrupted / "scores.json").unlink()
+    (interrupted / "metric.safetensors").unlink()
+    (unscored / "scores.json").unlink()
     assert cli.main(["sweep", "--grid", str(grid), "--out", str(out)]) == 0
     changed = {path.parent for path, time in finished.items() if path.stat().st_mtime_ns != time}
     assert changed == {interrupted}
+    assert (unscored / "scores.json").exists()
 
     other = grid_file(leaves, tmp_path / "other.json", settings={"epochs": 2})
     assert cli.main(["sweep", "--grid", str(other), "--out", str(out)]) == 1
     assert "was finished with other settings" in capsys.readouterr().err
+
+
+def test_a_sweep_sums_up_the_agreement_with_people(leaves, tmp_path):
+    noise_set(tmp_path / "bapps" / "2afc" / "val" / "cnn", "triplets", 6)
+    changes = {"bapps": str(tmp_path / "bapps"), "grid": {"seed": [0, 1]}}
+    out = tmp_path / "sweep"
+    assert (
+        cli.main(["sweep", "--grid", str(grid_file(leaves, tmp_path / "grid.json", **changes)), "--out", str(out)]) == 0
+    )
+    cases = [json.loads(path.read_text())["bapps"]["averages"]["all"] for path in out.glob("cases/*/scores.json")]
+    change = json.loads((out / "sweep.json").read_text())["summary"]["bapps_change"]["mean"]
+    assert change == pytest.approx(sum(case["change"] for case in cases) / 2)
 
 
 @pytest.mark.parametrize(
