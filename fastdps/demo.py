@@ -24,13 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
-    """Pack dead leaves, adapt to all contexts, score on held-out images, and say where everything is."""
+    """Pack dead leaves, adapt to all contexts, score on held-out images, report, and say where everything is."""
     shards, out = arguments.shards, arguments.out
     pack = ["deadleaves", "--count", arguments.images, "--out", shards, "--holdout", HOLDOUT, "--overwrite"]
     _step("python tools/make_shards.py", pack, make_shards)
     train = ["train", "--shards", shards / "train", "--out", out, "--epochs", arguments.epochs, "--overwrite"]
     _step("fastdps", train, cli.main)
     _step("fastdps", ["evaluate", out, "--shards", shards / "val"], cli.main)
+    _step("fastdps", ["report", out], cli.main)
     print(f"\nImages: {shards}, metric: {out / 'metric.safetensors'}, log: {out / 'log.jsonl'}")
 
 

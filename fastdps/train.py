@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from fastdps.arguments import Parser
 from fastdps.contexts import Ranking, select_rankings
 from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError, run_command
@@ -316,7 +317,7 @@ def run_train(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry of `python -m fastdps.train`."""
-    parser = argparse.ArgumentParser(prog="fastdps train", description="Adapt a perceptual metric to contexts.")
+    parser = Parser(prog="fastdps train", description="Adapt a perceptual metric to contexts.")
     add_arguments(parser)
     arguments = parser.parse_args(argv)
     return run_command(lambda: run_train(arguments))

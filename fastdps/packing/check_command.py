@@ -6,13 +6,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastdps.arguments import Parser
 from fastdps.errors import ShardError, run_command
 from fastdps.packing.verify import check_set, find_sets
 
 
 def check_shards_parser() -> argparse.ArgumentParser:
     """The options of `check_shards.py`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="check_shards.py",
         description="Check all shard sets in a directory and say what is wrong: manifest, sizes, indexes, checksums, "
         "names and order of the members, and that every image decodes.",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from fastdps.arguments import Parser
 from fastdps.datasets.bapps import Bapps
 from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.datasets.folder import Folder
@@ -59,7 +60,7 @@ _OPTIONS_OF_KINDS = ("source", "download", "count")
 
 def make_shards_parser() -> argparse.ArgumentParser:
     """The options of `make_shards.py`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="make_shards.py",
         description="Pack images into shard sets, one for each split: OUT/train, OUT/val and so on. The same input and "
         "options give the same bytes, whatever the number of workers; a run that was interrupted goes on where it "
