@@ -61,7 +61,9 @@ def test_taps_against_torchvision(backbone):
     for tap, feature in zip(BACKBONES[name].taps, ours, strict=True):
         # Random features that vanish would be equal to anything.
         assert feature.std() > 0.01
-        assert torch.allclose(feature, theirs[str(tap)], rtol=1e-3, atol=1e-4)
+        # Features of random networks grow with depth, and layouts differ in rounding: 1e-4 of their size.
+        atol = 1e-4 * max(1.0, feature.abs().max().item())
+        assert torch.allclose(feature, theirs[str(tap)], rtol=1e-3, atol=atol)
 
 
 def test_a_training_step_changes_all_weights(backbone):
