@@ -119,7 +119,8 @@ def test_examples_are_wrong_and_have_their_pictures(run):
             assert picture.size == (LONGEST_SIDE, LONGEST_SIDE)
 
 
-def test_quiet_commands_say_nothing(run, leaves, capfd):
+def test_quiet_commands_say_nothing(run, leaves, capfd, monkeypatch, weights_dir):
+    monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
     assert main(["evaluate", str(run), "--shards", str(leaves / "val"), "--draws", "1", "--quiet"]) == 0
     train = ["train", "--shards", str(leaves / "train"), "--out", str(run), "--contexts", "1", "--quiet"]
     assert main([*train, "--overwrite", "--epochs", "1"]) == 0
