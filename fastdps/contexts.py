@@ -10,12 +10,12 @@ import itertools
 import math
 import random
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor
 
 from fastdps.errors import ConfigError
+from fastdps.suggest import did_you_mean
 
 Ranking = tuple[str, ...]
 
@@ -31,8 +31,7 @@ def parse_ranking(text: str, names: Sequence[str]) -> Ranking:
     ranking = tuple(part.strip() for part in text.split(","))
     for name in ranking:
         if name not in names:
-            near = get_close_matches(name, names, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, names)
             raise ConfigError(f"Unknown distortion {name!r} in the ranking {text!r}.{hint} Known: {', '.join(names)}.")
     if repeated := sorted({name for name in ranking if ranking.count(name) > 1}):
         raise ConfigError(f"The ranking {text!r} names {', '.join(repeated)} more than once.")

@@ -22,7 +22,6 @@ form (see `heads`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor
 
 from fastdps.errors import ConfigError
+from fastdps.suggest import did_you_mean
 
 #: LPIPS's guard against division by zero.
 EPSILON = 1e-10
@@ -123,8 +123,7 @@ def _vectors_of(comparison: str) -> tuple[Callable[[Tensor], Tensor], ...]:
     try:
         return COMPARISONS[comparison]
     except KeyError:
-        near = get_close_matches(comparison, COMPARISONS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(comparison, COMPARISONS)
         raise ConfigError(f"Unknown comparison {comparison!r}.{hint} Known: {', '.join(COMPARISONS)}.") from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -120,6 +121,11 @@ class Together:
         self._heartbeat.beat("")
         return self._accelerator.local_main_process_first()
 
+    def say(self, message: str) -> None:
+        """Tell the user, once for all processes."""
+        if self.is_main_process:
+            print(message, file=sys.stderr, flush=True)
+
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Give scalars to the trackers."""
         self._accelerator.log(dict(values), step=step)
@@ -180,6 +186,10 @@ class Alone:
     def share(self, make: Callable[[], Any]) -> Any:
         """What this process makes."""
         return make()
+
+    def say(self, message: str) -> None:
+        """Tell the user, as the main process alone does."""
+        self._together.say(message)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Give scalars to the trackers, which only the main process has."""

@@ -119,7 +119,7 @@ def train(
     paths = [run.metric_of(number) if several else run.metric for number in range(len(tasks))]
     left: list[int] = processes.share(lambda: [number for number, path in enumerate(paths) if not path.exists()])
     if not left:
-        _say(processes, f"{run.path} is finished: nothing to do. --overwrite trains anew.")
+        processes.say(f"{run.path} is finished: nothing to do. --overwrite trains anew.")
         return
     with processes.one_per_node_first():  # which downloads weights; the others find them
         metric = build_metric(config, tasks[left[0]], processes.device)
@@ -139,11 +139,6 @@ def train(
             if several:
                 shutil.rmtree(run.checkpoints_of(number), ignore_errors=True)
     processes.wait_for_all()
-
-
-def _say(processes: Together, message: str) -> None:
-    if processes.is_main_process:
-        print(message, file=sys.stderr)
 
 
 def begin(run: Run, description: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ checkpoint --> loader --> batch --> step --> log, validation, agreement of all p
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -207,12 +206,11 @@ class Training:
                 everywhere=True,
             )
         end = {"event": "end", "step": progress.step, "processes": self._processes.num_processes}
-        triplets = self._task.judgements_per_image * self._task.contexts
         self._report(
             {
                 **end,
                 "images_per_s": progress.images / progress.elapsed_s,
-                "triplets_per_s": progress.images * triplets / progress.elapsed_s,
+                "triplets_per_s": progress.images * self._triplets_per_image / progress.elapsed_s,
                 "data_wait_fraction": progress.wait_s / progress.elapsed_s,
             }
         )
@@ -228,8 +226,12 @@ class Training:
         self._metric.weights.copy_(self._stepper.trainee.heads.weights.detach())
 
     def _start_meter(self) -> Meter:
-        triplets = self._task.judgements_per_image * self._task.contexts
-        return Meter.start(self._processes.device, triplets_per_image=triplets)
+        return Meter.start(self._processes.device, triplets_per_image=self._triplets_per_image)
+
+    @property
+    def _triplets_per_image(self) -> int:
+        """Those of all contexts."""
+        return self._task.judgements_per_image * self._task.contexts
 
     def _report(self, record: dict[str, Any]) -> None:
         """Write a record to the log of the run, and its scalars to the trackers."""
@@ -271,7 +273,7 @@ class Training:
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint, if there is one; the first process reads it for all."""
-        found: Checkpoint | None = self._processes.share(lambda: self._checkpoints.newest(self._say))
+        found: Checkpoint | None = self._processes.share(lambda: self._checkpoints.newest(self._processes.say))
         if found is None:
             return
         state, own = found.state, self._processes.num_processes
@@ -280,14 +282,10 @@ class Training:
         best = {name.removeprefix(_BEST): value for name, value in found.tensors.items() if name.startswith(_BEST)}
         self._best.load(best, state["best_epochs"], self._processes.device)
         self._saved = next(iter(self._checkpoints.paths()), None)
-        self._say(f"going on after step {self._progress.step}")
+        self._processes.say(f"going on after step {self._progress.step}")
         if state["processes"] != own:
-            self._say(
+            self._processes.say(
                 f"there were {state['processes']} processes before, and there are {own} now: every sample of an epoch "
                 "still comes once, but the last bits of the result may differ"
             )
         self._report({"event": "resume", "step": self._progress.step, "processes": own})
-
-    def _say(self, message: str) -> None:
-        if self._processes.is_main_process:
-            print(message, file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import launch_command
+from launching import launch_command, ranks_of
 from safetensors.torch import load_file
 
 from fastdps.datasets.deadleaves import DeadLeaves
@@ -134,13 +134,8 @@ def test_a_node_that_goes_ends_the_other(tmp_path):
         while not Run(tmp_path / "run").log.exists():
             assert time.monotonic() < end, outputs[0].read_text()
             time.sleep(0.1)
-        for path in Path("/proc").glob("[0-9]*"):  # the workers of a launcher are in sessions of their own
-            try:
-                parent = int(path.joinpath("stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, ValueError):
-                continue
-            if parent == nodes[1].pid:
-                os.kill(int(path.name), 9)
+        for worker in ranks_of(nodes[1].pid).values():
+            os.kill(worker, 9)
         nodes[1].kill()
         assert nodes[0].wait(timeout=60) != 0
         assert "rank 1 of 2" in outputs[0].read_text()

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from launching import launch_command
+from launching import launch_command, ranks_of
 from safetensors.torch import load_file
 
 from fastdps.datasets.deadleaves import DeadLeaves
@@ -89,15 +89,7 @@ class Job:
         """The process ids of the ranks that are alive."""
         if self.processes == 1:
             return {0: self.process.pid} if self.process.poll() is None else {}
-        found = {}
-        for path in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError, ValueError):
-                parent = int(path.joinpath("stat").read_text().rpartition(")")[2].split()[1])
-                variables = path.joinpath("environ").read_bytes().split(b"\0")
-                ranks = [int(variable[5:]) for variable in variables if variable.startswith(b"RANK=")]
-                if parent == self.process.pid and ranks:
-                    found[ranks[0]] = int(path.name)
-        return found
+        return ranks_of(self.process.pid)
 
     def step(self) -> int:
         """The last step that the log tells of."""
