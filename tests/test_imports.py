@@ -9,11 +9,13 @@ ROOT = Path(__file__).parent.parent / "fastdps"
 
 #: Rooms from the bottom up: a module imports only from rooms above its own in this list, or from its own package.
 ORDER = [
+    "stopping",
     "errors",
     "suggest",
     "arguments",
     "memory",
     "files",
+    "storage",
     "shards",
     "datasets",
     "philox",
@@ -49,7 +51,6 @@ ORDER = [
     "processes",
     "meter",
     "guard",
-    "stopping",
     "agreement",
     "progress",
     "trainee",
@@ -83,14 +84,18 @@ DOORS = {
     "onnxruntime": {"export"},
     "lpips": {"export"},
     "shtab": {"completion"},
+    "fsspec": {"storage"},
+    "aiohttp": {"storage"},
 }
 #: What must start fast, and so never imports torch at its top.
 WITHOUT_TORCH = {
+    "stopping",
     "errors",
     "suggest",
     "arguments",
     "completion",
     "files",
+    "storage",
     "shards",
     "datasets",
     "packing",

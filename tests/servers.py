@@ -1,0 +1,136 @@
+"""Servers on loopback for tests: a web server, an S3 server, and a proxy that fails now and then."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.client
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def web_server(directory: Path) -> Iterator[int]:
+    """The port of Python's own web server for a directory, which knows no parts of files."""
+    with _serving(functools.partial(_Quiet, directory=str(directory))) as port:
+        yield port
+
+
+@contextmanager
+def s3_server() -> Iterator[int]:
+    """The port of moto's S3 server, as yet without buckets."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        yield server.get_host_and_port()[1]
+    finally:
+        server.stop()
+
+
+@contextmanager
+def _serving(handler) -> Iterator[int]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    server.handle_error = lambda *_: None  # clients go away as they like
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class Faults:
+    """What a proxy does to a request: by turns at random an error, an answer that is cut short, a slow one, nothing."""
+
+    KINDS = ("refused", "cut", "slow")
+
+    def __init__(self, share: float, seed: int = 0, slow_s: float = 0.5) -> None:
+        self.share, self.slow_s = share, slow_s
+        self.done: Counter[str] = Counter()
+        self.paths: Counter[str] = Counter()
+        self._random = random.Random(seed)
+        self._lock = threading.Lock()
+
+    def next(self, path: str) -> str:
+        """The kind of the next fault, "" for none."""
+        with self._lock:
+            self.paths[path.partition("?")[0]] += 1
+            kind = self._random.choice(self.KINDS) if self._random.random() < self.share else ""
+            self.done[kind] += 1
+            return kind
+
+
+@contextmanager
+def failing_proxy(port: int, faults: Faults) -> Iterator[int]:
+    """The port of a proxy before the server at `port`, which fails as `faults` say."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_):
+            pass
+
+        def forward(self):
+            body = self._body()
+            kind = faults.next(self.path)
+            if kind == "refused":
+                self.send_response(503)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            if kind == "slow":
+                time.sleep(faults.slow_s)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            with contextlib.closing(connection):
+                headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
+                connection.request(self.command, self.path, body=body, headers={**headers, "Connection": "close"})
+                answer = connection.getresponse()
+                content = answer.read()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("connection", "transfer-encoding", "content-length", "date", "server"):
+                    self.send_header(name, value)
+            length = answer.getheader("Content-Length") if self.command == "HEAD" else None
+            self.send_header("Content-Length", length or str(len(content)))
+            self.end_headers()
+            if kind == "cut" and content:
+                self.wfile.write(content[: len(content) // 2])
+                self.wfile.flush()
+                self.close_connection = True
+                return
+            self.wfile.write(content)
+
+        def _body(self) -> bytes | None:
+            if "chunked" in self.headers.get("Transfer-Encoding", ""):
+                parts = []
+                while size := int(self.rfile.readline().split(b";")[0], 16):
+                    parts.append(self.rfile.read(size))
+                    self.rfile.readline()
+                self.rfile.readline()
+                del self.headers["Transfer-Encoding"]
+                return b"".join(parts)
+            length = int(self.headers.get("Content-Length", 0))
+            return self.rfile.read(length) if length else None
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward  # noqa: N815
+
+    with _serving(Handler) as found:
+        yield found
