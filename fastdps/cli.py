@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fastdps.arguments import Parser
 from fastdps.errors import run_command
+from fastdps.stopping import ending_at_once
 
 #: The entry of a command: takes its arguments, returns the exit status.
 Entry = Callable[[Sequence[str]], int]
@@ -39,9 +40,13 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry of the console script; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    arguments = make_parser(argv[:1]).parse_args(argv)
-    module = importlib.import_module(COMMANDS[arguments.command].module)
-    return run_command(lambda: getattr(module, f"run_{arguments.command}")(arguments))
+    with ending_at_once():
+        arguments = make_parser(argv[:1]).parse_args(argv)
+        from fastdps.report.live import quietly
+
+        run = getattr(importlib.import_module(COMMANDS[arguments.command].module), f"run_{arguments.command}")
+    with quietly(getattr(arguments, "quiet", False)):
+        return run_command(lambda: run(arguments))
 
 
 def make_parser(complete: Collection[str]) -> Parser:

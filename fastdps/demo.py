@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
+import sys
 from pathlib import Path
 
 from fastdps import cli
-from fastdps.errors import FastDPSError
 from fastdps.packing.command import make_shards
+from fastdps.report.live import add_quiet, is_quiet, say
 
 IMAGES = 800
 HOLDOUT = 0.2
@@ -21,10 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="where the run goes (default: runs/demo)")
     parser.add_argument("--images", type=int, default=IMAGES, help=f"dead-leaves images to make (default: {IMAGES})")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"passes over them (default: {EPOCHS})")
+    add_quiet(parser)
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
-    """Pack dead leaves, adapt to all contexts, score on held-out images, report, and say where everything is."""
+    """Pack dead leaves, adapt to all contexts, score on held-out images, report, and say where everything is.
+
+    A step that fails or is stopped ends the demo with its exit status.
+    """
     shards, out = arguments.shards, arguments.out
     pack = ["deadleaves", "--count", arguments.images, "--out", shards, "--holdout", HOLDOUT, "--overwrite"]
     _step("python tools/make_shards.py", pack, make_shards)
@@ -32,11 +38,14 @@ def run_demo(arguments: argparse.Namespace) -> None:
     _step("fastdps", train, cli.main)
     _step("fastdps", ["evaluate", out, "--shards", shards / "val"], cli.main)
     _step("fastdps", ["report", out], cli.main)
-    print(f"\nImages: {shards}, metric: {out / 'metric.safetensors'}, log: {out / 'log.jsonl'}")
+    say(f"\nImages: {shards}, metric: {out / 'metric.safetensors'}, log: {out / 'log.jsonl'}")
 
 
 def _step(command: str, arguments: list[object], run: cli.Entry) -> None:
     argv = [str(argument) for argument in arguments]
-    print(f"\n$ {command} {shlex.join(argv)}", flush=True)
-    if run(argv):
-        raise FastDPSError("The demo stopped at the step above.")
+    say(f"\n$ {command} {shlex.join(argv)}")
+    with contextlib.redirect_stdout(None) if is_quiet() else contextlib.nullcontext():
+        status = run(argv)
+    if status:
+        print("The demo stopped at this step.", file=sys.stderr)
+        sys.exit(status)

@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from fastdps.stopping import Terminated, sigterm_unwinds
+
 
 class FastDPSError(Exception):
     """Base of all errors that fastdps raises on bad input or a bad environment.
@@ -66,12 +68,16 @@ def run_command(command: Callable[[], None]) -> int:
     0; 1 after an error of ours, which is printed in plain; 128 + the signal's number after one that stopped it.
     """
     try:
-        command()
+        with sigterm_unwinds():
+            command()
     except FastDPSError as error:
         stopped = isinstance(error, StoppedError)
         if not (error.everywhere and os.environ.get("RANK", "0") != "0"):
             print(error if stopped else f"error: {error}", file=sys.stderr)
         return error.exit_status if isinstance(error, StoppedError) else 1
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

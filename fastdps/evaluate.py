@@ -23,7 +23,7 @@ from fastdps.loading import LoaderName, ShardLoader, open_shards
 from fastdps.metric import PerceptualMetric
 from fastdps.processes import join_processes, watch
 from fastdps.recipes import TrainConfig, config_from_json
-from fastdps.report.live import add_quiet, is_quiet, quietly, say
+from fastdps.report.live import add_quiet, is_quiet, say
 from fastdps.report.tables import print_bapps, print_scores
 from fastdps.runs import Run, training_throughput
 from fastdps.scores import improved
@@ -103,7 +103,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     run = Run(arguments.run)
     config = config_from_json(run.read_config()["config"])
     accelerator = join_processes()
-    with watch(accelerator), quietly(arguments.quiet):
+    with watch(accelerator):
         _score(arguments, run, config, accelerator)
     accelerator.end_training()
 

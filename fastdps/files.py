@@ -30,13 +30,21 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that has its name only once it is complete and on disk. Raises `FastDPSError`."""
+    """A file to write to that has its name only once it is complete and on disk, and is gone if it does not get there.
+
+    Raises `FastDPSError`.
+    """
     temporary = path.with_name(path.name + PARTIAL)
     with writing(path):
-        with temporary.open("wb") as file:
-            yield file
-            flush(file)
-        temporary.replace(path)
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                flush(file)
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
         sync_directory(path.parent)
 
 

@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastdps.distortions import DISTORTIONS, apply_plan, draw_plan
-from fastdps.errors import ConfigError, FastDPSError
+from fastdps.errors import ConfigError
 from fastdps.loading import Batch, open_shards
-from fastdps.report.sheet import Panel, draw_sheet
+from fastdps.report.live import add_quiet, counter, say
+from fastdps.report.sheet import Panel, draw_sheet, write_sheet
 from fastdps.shards import Kind, read_manifest
 
 #: Side in pixels at which images are shown that have no common size.
 OWN_SIZES_SHOWN_AT = 128
+#: Samples that are loaded and distorted at a time.
+BATCH = 32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--colors", type=int, metavar="N", help="no more colours than these, 2 to 256: a PNG of a third of the size"
     )
+    add_quiet(parser)
 
 
 def run_gallery(arguments: argparse.Namespace) -> None:
@@ -49,25 +53,30 @@ def run_gallery(arguments: argparse.Namespace) -> None:
     if arguments.colors is not None and not 2 <= arguments.colors <= 256:
         raise ConfigError(f"--colors must be 2 to 256, not {arguments.colors}.")
     own_size = OWN_SIZES_SHOWN_AT if manifest.image_size is None else None
-    loader = open_shards(directory, batch_size=wanted, seed=arguments.seed, size=arguments.size or own_size)
-    with closing(loader.epoch(0)) as batches:
-        batch = next(batches)
-    if arguments.distort:
-        rows = distorted_rows(batch, arguments.seed)
-    elif in_grid:
-        rows = grid([Panel(_pixels(batch, "image", n), f"{batch.ids[n]}") for n in range(len(batch))])
-    else:
-        rows = judged_rows(batch, manifest.kind)
-    title = arguments.title or f"{directory}: {len(batch)} of {manifest.samples:,} {manifest.kind}"
+    loader = open_shards(directory, batch_size=min(wanted, BATCH), seed=arguments.seed, size=arguments.size or own_size)
+    shown = min(wanted, manifest.samples)
+    rows: list[list[Panel]] = []
+    with counter("drawing", unit="samples") as count, closing(loader.epoch(0)) as batches:
+        count.start(shown)
+        while len(rows) < shown:
+            batch = next(batches)
+            if arguments.distort:
+                found = distorted_rows(batch, arguments.seed)
+            elif in_grid:
+                found = [[Panel(_pixels(batch, "image", n), f"{batch.ids[n]}")] for n in range(len(batch))]
+            else:
+                found = judged_rows(batch, manifest.kind)
+            found = found[: shown - len(rows)]
+            rows += found
+            count.advance(len(found))
+    if in_grid:
+        rows = grid([panel for row in rows for panel in row])
+    title = arguments.title or f"{directory}: {shown} of {manifest.samples:,} {manifest.kind}"
     sheet = draw_sheet(rows, title)
     if arguments.colors:
         sheet = sheet.quantize(arguments.colors, dither=Image.Dither.NONE)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(out, optimize=True)
-    except (OSError, ValueError) as error:
-        raise FastDPSError(f"{out} cannot be written: {error}. Name a file such as grid.png with --out.") from error
-    print(out)
+    write_sheet(sheet, out)
+    say(str(out))
 
 
 def grid(panels: list[Panel]) -> list[list[Panel]]:

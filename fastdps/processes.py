@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.heartbeat import EXCHANGES, Heartbeat
 from fastdps.memory import keep_freed_memory
+from fastdps.report.live import announce
 
 #: How long a process may stay at the same thing before the job is ended.
 STALLED_S = 600.0
@@ -124,6 +125,11 @@ class Together:
     def say(self, message: str) -> None:
         """Tell the user, once for all processes."""
         if self.is_main_process:
+            announce(message)
+
+    def warn(self, message: str) -> None:
+        """Tell the user what has to be known, where only errors are wanted too."""
+        if self.is_main_process:
             print(message, file=sys.stderr, flush=True)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -190,6 +196,10 @@ class Alone:
     def say(self, message: str) -> None:
         """Tell the user, as the main process alone does."""
         self._together.say(message)
+
+    def warn(self, message: str) -> None:
+        """Tell the user what has to be known."""
+        self._together.warn(message)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Give scalars to the trackers, which only the main process has."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,20 +17,19 @@ from fastdps.api import ImageMetric
 from fastdps.choosing import load
 from fastdps.datasets.folder import Folder, read_file
 from fastdps.datasets.source import UnreadableItemError
-from fastdps.errors import ConfigError, FastDPSError, ImageError, SampleError
-from fastdps.files import writing
+from fastdps.errors import ConfigError, ImageError, SampleError
 from fastdps.heat_map import draw_difference
 from fastdps.memory import keep_freed_memory
 from fastdps.packing.images import decode
 from fastdps.packing.options import Fit
-from fastdps.report.live import counter
+from fastdps.report.live import add_quiet, counter, is_quiet, say
 from fastdps.report.score_table import print_ranking
+from fastdps.report.sheet import write_sheet
 
 Pixels = NDArray[np.uint8]
 
-#: Images that are compared at a time, and from how many on progress is shown.
-BATCH = 32
-MANY = 200
+#: Images that are compared at a time: so many, or fewer with more pixels than these in all.
+BATCH, BATCH_PIXELS = 32, 32 * 256 * 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="NAME", help="where to compute (default: a GPU if there is one)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--map", type=Path, metavar="FILE", help="write a picture of where REF and the one IMG differ")
+    add_quiet(parser)
 
 
 def run_score(arguments: argparse.Namespace) -> None:
@@ -73,9 +72,10 @@ def run_score(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(_record(metric, arguments, reference, nearest, len(files)), indent=1, ensure_ascii=False))
         return
-    print_ranking(f"Distance to {arguments.reference} by {_named(metric)}", nearest, of=len(files))
+    if not is_quiet():
+        print_ranking(f"Distance to {arguments.reference} by {_named(metric)}", nearest, of=len(files))
     if arguments.map is not None:
-        print(f"Where they differ: {arguments.map}")
+        say(f"Where they differ: {arguments.map}")
 
 
 def _named(metric: ImageMetric) -> str:
@@ -108,11 +108,13 @@ def _distances(
 ) -> list[float]:
     """Distances of all files to the reference, in their order, some at a time."""
     ref, found = _to_tensor(reference[1]), list[float]()
-    with torch.no_grad(), _progress(len(files)) as advance:
-        for start in range(0, len(files), BATCH):
-            batch = [_fitting(path, reference, arguments) for path in files[start : start + BATCH]]
+    at_a_time = max(1, min(BATCH, BATCH_PIXELS // ref[0].numel()))
+    with torch.no_grad(), counter("comparing", unit="images", enabled=len(files) > 1) as count:
+        count.start(len(files))
+        for start in range(0, len(files), at_a_time):
+            batch = [_fitting(path, reference, arguments) for path in files[start : start + at_a_time]]
             found += metric(ref, torch.stack([_to_tensor(image) for image in batch])).tolist()
-            advance(len(batch))
+            count.advance(len(batch))
     return found
 
 
@@ -137,12 +139,7 @@ def _write_map(metric: ImageMetric, reference: tuple[Path, Pixels], path: Path, 
         distances = metric(_to_tensor(reference[1]), _to_tensor(image), spatial=True)[0].cpu().numpy()
     names = reference[0].name, path.name
     picture = draw_difference(reference[1], image, distances, names, f"where they differ by {_named(metric)}")
-    with writing(arguments.map):
-        arguments.map.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            picture.save(arguments.map)
-        except ValueError as error:
-            raise FastDPSError(f"{arguments.map} cannot be written: {error}. Name a file such as map.png.") from error
+    write_sheet(picture, arguments.map)
 
 
 def _record(
@@ -160,17 +157,6 @@ def _record(
         "images": [{"rank": rank, "path": path, "distance": d} for rank, (path, d) in enumerate(nearest, start=1)],
         "map": None if arguments.map is None else str(arguments.map),
     }
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A context that gives a function to count images with; it shows something where there are many."""
-    if total < MANY:
-        yield lambda _: None
-        return
-    with counter("comparing", unit="images") as shown:
-        shown.start(total)
-        yield shown.advance
 
 
 def _device(name: str | None) -> torch.device:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -34,8 +35,9 @@ from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError
 from fastdps.evaluate import add_arguments as add_evaluate_arguments
 from fastdps.evaluate import run_evaluate
-from fastdps.files import write_json
+from fastdps.files import write_json, write_whole
 from fastdps.recipes import TrainConfig, config_from_json, get_recipe
+from fastdps.report.live import add_quiet, is_quiet, say
 from fastdps.report.tables import print_sweep
 from fastdps.runs import Run
 from fastdps.train import OVERRIDES, run_train
@@ -171,12 +173,11 @@ def write_table(out: Path, scores: Mapping[str, Mapping[str, Any]], summary: Map
         for name, case in scores.items()
         for context in case["contexts"]
     ]
-    temporary = out / "sweep.csv.partial"
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(out / "sweep.csv")
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(out / "sweep.csv", table.getvalue())
     write_json(out / "sweep.json", {"summary": summary, "rows": rows})
 
 
@@ -184,6 +185,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `fastdps sweep`."""
     parser.add_argument("--grid", type=Path, required=True, help="JSON file of what to run")
     parser.add_argument("--out", type=Path, required=True, help="directory of the sweep")
+    add_quiet(parser)
 
 
 def run_sweep(arguments: argparse.Namespace) -> None:
@@ -196,12 +198,13 @@ def run_sweep(arguments: argparse.Namespace) -> None:
         if run.scores.exists():
             refuse_other_settings(run, settings, rankings)
         else:
-            print(f"\ncase {number} of {len(grid.cases())}: {name}", flush=True)
+            say(f"\ncase {number} of {len(grid.cases())}: {name}")
             run_case(grid, settings, rankings, run)
         scores[name] = json.loads(run.scores.read_text(encoding="utf-8"))
     summary = summarize(scores)
     write_table(arguments.out, scores, summary)
-    print_sweep(summary, scores, arguments.out)
+    if not is_quiet():
+        print_sweep(summary, scores, arguments.out)
 
 
 def _parse(add: Any, argv: Sequence[str]) -> argparse.Namespace:

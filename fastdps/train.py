@@ -33,7 +33,7 @@ from fastdps.recipes import (
     config_from_json,
     get_recipe,
 )
-from fastdps.report.live import add_quiet, quietly, say
+from fastdps.report.live import add_quiet, announce, quietly, say
 from fastdps.runs import Run
 from fastdps.shards import read_manifest
 from fastdps.step import Execution
@@ -281,7 +281,7 @@ def run_train(arguments: argparse.Namespace) -> None:
         raise ConfigError("--out and one of --shards and --triplets are needed.")
     rankings = select_rankings(arguments.contexts, NAMES, config.seed) if arguments.shards else []
     if arguments.contexts == "all" and rankings and len(rankings) < (total := math.factorial(len(NAMES))):
-        print(f"{len(NAMES)} distortions have {total:,} contexts; {len(rankings)} of them are drawn", file=sys.stderr)
+        announce(f"{len(NAMES)} distortions have {total:,} contexts; {len(rankings)} of them are drawn")
     if arguments.parallel == "contexts" and not (rankings and config.variant in ("tune", "scratch")):
         raise ConfigError("--parallel contexts is for --variant tune and scratch on contexts; heads train all at once.")
     execution = Execution(arguments.precision, arguments.accumulate, arguments.compile)
@@ -290,11 +290,7 @@ def run_train(arguments: argparse.Namespace) -> None:
     run = Run(arguments.out)
     stalled_s = arguments.stall_timeout
     accelerator = join_processes(stalled_s=stalled_s, log_with=arguments.log_with, directory=run.path)
-    with (
-        watch(accelerator, stalled_s) as heartbeat,
-        deterministic_algorithms(arguments.deterministic),
-        quietly(arguments.quiet),
-    ):
+    with watch(accelerator, stalled_s) as heartbeat, deterministic_algorithms(arguments.deterministic):
         processes = Together(accelerator, heartbeat)
         if processes.share(lambda: run.create(overwrite=arguments.overwrite)) and arguments.resume == "never":
             raise ConfigError(
@@ -315,7 +311,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="fastdps train", description="Adapt a perceptual metric to contexts.")
     add_arguments(parser)
     arguments = parser.parse_args(argv)
-    return run_command(lambda: run_train(arguments))
+    with quietly(arguments.quiet):
+        return run_command(lambda: run_train(arguments))
 
 
 if __name__ == "__main__":

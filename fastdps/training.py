@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from signal import Signals
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastdps.agreement import Agreement
 from fastdps.backbones import Backbone
@@ -199,12 +200,7 @@ class Training:
         """Put the result into the metric, and sum the training up in the log."""
         progress = self._progress
         self._take_weights()
-        if not all(tensor.isfinite().all() for tensor in self._metric.state_dict().values()):
-            raise TrainingError(
-                f"training diverged: weights are not finite after step {progress.step}. No metric was written; "
-                f"{self._last_good}. Lower --learning-rate.",
-                everywhere=True,
-            )
+        self._check_finite(self._metric.state_dict().values(), everywhere=True)
         end = {"event": "end", "step": progress.step, "processes": self._processes.num_processes}
         self._report(
             {
@@ -221,6 +217,15 @@ class Training:
         self._metric.requires_grad_(False)
         self._processes.free_memory()
         return self._metric
+
+    def _check_finite(self, tensors: Iterable[Tensor], *, everywhere: bool) -> None:
+        """Raise `TrainingError` if one has values that are no numbers; `everywhere` says that all processes look."""
+        if not all(tensor.isfinite().all() for tensor in tensors):
+            raise TrainingError(
+                f"training diverged: weights are not finite after step {self._progress.step}. They were not written; "
+                f"{self._last_good}. Lower --learning-rate.",
+                everywhere=everywhere,
+            )
 
     def _take_weights(self) -> None:
         self._metric.weights.copy_(self._stepper.trainee.heads.weights.detach())
@@ -257,11 +262,7 @@ class Training:
         if self._processes.process_index != 0:
             return
         tensors = self._stepper.tensors()
-        if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise TrainingError(
-                f"training diverged: weights are not finite after step {self._progress.step}; {self._last_good}. "
-                "Lower --learning-rate."
-            )
+        self._check_finite(tensors.values(), everywhere=False)
         tensors |= {_BEST + name: tensor for name, tensor in self._best.tensors().items()}
         state = {
             "progress": self._progress.to_json(loader),
@@ -273,7 +274,7 @@ class Training:
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint, if there is one; the first process reads it for all."""
-        found: Checkpoint | None = self._processes.share(lambda: self._checkpoints.newest(self._processes.say))
+        found: Checkpoint | None = self._processes.share(lambda: self._checkpoints.newest(self._processes.warn))
         if found is None:
             return
         state, own = found.state, self._processes.num_processes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from fastdps.choosing import load_with_place
@@ -11,6 +10,7 @@ from fastdps.errors import ConfigError
 from fastdps.export.card import describe, finish, paths_beside, to_markdown
 from fastdps.export.export import FORMATS, export
 from fastdps.files import write_json, write_whole
+from fastdps.report.live import add_quiet, announce, say
 from fastdps.runs import Run
 
 
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=sorted(FORMATS), required=True, help="what is to read it")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    add_quiet(parser)
 
 
 def run_export(arguments: argparse.Namespace) -> None:
@@ -34,14 +35,14 @@ def run_export(arguments: argparse.Namespace) -> None:
     loaded, place = load_with_place(arguments.metric, arguments.context)
     directory = Path(arguments.metric)
     run = Run(directory) if place is not None and directory.is_dir() else None
-    print(f"Writing {out}, and reading it back with {form.library}.", file=sys.stderr, flush=True)
+    announce(f"Writing {out}, and reading it back with {form.library}.")
     card = describe(loaded.metric, place, run)
     verified = export(loaded.metric, form, out, card)
     whole = finish(card, form, loaded.metric, out.name, verified)
     markdown, as_json = paths_beside(out)
     write_whole(markdown, to_markdown(whole))
     write_json(as_json, whole)
-    print(
+    say(
         f"{out}: {whole['verified']['with']} measures the same on {verified.pairs} pairs of random images "
         f"(largest difference {verified.largest_difference:.1e}). Card: {markdown}, {as_json}"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from fastdps.errors import ConfigError
 from fastdps.files import write_whole
 from fastdps.report.comparison import render_comparison
-from fastdps.report.live import add_quiet, quietly, say
+from fastdps.report.live import add_quiet, say
 from fastdps.report.page import render_run
 from fastdps.report.reading import read_bench, read_run
 
@@ -29,11 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_report(arguments: argparse.Namespace) -> None:
     """Write the page, and say where it is."""
-    with quietly(arguments.quiet):
-        _report(arguments)
-
-
-def _report(arguments: argparse.Namespace) -> None:
     records = [read_run(path) for path in dict.fromkeys(arguments.runs)]
     if len(records) == 1:
         out = arguments.out or records[0].run.report

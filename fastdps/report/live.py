@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -43,6 +44,12 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def announce(text: str) -> None:
+    """Say what is done now, or what became of it, where progress is shown."""
+    if not is_quiet():
+        print(text, file=sys.stderr, flush=True)
+
+
 def _progress(what: str, console: Console) -> Progress:
     return Progress(
         TextColumn(what),
@@ -81,10 +88,7 @@ def training_display(*, steps: int, epochs: int, enabled: bool) -> Iterator[Show
 
 def track(items: Iterable[Item], *, total: int, what: str, enabled: bool, unit: str = "batches") -> Iterator[Item]:
     """Yield the items, counting them where `enabled`: see `Counter`."""
-    if not enabled:
-        yield from items
-        return
-    with counter(what, unit=unit) as count:
+    with counter(what, unit=unit, enabled=enabled) as count:
         count.start(total)
         for item in items:
             yield item
@@ -131,10 +135,10 @@ class Counter:
 
 
 @contextmanager
-def counter(what: str, *, unit: str) -> Iterator[Counter]:
-    """A context that gives a `Counter`."""
+def counter(what: str, *, unit: str, enabled: bool = True) -> Iterator[Counter]:
+    """A context that gives a `Counter`, one that shows nothing unless `enabled`."""
     console = Console(stderr=True)
-    if is_quiet():
+    if not enabled or is_quiet():
         yield Counter(what, unit, None, None)
     elif console.is_terminal:
         with _progress(what, console) as progress:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from fastdps.errors import FastDPSError
+from fastdps.files import whole_file, writing
 
 #: Small images are enlarged by a whole factor up to at least this width and height, in pixels.
 SMALLEST_SIDE = 112
@@ -51,6 +56,22 @@ def draw_sheet(rows: Sequence[Sequence[Panel]], title: str) -> Image.Image:
             for number, line in enumerate(panel.caption.split("\n")):
                 _write(pen, (left, top + height + FRAME + number * LINE), line, width, font)
     return sheet
+
+
+def write_sheet(sheet: Image.Image, path: Path) -> None:
+    """Write a picture whole, in the format that its suffix names. Raises `FastDPSError`."""
+    form, encoded = Image.registered_extensions().get(path.suffix.lower(), ""), io.BytesIO()
+    try:
+        if form not in Image.SAVE:
+            raise ValueError(f"unknown file extension {path.suffix!r}")
+        sheet.save(encoded, form, optimize=True)
+    except (OSError, ValueError) as error:
+        message = f"{path} cannot be written: {error}. Name a file such as {path.stem}.png."
+        raise FastDPSError(message) from error
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        file.write(encoded.getvalue())
 
 
 def _write(pen: ImageDraw.ImageDraw, at: tuple[int, int], line: str, width: int, font: Any) -> None:
