@@ -91,6 +91,18 @@ class Store:
 
         return self._asked(name, "looked up", look_up)
 
+    def size(self, name: str) -> int | None:
+        """The size of a file in bytes, None if there is none; not of a web server's, which may not say."""
+        file_system, path = self._at(name)
+
+        def look_up() -> int | None:
+            try:
+                return int(file_system.info(path)["size"])
+            except FileNotFoundError:
+                return None
+
+        return self._asked(name, "looked up", look_up)
+
     def pieces(self, name: str, size: int) -> Iterator[bytes]:
         """The content of a large file of `size` bytes, in order and piece by piece.
 

@@ -17,6 +17,7 @@ ORDER = [
     "files",
     "storage",
     "shards",
+    "staging",
     "datasets",
     "philox",
     "distortions",
@@ -84,6 +85,7 @@ DOORS = {
     "onnxruntime": {"export"},
     "lpips": {"export"},
     "shtab": {"completion"},
+    "ray": {"packing"},
     "fsspec": {"storage"},
     "aiohttp": {"storage"},
 }
@@ -97,6 +99,7 @@ WITHOUT_TORCH = {
     "files",
     "storage",
     "shards",
+    "staging",
     "datasets",
     "packing",
     "cli",

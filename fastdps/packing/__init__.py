@@ -1,9 +1,12 @@
 """Packing: from a source of samples to a shard set, with many processes and the same bytes whatever their number.
 
 source.items() -- plan.py --> shards of items -- fragment.py, in workers --> tar fragments -- writer.py --> files
+
+Who the workers are is said by an executor (`executor.py`), which shards they pack by a share (`share.py`).
 """
 
 from fastdps.packing.options import PackOptions
-from fastdps.packing.pack import PackResult, pack
+from fastdps.packing.pack import PackResult, merge, pack
+from fastdps.packing.share import Share
 
-__all__ = ["PackOptions", "PackResult", "pack"]
+__all__ = ["PackOptions", "PackResult", "Share", "merge", "pack"]

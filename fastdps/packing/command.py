@@ -21,10 +21,11 @@ from fastdps.datasets.source import Dataset
 from fastdps.datasets.torchvision_sets import stl10, svhn
 from fastdps.datasets.triplets import Triplets
 from fastdps.errors import ConfigError, run_command
-from fastdps.packing.executor import default_workers
+from fastdps.packing.executor import Executor, LocalExecutor
 from fastdps.packing.ledger import REJECTS
 from fastdps.packing.options import SAMPLES_PER_SHARD, SIZE, Fit, PackOptions
-from fastdps.packing.pack import PackResult, pack
+from fastdps.packing.pack import PackResult, merge, pack
+from fastdps.packing.share import Share
 from fastdps.report.live import counter
 from fastdps.shards import Encoding
 
@@ -84,13 +85,21 @@ def make_shards_parser() -> argparse.ArgumentParser:
     add("--splits", nargs="+", metavar="NAME", help="splits to pack (default: all; of stl10 and svhn train and test)")
     add("--holdout", type=float, default=0.0, metavar="FRACTION", help="part of the split train that becomes OUT/val")
     add("--samples-per-shard", type=int, default=SAMPLES_PER_SHARD, metavar="N", help=f"default {SAMPLES_PER_SHARD}")
-    add("--workers", type=int, default=default_workers(), metavar="N", help="processes (default: cores)")
+    add("--workers", type=int, metavar="N",
+        help="processes (default: cores); with ray shards at a time (default: two for each core)")  # fmt: skip
     add("--seed", type=int, default=0, help="of the order, and of dead leaves")
     add("--max-rejects", type=float, default=0.01, metavar="FRACTION",
         help="fail when more of the items than this give no image (default 0.01)")  # fmt: skip
     add("--count", type=int, metavar="N", help=f"of deadleaves: number of images (default {COUNT})")
     add("--download", action="store_true", default=None, help="of stl10 and svhn: fetch missing files into --source")
     add("--overwrite", action="store_true", help="replace the sets that OUT holds")
+    add("--executor", choices=("local", "ray"), default="local",
+        help="who packs: processes of this machine, or a Ray cluster (`pip install 'fastdps[ray]'`)")  # fmt: skip
+    add("--ray-address", metavar="ADDRESS", help="of the cluster (default: RAY_ADDRESS, or one on this machine)")
+    divided = parser.add_mutually_exclusive_group()
+    divided.add_argument("--part", metavar="I/N", help="pack every N-th shard from the I-th on, beside other parts; I "
+        "counts from 0, as in an array of jobs")  # fmt: skip
+    divided.add_argument("--merge", action="store_true", help="complete the sets once all parts are packed")
     return parser
 
 
@@ -129,7 +138,7 @@ def _make_shards(arguments: argparse.Namespace) -> None:
     keep = arguments.encoding == "keep"
     if keep and arguments.size is not None:
         raise ConfigError("--encoding keep leaves images as they are; leave --size away, and give it when loading.")
-    if arguments.workers < 1:
+    if arguments.workers is not None and arguments.workers < 1:
         raise ConfigError(f"--workers must be at least 1, not {arguments.workers}.")
     options = PackOptions(
         encoding=arguments.encoding,
@@ -140,45 +149,59 @@ def _make_shards(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         max_rejects=arguments.max_rejects,
     )
-    result = pack_with_progress(
-        kind.make(arguments),
-        arguments.out,
-        options,
-        arguments.workers,
-        splits=arguments.splits or kind.splits,
-        overwrite=arguments.overwrite,
-    )
-    print_result(result)
-
-
-def pack_with_progress(
-    dataset: Dataset,
-    out: Path,
-    options: PackOptions,
-    workers: int | None = None,
-    *,
-    splits: Sequence[str] | None = None,
-    overwrite: bool = False,
-) -> PackResult:
-    """`pack` with live progress on the terminal."""
-    with counter("packing", unit="images") as count:
-        return pack(
-            dataset,
-            out,
+    if arguments.ray_address is not None and arguments.executor != "ray":
+        raise ConfigError("--ray-address is that of the cluster for --executor ray.")
+    splits = arguments.splits or kind.splits
+    if arguments.merge:
+        if arguments.overwrite:
+            raise ConfigError("--merge keeps what the parts have packed, and --overwrite would remove it.")
+        print_result(merge(kind.make(arguments), arguments.out, options, splits=splits))
+        return
+    share = None if arguments.part is None else Share.parse(arguments.part)
+    if share and arguments.overwrite:
+        raise ConfigError(
+            "--part cannot go with --overwrite: each part would remove what the others have packed. "
+            "Remove the directory, or choose another --out."
+        )
+    if arguments.executor == "ray" and arguments.source is not None:
+        arguments.source = arguments.source.absolute()  # workers of the cluster may be in other directories
+    with counter("packing", unit="images") as count, _executor(arguments) as executor:
+        result = pack(
+            kind.make(arguments),
+            arguments.out,
             options,
             splits=splits,
-            workers=workers,
-            overwrite=overwrite,
+            executor=executor,
+            share=share,
+            overwrite=arguments.overwrite,
             on_start=count.start,
             on_progress=count.advance,
         )
+    print_result(result)
+
+
+@contextmanager
+def _executor(arguments: argparse.Namespace) -> Iterator[Executor]:
+    if arguments.executor == "local":
+        yield LocalExecutor(arguments.workers)
+        return
+    from fastdps.packing.on_ray import RayExecutor
+
+    with RayExecutor(arguments.ray_address, arguments.workers) as executor:
+        yield executor
 
 
 def print_result(result: PackResult) -> None:
-    """Say what is where."""
+    """Say what is where, and what is still to be done."""
     for split, manifest in result.manifests.items():
         size_MiB = sum(shard.bytes for shard in manifest.shards) / 2**20
         shards = len(manifest.shards)
         print(f"{result.out / split}: {manifest.samples:,} samples in {shards:,} shards, {size_MiB:,.1f} MiB")
         if rejects := result.rejects[split]:
             print(f"{len(rejects):,} items were rejected: see {result.out / split / REJECTS}")
+    for split, missing in result.missing.items():
+        left = f"{len(missing):,} shards are left to other parts" if missing else "all shards are packed"
+        print(f"{result.out / split}: this part is done, {left}")
+    if result.missing:
+        when = "once all parts are done" if any(result.missing.values()) else "now"
+        print(f"Run the same command with --merge instead of --part {when}.")

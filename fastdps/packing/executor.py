@@ -1,4 +1,8 @@
-"""Where the work of packing is done: in this process, or in several on this machine."""
+"""Where the work of packing is done: an `Executor` takes shards to be packed and gives those that are in place.
+
+Here it is done by processes of this machine, which share the parts of a shard; in `on_ray.py` by those of a Ray
+cluster, a shard for each core.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,27 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from typing import NamedTuple
+from contextlib import closing, contextmanager, nullcontext
+from itertools import chain, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple, Protocol
 
 from fastdps.datasets.source import Source
 from fastdps.errors import FastDPSError
 from fastdps.packing.fragment import Fragment, make_fragment
 from fastdps.packing.options import PackOptions
 from fastdps.packing.plan import Part
+from fastdps.packing.target import Directory
+from fastdps.packing.work import Done, Report, Work, write_shard
 
 #: Parts in flight per worker: memory stays bounded, and a part that takes long keeps no other worker waiting.
 IN_FLIGHT = 4
+#: Shards that wait for their upload while the next one is written: room on disk stays bounded.
+UPLOADS = 2
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 #: Windows can keep no signals back.
@@ -38,6 +49,51 @@ class Task(NamedTuple):
 def default_workers() -> int:
     """As many as this process may use cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Executor(Protocol):
+    """Whoever packs shards."""
+
+    def run(self, works: Sequence[Work], report: Report) -> Generator[Done, None, None]:
+        """Pack the shards and give each once its files are in place, in any order.
+
+        Closing the generator ends the work, and what it was about to write is gone or can be told by its name. Raises
+        `FastDPSError` when the work cannot go on.
+        """
+        ...
+
+
+class LocalExecutor:
+    """Packs with `workers` processes of this machine (default: cores), or in this one if it is one."""
+
+    def __init__(self, workers: int | None = None) -> None:
+        self._workers = workers or default_workers()
+
+    def run(self, works: Sequence[Work], report: Report) -> Generator[Done, None, None]:
+        """As in `Executor`, in order. Uploads go on while the next shard is packed."""
+        tasks = (Task(work.source, part, work.options) for work in works for part in work.shard.parts(work.options))
+        first = list(islice(tasks, self._workers))
+        uploads: deque[Future[Done]] = deque()
+        is_remote = any(not isinstance(work.target, Directory) for work in works)
+        with (
+            TemporaryDirectory(prefix="fastdps-") if is_remote else nullcontext("") as temporary,
+            ThreadPoolExecutor(UPLOADS) as uploader,
+            closing(make_fragments(chain(first, tasks), max(1, len(first)))) as fragments,
+        ):
+            try:
+                for work in works:
+                    written = write_shard(work, fragments, Path(temporary), report)
+                    if isinstance(work.target, Directory):
+                        yield written.deliver()
+                        continue
+                    uploads.append(uploader.submit(written.deliver))
+                    while len(uploads) > UPLOADS or (uploads and uploads[0].done()):
+                        yield uploads.popleft().result()
+                while uploads:
+                    yield uploads.popleft().result()
+            finally:
+                for upload in uploads:
+                    upload.cancel()
 
 
 def make_fragments(tasks: Iterable[Task], workers: int) -> Generator[Fragment, None, None]:

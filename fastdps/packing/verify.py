@@ -13,7 +13,7 @@ from fastdps.datasets.source import UnreadableItemError
 from fastdps.errors import ShardError
 from fastdps.packing.fragment import Member
 from fastdps.packing.images import decode
-from fastdps.packing.ledger import LEDGER
+from fastdps.packing.ledger import is_ledger
 from fastdps.shards import INDEX_HEADER, MANIFEST, SCALARS, Manifest, Shard, read_manifest, sample_key
 
 SCALAR_BYTES = 4
@@ -37,7 +37,7 @@ def find_sets(directory: Path) -> list[Path]:
     """
     if not directory.is_dir():
         raise ShardError(f"{directory} is not a directory. Name that of a shard set, or one that holds some.")
-    marks = (MANIFEST, LEDGER, "shard-*.tar")
+    marks = (MANIFEST, "progress*.jsonl", "shard-*.tar")
     found = sorted({path.parent for mark in marks for path in directory.rglob(mark)})
     if not found:
         raise ShardError(f"{directory} holds no shard set: there is no {MANIFEST} in it or below it.")
@@ -46,7 +46,7 @@ def find_sets(directory: Path) -> list[Path]:
 
 def check_set(directory: Path, *, quick: bool = False) -> Iterator[Problem]:
     """Problems of one shard set, as they are found; `quick` looks at sizes and indexes and reads no shard."""
-    if (directory / LEDGER).exists() and not (directory / MANIFEST).exists():
+    if not (directory / MANIFEST).exists() and any(is_ledger(path.name) for path in directory.iterdir()):
         yield Problem(directory, "is not finished: run the same command of make_shards.py again to go on")
         return
     try:

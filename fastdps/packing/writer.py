@@ -1,36 +1,55 @@
-"""One shard on its way to disk: fragments in, a tar, its index and its checksum out, whole or not at all."""
+"""One shard on its way to its place: fragments in, a tar, its index and its checksum out, whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import secrets
 import tarfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from fastdps.files import PARTIAL, flush, sync_directory, write_whole, writing
+from fastdps.files import PARTIAL, flush, writing
 from fastdps.packing.fragment import TAR_END, Fragment, Member
 from fastdps.shards import INDEX_HEADER, Shard
 
 
-class ShardWriter:
-    """Writes a shard under a temporary name; `finish` puts it in place. A context that closes the file.
+@dataclass(frozen=True)
+class Draft:
+    """A complete shard, and the files that are to become its tar and its index."""
 
-    What is unfinished keeps its temporary name, for `Ledger` to remove.
+    shard: Shard
+    tar: Path
+    index: Path
+
+    def discard(self) -> None:
+        """Remove the files, if they are still there."""
+        self.tar.unlink(missing_ok=True)
+        self.index.unlink(missing_ok=True)
+
+
+class ShardWriter:
+    """Writes a shard under names that no other process has, even one that writes the same shard. A context.
+
+    What is unfinished when the context ends is removed.
 
     Raises `FastDPSError` when the disk is full, or does not take the file for another reason.
     """
 
     def __init__(self, directory: Path, name: str) -> None:
         self._path = directory / name
-        self._temporary = directory / (name + PARTIAL)
+        ending = f".{secrets.token_hex(4)}{PARTIAL}"
+        self._tar = directory / (name + ending)
+        self._index = directory / (Path(name).stem + ".idx" + ending)
         self._lines: list[str] = []
         self._digest = hashlib.sha256()
         self._size = 0
+        self._is_finished = False
         with writing(self._path):
-            self._file: BinaryIO = self._temporary.open("wb")
+            self._file: BinaryIO = self._tar.open("wb")
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -38,26 +57,31 @@ class ShardWriter:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         with contextlib.suppress(OSError):  # a full disk is told of where it was met
             self._file.close()
+        if not self._is_finished:
+            self._tar.unlink(missing_ok=True)
+            self._index.unlink(missing_ok=True)
 
     def add(self, fragment: Fragment) -> None:
         """Append a fragment."""
         self._lines += [_index_line(members, self._size) for members in fragment.samples]
         self._write(fragment.data)
 
-    def finish(self) -> Shard | None:
-        """End the tar and put it and its index in place; None, and no file, if no sample was added."""
+    def finish(self) -> Draft | None:
+        """End the tar and write its index, both to disk; None, and no file, if no sample was added."""
         if not self._lines:
             return None
         self._write(TAR_END)
         self._write(bytes(-self._size % tarfile.RECORDSIZE))
-        shard = Shard(self._path.name, len(self._lines), self._size, self._digest.hexdigest())
         with writing(self._path):
             flush(self._file)
-            # The index goes first: a tar that has its final name is complete.
-            write_whole(self._path.with_name(shard.index_name), _index_text(self._lines))
-            self._temporary.replace(self._path)
-            sync_directory(self._path.parent)
-        return shard
+            self._file.close()
+            with self._index.open("wb") as index:
+                index.write(_index_text(self._lines).encode())
+                flush(index)
+        self._is_finished = True
+        return Draft(
+            Shard(self._path.name, len(self._lines), self._size, self._digest.hexdigest()), self._tar, self._index
+        )
 
     def _write(self, data: bytes | bytearray) -> None:
         with writing(self._path):

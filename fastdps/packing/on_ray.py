@@ -1,0 +1,203 @@
+"""Packing on a Ray cluster: a shard is a task, which any worker may take and take again. The only file with Ray.
+
+Workers write to the target themselves, a directory that all machines share or an object storage; what comes back is an
+entry of the ledger. Task and entry are small, so one driver serves many machines.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any
+
+from fastdps.errors import ConfigError, FastDPSError
+from fastdps.packing.fragment import make_fragment
+from fastdps.packing.ledger import Entry
+from fastdps.packing.work import Done, Report, Work, write_shard
+
+#: How often a task is begun again whose worker, or machine, has died.
+RETRIES = 3
+#: Shards in flight for each core of the cluster: none waits for the driver.
+IN_FLIGHT = 2
+#: Seconds until a file that another machine wrote must be seen here: network file systems keep listings for a while.
+VISIBLE_WITHIN_S = 60.0
+#: Seconds for tasks to end by themselves when a run is ended.
+GRACE_S = 5.0
+#: Seconds without a shard after which it is asked whether the cluster has any cores.
+PATIENCE_S = 30.0
+#: What decides the bytes, beside our own code.
+PACKAGES = ("fastdps", "pillow", "numpy")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a worker gives back: the entry, the machine's name, and the versions of what made the bytes."""
+
+    entry: Entry
+    node: str
+    versions: dict[str, str]
+
+
+class RayExecutor:
+    """Packs on the Ray cluster at `address`: by default that of RAY_ADDRESS, or a new one on this machine.
+
+    As many shards as `at_a_time` are in flight, by default two for each core that the cluster has at the moment. A
+    context; what it has started it ends. Raises `ConfigError` when Ray is not installed, or there is no such cluster.
+    """
+
+    def __init__(self, address: str | None = None, at_a_time: int | None = None) -> None:
+        self._address, self._at_a_time = address, at_a_time
+        self._ray: Any = None
+        self._is_mine = False
+
+    def __enter__(self) -> RayExecutor:
+        try:
+            import ray
+        except ImportError as error:
+            raise ConfigError(
+                f"--executor ray needs Ray, which cannot be imported: {error}. "
+                "Install it with `pip install 'fastdps[ray]'`."
+            ) from error
+        self._ray, self._is_mine = ray, not ray.is_initialized()
+        if self._is_mine:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that we start tells nobody of itself
+            try:
+                with _own_sigterm():
+                    ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
+            except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+                where = self._address or os.environ.get("RAY_ADDRESS") or "this machine"
+                raise ConfigError(
+                    f"there is no Ray cluster to be had at {where}: {str(error).strip()}. Start one with "
+                    "`ray start --head`, or correct --ray-address or RAY_ADDRESS."
+                ) from error
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self._is_mine:
+            self._ray.shutdown()
+
+    def run(self, works: Sequence[Work], report: Report) -> Generator[Done, None, None]:
+        """As in `Executor`; progress is reported by shards."""
+        ray = self._ray
+        task = ray.remote(pack_shard).options(
+            num_cpus=1, max_retries=RETRIES, scheduling_strategy="SPREAD", name="fastdps shard"
+        )
+        left = iter(works)
+        running: dict[Any, Work] = {}
+        try:
+            while True:
+                for work in islice(left, self._room() - len(running)):
+                    running[task.remote(work)] = work
+                if not running:
+                    return
+                ready, _ = ray.wait(list(running), timeout=PATIENCE_S)
+                if not ready and not ray.cluster_resources().get("CPU"):
+                    _log.warning("the Ray cluster has no cores; packing waits for machines that join it")
+                for reference in ready:
+                    work = running[reference]
+                    packed = self._result(reference, work)
+                    _check(work, packed)
+                    del running[reference]
+                    report(work, len(work.shard.items), packed.entry.rejects)
+                    yield Done(work, packed.entry)
+        finally:
+            self._cancel(list(running))
+
+    def _room(self) -> int:
+        """How many shards may be in flight; a cluster may grow."""
+        return self._at_a_time or max(1, int(IN_FLIGHT * self._ray.cluster_resources().get("CPU", 1)))
+
+    def _result(self, reference: Any, work: Work) -> Packed:
+        ray = self._ray
+        try:
+            packed: Packed = ray.get(reference)
+            return packed
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, FastDPSError):
+                raise error.cause from error
+            raise  # a defect of ours
+        except ray.exceptions.RayError as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise FastDPSError(
+                f"{work.name} could not be packed on Ray, though it was begun {RETRIES + 1} times: {lines[0]} Look at "
+                "the memory of the machines and at Ray's log, and run the same command again; finished shards are kept."
+            ) from error
+
+    def _cancel(self, references: list[Any]) -> None:
+        """End tasks: those that run are interrupted and tidy up; those that do not end are killed."""
+        ray = self._ray
+        if not references or not ray.is_initialized():
+            return
+        for reference in references:
+            ray.cancel(reference)
+        _, stubborn = ray.wait(references, num_returns=len(references), timeout=GRACE_S)
+        for reference in stubborn:
+            ray.cancel(reference, force=True)
+
+
+def pack_shard(work: Work) -> Packed:
+    """What a worker does: write a shard and put it in place. Raises `FastDPSError` that names the machine."""
+    node = platform.node()
+    fragments = (make_fragment(work.source, part, work.options) for part in work.shard.parts(work.options))
+    try:
+        with TemporaryDirectory(prefix="fastdps-") as temporary:
+            written = write_shard(work, fragments, Path(temporary), lambda *_: None)
+            return Packed(written.deliver().entry, node, versions())
+    except FastDPSError as error:
+        raise FastDPSError(f"on the machine {node}: {error}") from error
+
+
+def versions() -> dict[str, str]:
+    """The versions of what decides the bytes."""
+    from PIL import features
+
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {**found, "libjpeg": str(features.version("jpg")), "zlib": str(features.version("zlib"))}
+
+
+def _check(work: Work, packed: Packed) -> None:
+    """Raise `FastDPSError` if a shard may have other bytes than it would have here, or is not where all can see it."""
+    here = versions()
+    if differing := [name for name in here if packed.versions.get(name) != here[name]]:
+        said = ", ".join(f"{name} {packed.versions.get(name)} and here {here[name]}" for name in differing)
+        raise FastDPSError(
+            f"the machine {packed.node} has {said}, which may give other bytes. Install the same versions everywhere."
+        )
+    shard = packed.entry.shard
+    end_s = time.monotonic() + VISIBLE_WITHIN_S
+    while shard and (size := work.target.size(shard.name)) != shard.bytes:
+        if time.monotonic() > end_s:
+            seen = "is not there" if size is None else f"has {size} bytes"
+            raise FastDPSError(
+                f"{work.name} was written on the machine {packed.node} with {shard.bytes} bytes, and seen from here it "
+                f"{seen}. Give a directory that all machines share, or an object storage such as s3://BUCKET/NAME, as "
+                "--out."
+            )
+        time.sleep(0.2)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """A context after which SIGTERM does what it did before: Ray has a handler of its own for it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

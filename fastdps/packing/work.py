@@ -1,0 +1,70 @@
+"""The unit of work of packing: one shard, which whoever packs it and however often has the same bytes and name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from fastdps.datasets.source import Source
+from fastdps.packing.fragment import Fragment, Reject
+from fastdps.packing.ledger import Entry
+from fastdps.packing.options import PackOptions
+from fastdps.packing.plan import ShardPlan
+from fastdps.packing.target import Target
+from fastdps.packing.writer import Draft, ShardWriter
+
+
+@dataclass(frozen=True)
+class Work:
+    """One shard to be packed: of which set, from what, how, and where it goes. It can be sent to another machine."""
+
+    split: str
+    source: Source
+    shard: ShardPlan
+    options: PackOptions
+    target: Target
+
+    @property
+    def name(self) -> str:
+        """The shard as users know it."""
+        return self.target.named(self.shard.name)
+
+
+class Done(NamedTuple):
+    """Work whose files are in place, and what the ledger is to say of it."""
+
+    work: Work
+    entry: Entry
+
+
+#: Called with the work, a number of its items that were done, and those of them that were rejected.
+Report = Callable[[Work, int, list[Reject]], None]
+
+
+class Written(NamedTuple):
+    """A shard that is written and not yet in place; no draft if all of its items were rejected."""
+
+    work: Work
+    draft: Draft | None
+    rejects: list[Reject]
+
+    def deliver(self) -> Done:
+        """Put it in place."""
+        if self.draft:
+            self.work.target.deliver(self.draft)
+        shard = self.draft.shard if self.draft else None
+        return Done(self.work, Entry(self.work.shard.number, shard, self.rejects))
+
+
+def write_shard(work: Work, fragments: Iterator[Fragment], temporary: Path, report: Report) -> Written:
+    """Write one shard from the fragments of its parts, in `temporary` if its target wants that."""
+    rejects: list[Reject] = []
+    with ShardWriter(work.target.scratch(temporary), work.shard.name) as writer:
+        for part in work.shard.parts(work.options):
+            fragment = next(fragments)
+            writer.add(fragment)
+            rejects += fragment.rejects
+            report(work, len(part.items), fragment.rejects)
+        return Written(work, writer.finish(), rejects)
