@@ -15,30 +15,37 @@ from fastdps.tasks import RankingTask
 from fastdps.training import build_metric
 
 
-def main(shards: str, out: str, variant: str, pieces: str) -> None:
+def main(shards: str, out: str, *cases: str) -> None:
+    """Cases are VARIANT:PIECES."""
     accelerator = join_processes()
     with watch(accelerator) as heartbeat:
-        processes = Together(accelerator, heartbeat)
-        config = get_recipe("fast", {"variant": variant, "dropout": 0.0})
-        task = RankingTask(sample_rankings(1 if variant == "tune" else 24, NAMES, seed=1), config, processes.device)
-        metric = build_metric(config, task, processes.device)
-        stepper = Stepper(config, task, metric, processes, Execution(accumulate=int(pieces)))
-        found = {}
-
-        def keep(optimizer, *_):
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            found.update({str(number): parameter.grad.clone() for number, parameter in enumerate(parameters)})
-
-        stepper.optimizer.register_step_pre_hook(keep)
-        loader = open_shards(
-            shards,
-            batch_size=20 // processes.num_processes,
-            rank=processes.process_index,
-            world_size=processes.num_processes,
-        )
-        stepper.step(next(loader.epoch(0)), 0, 0)
-        torch.save(found, Path(out) / f"{processes.num_processes}-{processes.process_index}.pt")
+        for case in cases:
+            variant, pieces = case.split(":")
+            found = gradients(shards, variant, int(pieces), Together(accelerator, heartbeat))
+            torch.save(found, Path(out) / f"{variant}-{accelerator.num_processes}-{accelerator.process_index}.pt")
     accelerator.end_training()
+
+
+def gradients(shards: str, variant: str, pieces: int, processes: Together) -> dict[str, torch.Tensor]:
+    config = get_recipe("fast", {"variant": variant, "dropout": 0.0})
+    task = RankingTask(sample_rankings(1 if variant == "tune" else 24, NAMES, seed=1), config, processes.device)
+    metric = build_metric(config, task, processes.device)
+    stepper = Stepper(config, task, metric, processes, Execution(accumulate=pieces))
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(optimizer, *_):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        found.update({str(number): parameter.grad.clone() for number, parameter in enumerate(parameters)})
+
+    stepper.optimizer.register_step_pre_hook(keep)
+    loader = open_shards(
+        shards,
+        batch_size=20 // processes.num_processes,
+        rank=processes.process_index,
+        world_size=processes.num_processes,
+    )
+    stepper.step(next(loader.epoch(0)), 0, 0)
+    return found
 
 
 main(*sys.argv[1:])

@@ -42,10 +42,6 @@ VARIANTS = {
     ],
     "lin, max steps, pieces": ["--max-steps", "10", "--accumulate", "3", "--checkpoint-every", "4"],
     "tune": ["--variant", "tune", "--epochs", "2", "--checkpoint-every", "3", "--validation", "{leaves}/val"],
-    "tune, float16": [
-        *["--variant", "tune", "--epochs", "1", "--checkpoint-every", "2", "--precision", "fp16"],
-        *["--contexts", RANKINGS.split(";")[0]],
-    ],
     "scratch, batch norm": [
         *[
             "--variant",
@@ -63,10 +59,31 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(params=VARIANTS)
-def argv(request, leaves):
-    options = [option.format(leaves=leaves) for option in VARIANTS[request.param]]
+#: On a CPU this takes seconds a step, so there are few and shallow ones.
+FLOAT16 = [
+    *["--variant", "tune", "--max-steps", "3", "--checkpoint-every", "2", "--precision", "fp16"],
+    *["--contexts", RANKINGS.split(";")[0], "--taps", "1", "--batch-size", "4"],
+]
+
+
+def command(leaves: Path, options: list[str]) -> list[str]:
+    options = [option.format(leaves=leaves) for option in options]
     return ["train", "--shards", str(leaves / "train"), "--contexts", RANKINGS, "--batch-size", "10", *options]
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def argv(request, leaves):
+    return command(leaves, VARIANTS[request.param])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(argv, tmp_path_factory, weights_dir) -> Path:
+    """A run that nothing interrupts."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
+        assert cli.main([*argv, "--out", str(out)]) == 0
+    return out
 
 
 class InterruptionError(Exception):
@@ -120,26 +137,39 @@ def history(out: Path) -> list[dict]:
     ]
 
 
-def test_a_killed_training_goes_on_to_the_same_bits(argv, tmp_path, at_step, capsys):
+def steps_of(out: Path) -> int:
+    """Those of all contexts."""
+    return sum(record["step"] for record in Run(out).read_log() if record["event"] == "end")
+
+
+def kill_and_go_on(argv: list[str], number: int, at_step, out: Path, undisturbed: Path) -> None:
+    """Kill a training at one of its steps; what it goes on to is the same."""
+    total = steps_of(undisturbed)
+    at_step(number, die)
+    with pytest.raises(InterruptionError):
+        cli.main([*argv, "--out", str(out)])
     steps = at_step(None)
-    assert cli.main([*argv, "--out", str(tmp_path / "undisturbed")]) == 0
-    total = steps()
-    for number in sorted({1, 3, total // 2 + 1, total}):
-        out = tmp_path / str(number)
-        at_step(number, die)
-        with pytest.raises(InterruptionError):
-            cli.main([*argv, "--out", str(out)])
-        capsys.readouterr()
-        steps = at_step(None)
-        assert cli.main([*argv, "--out", str(out)]) == 0
-        assert steps() <= total
-        assert steps() < total or number <= 4  # a checkpoint was used
-        assert_same(out, tmp_path / "undisturbed")
-        assert history(out) == history(tmp_path / "undisturbed")
+    assert cli.main([*argv, "--out", str(out)]) == 0
+    assert steps() <= total
+    assert steps() < total or number <= 4  # a checkpoint was used
+    assert_same(out, undisturbed)
+    assert history(out) == history(undisturbed)
 
 
-def test_a_training_that_is_killed_again_and_again_ends(argv, tmp_path, at_step):
+@pytest.mark.parametrize("moment", ["first step", "middle", "last step"])
+def test_a_killed_training_goes_on_to_the_same_bits(argv, undisturbed, tmp_path, at_step, moment):
+    total = steps_of(undisturbed)
+    number = {"first step": 1, "middle": total // 2 + 1, "last step": total}[moment]
+    kill_and_go_on(argv, number, at_step, tmp_path / "run", undisturbed)
+
+
+def test_a_killed_training_in_float16_goes_on_to_the_same_bits(leaves, tmp_path, at_step):
+    argv = command(leaves, FLOAT16)
     assert cli.main([*argv, "--out", str(tmp_path / "undisturbed")]) == 0
+    kill_and_go_on(argv, 3, at_step, tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_a_training_that_is_killed_again_and_again_ends(argv, undisturbed, tmp_path, at_step):
     every, kills = int(argv[argv.index("--checkpoint-every") + 1]), 0
     for _ in range(100):
         at_step(every + 1, die)
@@ -149,7 +179,7 @@ def test_a_training_that_is_killed_again_and_again_ends(argv, tmp_path, at_step)
         except InterruptionError:
             kills += 1
     assert kills >= 1
-    assert_same(tmp_path / "run", tmp_path / "undisturbed")
+    assert_same(tmp_path / "run", undisturbed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
