@@ -23,6 +23,7 @@ from fastdps.errors import ConfigError, FastDPSError
 from fastdps.shards import read_manifest
 
 CPU = torch.device("cpu")
+IMAGES = 20
 PARTS = {"load", "distort", "features", "distances", "heads"}
 ROW_KEYS = {
     "stage",
@@ -47,9 +48,9 @@ ROW_KEYS = {
 def tiny(monkeypatch, tmp_path):
     """Runs stages on a few dead leaves, as briefly as can be; returns the results file's content."""
     monkeypatch.delenv("FASTDPS_TEST_DATA", raising=False)
-    monkeypatch.setattr(command, "QUICK", (2, 0.001, 60))
-
-    monkeypatch.setattr(command, "FULL", (2, 0.001, 60))
+    monkeypatch.setattr(command, "QUICK", (2, 0.001, IMAGES))
+    monkeypatch.setattr(command, "FULL", (2, 0.001, IMAGES))
+    monkeypatch.setattr(importlib.import_module("bench.stages.train"), "cores", lambda: 1)  # workers of the usual way
 
     def run(*stages, quick=True):
         path = tmp_path / "results.json"
@@ -83,7 +84,7 @@ def test_cheap_stages(tiny, capsys):
     assert {what for stage, what in rows if stage == "heads"} == {"1 context", "24 contexts", "720 contexts"}
     assert {what.split(",")[0] for stage, what in rows if stage == "load"} == {"raw 64 px", "JPEG 64 px", "PNG 64 px"}
     assert results["settings"]["source"] == "deadleaves"
-    assert results["settings"]["images"] == 60
+    assert results["settings"]["images"] == IMAGES
     assert results["machine"]["cores"] >= 1
     assert results["machine"]["cpu"]
     assert results["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -94,10 +95,18 @@ def test_cheap_stages(tiny, capsys):
 
 
 @pytest.mark.slow
-def test_whole_stages(tiny, weights_dir, monkeypatch, capsys):
+def test_whole_stages(tiny, weights_dir, monkeypatch):
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
-    results = tiny("features", "distances", "train", "evaluate", "startup")
-    rows = check_rows(results, ["features", "distances", "train", "evaluate", "startup"])
+    rows = check_rows(
+        tiny("features", "distances", "evaluate", "startup"), ["features", "distances", "evaluate", "startup"]
+    )
+    assert {row["unit"] for (stage, _), row in rows.items() if stage == "startup"} == {"s"}
+
+
+@pytest.mark.slow
+def test_training_against_the_usual_ways(tiny, weights_dir, monkeypatch, capsys):
+    monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
+    rows = check_rows(tiny("train", quick=False), ["train"])
     one, every = rows["train", "lin, 1 context"], rows["train", "lin, 720 contexts"]
     for row, contexts in ((one, 1), (every, 720)):
         slowest = max(row["parts_s"], key=row["parts_s"].get)
@@ -112,14 +121,8 @@ def test_whole_stages(tiny, weights_dir, monkeypatch, capsys):
     usual = rows["train", "the usual way, 1 context"]
     assert one["usual"]["samples"] == usual["samples"]
     assert set(usual["parts_s"]) == PARTS
-    assert {row["unit"] for (stage, _), row in rows.items() if stage == "startup"} == {"s"}
     assert "(bottleneck)" in capsys.readouterr().out
 
-
-@pytest.mark.slow
-def test_tuning_against_the_usual_way_with_its_backbone_trained(tiny, weights_dir, monkeypatch):
-    monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
-    rows = check_rows(tiny("train", quick=False), ["train"])
     way = "the usual way with its backbone trained"
     contexts = ["1 context", "24 contexts", "720 contexts"]
     expected = ["the usual way, 1 context", f"{way}, 1 context", *(f"lin, {what}" for what in contexts)]

@@ -1,54 +1,46 @@
 """The docs as a reader takes them: what is fenced as `sh` or `python` runs, and all other commands parse."""
 
-import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fastdps.cli import make_parser
-from fastdps.packing.check_command import check_shards_parser
-from fastdps.packing.command import make_shards_parser
+from fastdps.cli import main, make_parser
+from fastdps.packing.check_command import check_shards, check_shards_parser
+from fastdps.packing.command import make_shards, make_shards_parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "shards/README.md", ROOT / "bench/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+TOOLS = {"tools/make_shards.py": make_shards, "tools/check_shards.py": check_shards}
 #: Of extending.md the snippets are parts of files: see test_extending_docs.py.
 RUN = [page for page in PAGES if page.name != "extending.md" and FENCE.search(page.read_text(encoding="utf-8"))]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_what_a_page_shows_runs_in_its_order(page, tmp_path, weights_dir):
+def test_what_a_page_shows_runs_in_its_order(page, tmp_path, weights_dir, monkeypatch):
+    """Our own commands run in this process, to import torch once; every other line in a shell."""
     photographs(tmp_path / "photos", 24)
-    (tmp_path / "tools").symlink_to(ROOT / "tools")
-    (tmp_path / "bin").mkdir()
-    for name, module in (("fastdps", "fastdps.cli"), ("python", "")):
-        program = tmp_path / "bin" / name
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} {f"-m {module}" if module else ""} "$@"\n')
-        program.chmod(0o755)
-    environment = {
-        **os.environ,
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        "FASTDPS_WEIGHTS": str(weights_dir),
-        "PYTHONPATH": str(ROOT),
-    }
-    for number, (language, text) in enumerate(FENCE.findall(page.read_text(encoding="utf-8"))):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
+    for language, text in FENCE.findall(page.read_text(encoding="utf-8")):
         if language == "python":
-            command = [sys.executable, "-c", text]
+            exec(compile(text, page.name, "exec"), {"__name__": "__main__"})
         elif language == "sh":
-            command = ["bash", "-e", "-c", text]
-        else:
-            continue
-        result = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300, env=environment
-        )
-        assert result.returncode == 0, f"{page.name}, block {number}:\n{text}\n{result.stdout}\n{result.stderr}"
+            for line in text.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words[:1] == ["fastdps"]:
+                    status = main(words[1:])
+                elif words[:1] == ["python"] and words[1] in TOOLS and (ROOT / words[1]).is_file():
+                    status = TOOLS[words[1]](words[2:])
+                else:
+                    status = subprocess.run(["bash", "-e", "-c", line], check=False, timeout=300).returncode
+                assert status == 0, f"{page.name}: {line}"
 
 
 def photographs(folder: Path, count: int) -> None:

@@ -20,7 +20,7 @@ def slurm(tmp_path, weights_dir):
     programs = {
         "srun": '[[ "$1" == --* ]] && shift; SLURM_NODEID=0 exec "$@"',
         "scontrol": f'if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> {tmp_path}/requeued; fi',
-        "accelerate": f'exec {sys.executable} -m accelerate.commands.accelerate_cli "$@"',
+        "accelerate": f'[ "$FAIL" ] && exit 1; exec {sys.executable} -m accelerate.commands.accelerate_cli "$@"',
     }
     (tmp_path / "bin").mkdir()
     for name, text in programs.items():
@@ -55,8 +55,9 @@ def test_the_slurm_script_trains_and_requeues_what_was_stopped(tmp_path, slurm):
     assert (end["event"], end["processes"]) == ("end", 2)
     assert not (tmp_path / "requeued").exists()
 
-    assert sbatch("--seed", "1").returncode != 0
+    slurm["FAIL"] = "1"
+    assert sbatch().returncode != 0
     assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"
     slurm["SLURM_RESTART_COUNT"] = "10"
-    assert sbatch("--seed", "1").returncode != 0
+    assert sbatch().returncode != 0
     assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"
