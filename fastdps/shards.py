@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fastdps.errors import ShardError
+from fastdps.storage import Location, locate, read_text
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 INDEX_HEADER = "v1.2"
+_BLOCK = 512  # bytes: of a tar header, and what members are filled up to
 SHARD_NAME = re.compile(r"shard-\d{6,}\.tar")
 
 Kind = Literal["images", "triplets", "pairs"]
@@ -101,18 +104,39 @@ class Manifest:
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def read_manifest(directory: str | Path) -> Manifest:
-    """Read and check `manifest.json` of a shard set.
+def index_of(tar: int) -> str:
+    """The text of the index of a shard that is sound, from the headers of its tar, an open file.
+
+    Raises `ValueError` where a header is none.
+    """
+    samples: dict[bytes, list[str]] = {}
+    at = 0
+    while name := (header := os.pread(tar, _BLOCK, at))[:100].rstrip(b"\0"):
+        size = int(header[124:136].rstrip(b"\0 "), 8)
+        key, _, extension = name.partition(b".")
+        samples.setdefault(key, []).append(f"{extension.decode()} {at + _BLOCK} {size} {name.decode()}")
+        at += _BLOCK + -(-size // _BLOCK) * _BLOCK
+    return index_text([" ".join(members) for members in samples.values()])
+
+
+def index_text(lines: Sequence[str]) -> str:
+    """The text of an index, a line for each sample."""
+    return f"{INDEX_HEADER} {len(lines)}\n" + "".join(line + "\n" for line in lines)
+
+
+def read_manifest(location: str | Location) -> Manifest:
+    """Read and check `manifest.json` of a shard set, here or by URL.
 
     Raises `ShardError` when there is none, when it is not a manifest, or when a newer fastdps wrote it. Shard
     names are checked to be plain file names, so that none reaches outside the set or runs a command.
     """
-    path = Path(directory) / MANIFEST
+    location = locate(location)
+    path = location / MANIFEST
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(location, MANIFEST))
     except FileNotFoundError:
         raise ShardError(
-            f"{directory} is not a shard set: it has no {MANIFEST}. Pack one with tools/make_shards.py, "
+            f"{location} is not a shard set: it has no {MANIFEST}. Pack one with tools/make_shards.py, "
             "or name its train or val directory."
         ) from None
     except (OSError, ValueError) as error:

@@ -43,6 +43,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastdps.errors import WeightsMismatchError, WeightsNotFoundError
+from fastdps.files import user_cache
 
 State = dict[str, Tensor]
 
@@ -84,8 +85,7 @@ def tensors_sha256(state: State) -> str:
 
 def cache_dir() -> Path:
     """The user's cache of weights."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "fastdps" / "weights"
+    return user_cache() / "weights"
 
 
 def load_pretrained(backbone: str, keys: Collection[str]) -> State:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.client
-import random
+import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -58,22 +58,24 @@ def _serving(handler) -> Iterator[int]:
 
 
 class Faults:
-    """What a proxy does to a request: by turns at random an error, an answer that is cut short, a slow one, nothing."""
+    """What a proxy does to a share of the requests, evenly: in turn an error, an answer cut short, a slow one."""
 
     KINDS = ("refused", "cut", "slow")
 
-    def __init__(self, share: float, seed: int = 0, slow_s: float = 0.5) -> None:
+    def __init__(self, share: float, slow_s: float = 0.5, kinds: Sequence[str] = KINDS) -> None:
         self.share, self.slow_s = share, slow_s
         self.done: Counter[str] = Counter()
         self.paths: Counter[str] = Counter()
-        self._random = random.Random(seed)
+        self._due, self._kinds = 0.0, itertools.cycle(kinds)
         self._lock = threading.Lock()
 
     def next(self, path: str) -> str:
         """The kind of the next fault, "" for none."""
         with self._lock:
             self.paths[path.partition("?")[0]] += 1
-            kind = self._random.choice(self.KINDS) if self._random.random() < self.share else ""
+            self._due += self.share
+            kind = next(self._kinds) if self._due >= 1 else ""
+            self._due -= bool(kind)
             self.done[kind] += 1
             return kind
 
@@ -84,9 +86,15 @@ def failing_proxy(port: int, faults: Faults) -> Iterator[int]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = 1 << 16
 
         def log_message(self, *_):
             pass
+
+        def handle_expect_100(self):
+            go_on = super().handle_expect_100()
+            self.wfile.flush()  # the client sends nothing before it has this
+            return go_on
 
         def forward(self):
             body = self._body()

@@ -18,8 +18,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Literal
 
@@ -29,20 +29,25 @@ from fastdps.errors import ConfigError, ShardError
 from fastdps.loading.batch import Batch
 from fastdps.loading.index_cache import IndexCache
 from fastdps.loading.order import EpochOrder, cut, global_batch_size, left_after, part_of, steps_per_epoch
-from fastdps.loading.plan import segments
+from fastdps.loading.plan import batch_bytes, even_places, places_within, segments
 from fastdps.loading.portable import PortableReader, is_faster_than_dali
 from fastdps.loading.spec import Component, Reader, ReadSpec
 from fastdps.shards import SCALARS, Manifest, read_manifest
+from fastdps.staging import Ahead, Cache, StagedSet, make_cache
+from fastdps.storage import Location, Store, locate
 
 __all__ = ["Batch", "LoaderName", "ShardLoader", "open_shards"]
 
 LoaderName = Literal["auto", "dali", "portable"]
 
+#: Of shards that are staged, in a segment: all of its shards have to be here before its first batch.
+SEGMENT_BYTES = 128 << 20
+
 _log = logging.getLogger(__name__)
 
 
 def open_shards(
-    directory: str | Path,
+    location: str | Location,
     *,
     batch_size: int,
     device: str | torch.device = "cpu",
@@ -54,14 +59,16 @@ def open_shards(
     loader: LoaderName = "auto",
     num_threads: int | None = None,
     components: Sequence[str] | None = None,
+    cache: Cache | None = None,
 ) -> ShardLoader:
-    """Open a shard set for process `rank` of `world_size`.
+    """Open a shard set, here or by URL, for process `rank` of `world_size`.
 
     `batch_size` is that of this process, the same on all of them. `size` in pixels, an int for a square or
     (height, width), resizes the images, bilinear with antialiasing; it is needed where the set keeps images in
     their own sizes. `loader` "auto" takes the faster one for these images on this device, see above. `num_threads`
     decode: by default this process's share of the cores; the portable loader takes eight at most. `components` are
-    those to load, by default all.
+    those to load, by default all. Shards of a URL are staged in `cache` while they are read, see
+    `fastdps.staging.make_cache`, which makes the default.
 
     Raises `ShardError` where the set has no valid manifest, no samples, or lacks a shard or an index, and
     `ConfigError` for arguments that are out of range or ask for what the set or the machine does not have.
@@ -70,31 +77,37 @@ def open_shards(
         for batch in loader.epoch(0):
             batch.images, batch.ids
     """
-    directory = Path(directory)
-    manifest = read_manifest(directory)
+    location = locate(location)
+    manifest = read_manifest(location)
     if manifest.samples == 0:
-        raise ShardError(f"{directory} has no samples. Pack it again from a source that has some.")
+        raise ShardError(f"{location} has no samples. Pack it again from a source that has some.")
     if manifest.encoding == "raw" and manifest.image_size is None:
-        raise ShardError(f"the manifest of {directory} lacks the image_size of its raw images. Pack it again.")
+        raise ShardError(f"the manifest of {location} lacks the image_size of its raw images. Pack it again.")
     _check_range("batch_size", batch_size, 1)
     _check_range("world_size", world_size, 1)
     _check_range("rank", rank, 0, world_size)
     _check_range("seed", seed, 0, 2**64)
     if num_threads is not None:
         _check_range("num_threads", num_threads, 1)
-    _check_files(directory, manifest)
+    if isinstance(location, Store):
+        staged = _staged(location, manifest, cache or make_cache(), batch_size)
+        directory = staged.directory
+    else:
+        staged, directory = None, location
+        _check_files(directory, manifest)
     spec = ReadSpec(
         directory=directory,
         components=_components(manifest, components),
         stored_size=manifest.image_size,
         is_raw=manifest.encoding == "raw",
-        size=_image_size(directory, manifest, size),
+        size=_image_size(location, manifest, size),
         batch_size=batch_size,
         device=_device(device),
         num_threads=num_threads or _own_cores(),
+        is_staged=staged is not None,
     )
     return ShardLoader(
-        manifest, spec, _reader(loader, spec), seed=seed, shuffle=shuffle, rank=rank, world_size=world_size
+        manifest, spec, _reader(loader, spec), staged, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size
     )
 
 
@@ -110,6 +123,7 @@ class ShardLoader:
         manifest: Manifest,
         spec: ReadSpec,
         reader: Reader,
+        staged: StagedSet | None,
         *,
         seed: int,
         shuffle: bool,
@@ -119,7 +133,7 @@ class ShardLoader:
         self.manifest = manifest
         self.samples = manifest.samples
         self.steps = steps_per_epoch(manifest.samples, spec.batch_size, world_size)
-        self._spec, self._reader = spec, reader
+        self._spec, self._reader, self._staged = spec, reader, staged
         self._indexes = IndexCache(spec.directory, manifest)
         self._seed, self._shuffle, self._rank, self._world_size = seed, shuffle, rank, world_size
 
@@ -166,13 +180,60 @@ class ShardLoader:
         order = EpochOrder(
             [shard.samples for shard in manifest.shards], seed=self._seed, epoch=epoch, shuffle=self._shuffle
         )
-        own = segments(self._indexes, manifest, order, part, start_step=start_step, batch_size=spec.batch_size)
-        with closing(self._reader.read(own)) as loaded:
+        start = start_step * spec.batch_size
+        with ExitStack() as stack:
+            ahead = None
+            if self._staged is None:
+                places = even_places(own_samples, manifest, start=start, batch_size=spec.batch_size)
+            else:
+                places, ahead = self._begin_staging(self._staged, order, part, start)
+                stack.callback(ahead.close)
+            take = ahead.take if ahead else _nothing
+            own = segments(self._indexes, manifest, order, part, places, batch_size=spec.batch_size, take=take)
+            loaded = stack.enter_context(closing(self._reader.read(own)))
+            if ahead:
+                stack.callback(ahead.cancel)  # first of all, since the reader may be waiting for a shard
             for step in range(start_step, self.steps_for(left)):
                 has_samples = step * spec.batch_size < own_samples
                 components, ids = next(loaded) if has_samples else spec.empty()
+                if ahead:
+                    ahead.delivered(len(ids))
                 global_size = global_batch_size(samples, step, spec.batch_size, self._world_size)
                 yield Batch(components, ids, global_size)
+
+    def _begin_staging(
+        self, staged: StagedSet, order: EpochOrder, part: Sequence[range], start: int
+    ) -> tuple[Iterator[range], Ahead]:
+        """The segments of a part of the order from the sample `start` on, and their shards on the way here."""
+        manifest, batch_size = self.manifest, self._spec.batch_size
+        # Half of the quota is read while the other half comes.
+        most_bytes = max(min(staged.quota // 2, SEGMENT_BYTES), batch_bytes(manifest, batch_size))
+        visits = [visit for numbers in part for visit in order.visits(numbers)]
+        places = list(places_within(visits, manifest, start=start, batch_size=batch_size, most_bytes=most_bytes))
+        return iter(places), staged.ahead(
+            [
+                (manifest.shards[visit.shard], visit.stop - visit.start)
+                for place in places
+                for numbers in cut(part, place)
+                for visit in order.visits(numbers)
+            ]
+        )
+
+
+def _nothing() -> None:
+    """What a set that is here has to do before a shard is read."""
+
+
+def _staged(store: Store, manifest: Manifest, cache: Cache, batch_size: int) -> StagedSet:
+    """The set of a store for one process of this machine. Raises `ConfigError` where its cache is too small."""
+    processes = _local_processes()
+    if cache.bytes // processes < (least := batch_bytes(manifest, batch_size)):
+        raise ConfigError(
+            f"the cache for shards may have {cache.bytes:,} bytes in {cache.directory}, and {store} needs at least "
+            f"{least * processes:,}: the shards of a batch of {batch_size}, for each process of this machine "
+            f"({processes}). Give a larger --cache-size, or a --cache-dir with more room."
+        )
+    return StagedSet(store, manifest, cache, processes=processes)
 
 
 def _reader(loader: LoaderName, spec: ReadSpec) -> Reader:
@@ -212,11 +273,11 @@ def _components(manifest: Manifest, wanted: Sequence[str] | None) -> tuple[Compo
     return tuple(Component(name, there.index(name), manifest.components[name], name in SCALARS) for name in names)
 
 
-def _image_size(directory: Path, manifest: Manifest, size: int | tuple[int, int] | None) -> tuple[int, int]:
+def _image_size(location: Location, manifest: Manifest, size: int | tuple[int, int] | None) -> tuple[int, int]:
     """The (height, width) of the images that come out."""
     if size is None:
         if manifest.image_size is None:
-            raise ConfigError(f"{directory} keeps images in their own sizes; give size, e.g. size=64, to batch them")
+            raise ConfigError(f"{location} keeps images in their own sizes; give size, e.g. size=64, to batch them")
         return manifest.image_size
     height, width = (size, size) if isinstance(size, int) else size
     _check_range("size", height, 1)
@@ -245,8 +306,13 @@ def _device(device: str | torch.device) -> torch.device:
 def _own_cores() -> int:
     """The cores of this process: those it may run on, divided by the processes of this machine."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, available // _local_processes())
+
+
+def _local_processes() -> int:
+    """The processes of this machine that train together."""
     local = os.environ.get("LOCAL_WORLD_SIZE", "1")  # set by torchrun and accelerate
-    return max(1, available // max(1, int(local) if local.isdigit() else 1))
+    return max(1, int(local) if local.isdigit() else 1)
 
 
 def _check_range(name: str, value: int, low: int, high: int | None = None) -> None:

@@ -86,6 +86,10 @@ class DaliReader:
             decoder.begin(batch)
             if done is not None:
                 yield done
+            if self._spec.is_staged and batch.number == batch.segment.batches - 1:
+                done = decoder.finish()
+                if done is not None:
+                    yield done
         done = decoder.finish()
         self._idle_decoders.append(decoder)  # an epoch that ends early or fails takes its decoder with it
         if done is not None:

@@ -32,6 +32,15 @@ class Run(NamedTuple):
     rows: NDArray[np.int64]
 
 
+class Visit(NamedTuple):
+    """A part of one shard in the order: from `start` to `stop` of its `size` samples, in their order of the epoch."""
+
+    shard: int
+    start: int
+    stop: int
+    size: int
+
+
 def permutation(n: int, seed: int, epoch: int, stream: int) -> NDArray[np.int64]:
     """A permutation of 0 .. n-1, int64 (n,): the ranks of n random words drawn for (seed, epoch, stream)."""
     key = np.array([seed, epoch], dtype=np.uint64)
@@ -93,14 +102,18 @@ class EpochOrder:
 
     def runs(self, positions: range) -> Iterator[Run]:
         """The samples at a contiguous range of positions of the order, one `Run` for each shard touched."""
+        for shard, start, stop, size in self.visits(positions):
+            yield Run(shard, self._permutation(size, shard + 1)[start:stop])
+
+    def visits(self, positions: range) -> Iterator[Visit]:
+        """The same shards, and how much of each, without the work of permuting."""
         start = positions.start
         place = int(np.searchsorted(self._ends, start, side="right"))
         while start < positions.stop:
-            shard, size, end = int(self._shards[place]), int(self._sizes[place]), int(self._ends[place])
+            size, end = int(self._sizes[place]), int(self._ends[place])
             stop = min(positions.stop, end)
-            first = end - size
             if stop > start:
-                yield Run(shard, self._permutation(size, shard + 1)[start - first : stop - first])
+                yield Visit(int(self._shards[place]), start - end + size, stop - end + size, size)
             start, place = stop, place + 1
 
     def _permutation(self, n: int, stream: int) -> NDArray[np.int64]:

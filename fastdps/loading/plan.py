@@ -6,7 +6,9 @@ open at a time (index lines, files, address space) and the time to the first bat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import bisect
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from fastdps.loading.index_cache import IndexCache
 from fastdps.loading.members import ShardIndex
-from fastdps.loading.order import EpochOrder, cut
+from fastdps.loading.order import EpochOrder, Visit, cut
 from fastdps.shards import Manifest
 
 SEGMENT_SAMPLES = 32_768  # 0.1 s to the first batch; half as many cost 10 % of the throughput of raw images on 2 cores
@@ -74,18 +76,66 @@ def segments(
     manifest: Manifest,
     order: EpochOrder,
     part: Sequence[range],
+    places: Iterable[range],
     *,
-    start_step: int,
     batch_size: int,
+    take: Callable[[], None] = lambda: None,
 ) -> Iterator[Segment]:
-    """The batches of a part of the order, given as ranges, from `start_step` on, opened segment by segment.
+    """A part of the order, given as ranges, opened segment by segment, each at one of the places in it.
 
-    Raises `ShardError` when it comes to a shard that is missing, damaged, or does not fit its index.
+    `take` is called before each visit of a shard. Raises `ShardError` when it comes to a shard that is missing,
+    damaged, or does not fit its index.
     """
+    for place in places:
+        parts = []
+        for run in (run for numbers in cut(part, place) for run in order.runs(numbers)):
+            take()
+            parts.append(Part(indexes.open(manifest.shards[run.shard]), run.rows))
+        yield Segment(tuple(parts), np.concatenate([index.ids[rows] for index, rows in parts]), batch_size)
+
+
+def even_places(samples: int, manifest: Manifest, *, start: int, batch_size: int) -> Iterator[range]:
+    """Segments of as many batches each, from the sample `start` to the last."""
+    size = _most_samples(manifest, batch_size)
+    return (range(at, min(at + size, samples)) for at in range(start, samples, size))
+
+
+def places_within(
+    visits: Sequence[Visit], manifest: Manifest, *, start: int, batch_size: int, most_bytes: int
+) -> Iterator[range]:
+    """Segments whose shards have at most so many bytes, or as few as those of one batch; visits are those of all."""
+    ends = list(itertools.accumulate(visit.stop - visit.start for visit in visits))
+    most_samples = _most_samples(manifest, batch_size)
+    while ends and start < ends[-1]:
+        shards: set[int] = set()
+        size, stop = 0, start
+        for number in range(bisect.bisect_right(ends, start), len(ends)):
+            shard = visits[number].shard
+            size += 0 if shard in shards else manifest.shards[shard].bytes
+            if size > most_bytes or stop - start >= most_samples:
+                break
+            shards.add(shard)
+            stop = ends[number]
+        if stop < ends[-1] or stop - start > most_samples:
+            whole = min(stop - start, most_samples) // batch_size * batch_size
+            stop = min(start + max(whole, batch_size), ends[-1])
+        yield range(start, stop)
+        start = stop
+
+
+def batch_bytes(manifest: Manifest, batch_size: int) -> int:
+    """The most bytes that the shards of one batch can have: two that it takes a part of, and small ones between."""
+    largest = sorted(shard.bytes for shard in manifest.shards)[-2:]
+    inner, left = 0, batch_size - 2
+    for samples, size in sorted((shard.samples, shard.bytes) for shard in manifest.shards)[: max(0, left)]:
+        left -= samples
+        if left < 0:
+            break
+        inner += size
+    return sum(largest) + inner
+
+
+def _most_samples(manifest: Manifest, batch_size: int) -> int:
+    """The samples of a segment, a number of whole batches."""
     per_shard = max(1, manifest.samples // len(manifest.shards))
-    steps = max(1, min(SEGMENT_SAMPLES, SEGMENT_SHARDS * per_shard) // batch_size)
-    for start in range(start_step * batch_size, sum(map(len, part)), steps * batch_size):
-        positions = cut(part, range(start, start + steps * batch_size))
-        runs = (run for numbers in positions for run in order.runs(numbers))
-        parts = tuple(Part(indexes.open(manifest.shards[run.shard]), run.rows) for run in runs)
-        yield Segment(parts, np.concatenate([index.ids[rows] for index, rows in parts]), batch_size)
+    return max(1, min(SEGMENT_SAMPLES, SEGMENT_SHARDS * per_shard) // batch_size) * batch_size

@@ -81,9 +81,12 @@ class PortableReader:
         started: deque[_Batch] = deque()
         try:
             with closing(one_ahead(segments, lambda segment: segment)) as opened:
-                for batch in (batch for segment in opened for batch in self._started(segment, pool, threads)):
-                    started.append(batch)
-                    if len(started) > PREFETCH_BATCHES:
+                for segment in opened:
+                    for batch in self._started(segment, pool, threads):
+                        started.append(batch)
+                        if len(started) > PREFETCH_BATCHES:
+                            yield started.popleft().finish()
+                    while started and self._spec.is_staged:
                         yield started.popleft().finish()
                 while started:
                     yield started.popleft().finish()

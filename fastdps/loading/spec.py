@@ -34,7 +34,8 @@ class ReadSpec:
 
     `stored_size` and `size` are (height, width) in pixels: of the images in the shards, None where they vary, and
     of those produced. `is_raw` says that images are stored as their bare pixels. `num_threads` threads decode;
-    `directory` is the shard set, for messages.
+    `directory` is the shard set, for messages. `is_staged` says that shards come and go: all batches of a segment are
+    to be given out before the first of the next is waited for.
     """
 
     directory: Path
@@ -45,6 +46,7 @@ class ReadSpec:
     batch_size: int
     device: torch.device
     num_threads: int
+    is_staged: bool = False
 
     @property
     def raw_shape(self) -> tuple[int, int, int] | None:

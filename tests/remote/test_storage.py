@@ -129,8 +129,7 @@ def test_what_a_cut_connection_has_brought_is_not_fetched_again(bucket, s3_port,
 
 
 def test_what_goes_on_failing_is_an_error_that_names_it(web, caplog):
-    faults = Faults(1.0)
-    faults.KINDS = ("refused",)
+    faults = Faults(1.0, kinds=("refused",))
     with failing_proxy(int(web[1].rpartition(":")[2]), faults) as port:
         url = f"http://127.0.0.1:{port}"
         with pytest.raises(
