@@ -14,7 +14,7 @@ venv: .venv/ready
 
 .venv/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
 demo: venv
@@ -31,7 +31,7 @@ lint: venv
 # How often each fault of the campaign is done; CI does each once.
 ROUNDS ?= 5
 faults: venv
-	PYTHONPATH=tests FASTDPS_WEIGHTS=$${FASTDPS_WEIGHTS:-$${FASTDPS_TEST_DATA:+$$FASTDPS_TEST_DATA/weights}} \
+	PYTHONPATH=tests:. FASTDPS_WEIGHTS=$${FASTDPS_WEIGHTS:-$${FASTDPS_TEST_DATA:+$$FASTDPS_TEST_DATA/weights}} \
 	  $(BIN)/python tests/faults/training_faults.py --rounds $(ROUNDS)
 
 bench: venv

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fastdps.arguments import Parser
 from fastdps.errors import ConfigError, run_command
 
 #: (rounds, seconds of a sample, images of the 64 px sets)
@@ -37,7 +38,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options of measuring, or of the command that the first of them names."""
     if not (argv and argv[0] in COMMANDS):
         return measure_parser().parse_args(argv)
-    parser = argparse.ArgumentParser(prog=f"python -m bench {argv[0]}", description=f"Show {COMMANDS[argv[0]]}.")
+    parser = Parser(prog=f"python -m bench {argv[0]}", description=f"Show {COMMANDS[argv[0]]}.")
     importlib.import_module(f"bench.{argv[0]}").add_arguments(parser)
     return parser.parse_args(argv[1:])
 
@@ -46,7 +47,7 @@ def measure_parser() -> argparse.ArgumentParser:
     """The options of measuring."""
     from bench.stages import STAGES
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bench",
         description="Measure the images per second of each stage, and what share of the machine's limit that is.",
         epilog=f"Stages:\n{_list(STAGES)}\n\nCommands, in place of stages (see COMMAND --help):\n{_list(COMMANDS)}",

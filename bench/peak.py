@@ -18,6 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastdps.arguments import Parser
+
 if TYPE_CHECKING:
     from bench.bench import Bench
 
@@ -140,7 +142,7 @@ def cuda_peak_MiB() -> float | None:  # noqa: N802
 
 def main() -> None:
     """Do the work of one case, and print what it took."""
-    parser = argparse.ArgumentParser(prog="python -m bench.peak")
+    parser = Parser(prog="python -m bench.peak")
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--photographs", type=Path, required=True)

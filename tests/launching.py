@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from pathlib import Path
 
+from bench.launch import launch_command
 
-def launch_command(processes: int, *, machines: int = 1, rank: int = 0, port: int = 0) -> list[str]:
-    """`accelerate launch` on this machine, or on one of several that meet on loopback; the script follows."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision=no", "--dynamo_backend=no"]
-    command += [f"--num_processes={processes}", f"--num_machines={machines}", f"--main_process_port={port}"]
-    if processes > 1:
-        command.append("--multi_gpu")
-    if machines > 1:
-        command += [f"--machine_rank={rank}", "--main_process_ip=127.0.0.1"]
-    return command
+__all__ = ["launch_command", "ranks_of"]
 
 
 def ranks_of(launcher: int) -> dict[int, int]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from bench.bench import BATCH, Bench, cores
+from bench.launch import launch_command
 from bench.measure import Compared, Measurement, Timed, Timing, Work
 from bench.stages.train import training_set
 from fastdps.errors import FastDPSError
@@ -28,9 +29,6 @@ from fastdps.shards import read_manifest
 ROUNDS, LONGER = 3, 10
 QUICK_EPOCHS = 4
 CONTEXTS = 720
-LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--mixed_precision=no"]
-#: Port 0 is any that is free.
-LAUNCH += ["--dynamo_backend=no", "--main_process_port=0"]
 #: A launch that has not ended by then hangs.
 TIMEOUT_S = 1800
 
@@ -49,8 +47,8 @@ class Case:
 
     def command(self, arguments: list[str]) -> list[str]:
         """The command line that trains in these processes."""
-        launch = [*LAUNCH, f"--num_processes={self.processes}"] if self.processes > 1 else []
-        return [sys.executable, *launch, "-m", "fastdps.train", *arguments]
+        launch = launch_command(self.processes) if self.processes > 1 else [sys.executable]
+        return [*launch, "-m", "fastdps.train", *arguments]
 
 
 def cases(gpus: int) -> list[Case]:
