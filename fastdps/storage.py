@@ -159,6 +159,11 @@ class Store:
             raise ConfigError(f"{self.url} is on a web server, which takes no files. Name a bucket or a directory.")
 
     @property
+    def is_listed(self) -> bool:
+        """Whether it can say which files it has; web servers do not."""
+        return not self._is_web
+
+    @property
     def _is_web(self) -> bool:
         return urlsplit(self.url).scheme in _READ_ONLY
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from fastdps.arguments import Parser
 from fastdps.errors import ShardError, run_command
 from fastdps.packing.verify import check_set, find_sets
+from fastdps.storage import Location, locate
 
 
 def check_shards_parser() -> argparse.ArgumentParser:
@@ -18,7 +18,7 @@ def check_shards_parser() -> argparse.ArgumentParser:
         description="Check all shard sets in a directory and say what is wrong: manifest, sizes, indexes, checksums, "
         "names and order of the members, and that every image decodes.",
     )
-    parser.add_argument("directory", type=Path)
+    parser.add_argument("directory", help="or a URL such as s3://BUCKET/NAME; shards are fetched one after another")
     parser.add_argument("--quick", action="store_true", help="manifest, sizes and indexes only; reads no shard")
     return parser
 
@@ -26,10 +26,10 @@ def check_shards_parser() -> argparse.ArgumentParser:
 def check_shards(argv: Sequence[str] | None = None) -> int:
     """Entry of `tools/check_shards.py`; returns the exit status, not 0 if anything is wrong."""
     arguments = check_shards_parser().parse_args(argv)
-    return run_command(lambda: _check_shards(arguments.directory, quick=arguments.quick))
+    return run_command(lambda: _check_shards(locate(arguments.directory), quick=arguments.quick))
 
 
-def _check_shards(directory: Path, *, quick: bool) -> None:
+def _check_shards(directory: Location, *, quick: bool) -> None:
     found = 0
     for shard_set in find_sets(directory):
         problems = 0

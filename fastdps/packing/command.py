@@ -71,7 +71,7 @@ def make_shards_parser() -> argparse.ArgumentParser:
     add("kind", choices=KINDS, help="what to pack")
     add("--source", type=Path, metavar="PATH", help="where it is: a directory; for imagenet also one of the tars, for "
         "triplets a .csv or .jsonl file with ref, p0, p1, judge and paths relative to it")  # fmt: skip
-    add("--out", type=Path, required=True, metavar="DIR", help="directory of the shard sets")
+    add("--out", required=True, metavar="DIR", help="directory of the shard sets, or a URL such as s3://BUCKET/NAME")
     add("--size", type=int, help=f"side of the square images in pixels (default {SIZE}; none with keep)")
     add(
         "--encoding", choices=get_args(Encoding), default="raw", help="raw loads fastest; keep leaves JPEGs as they are"

@@ -7,6 +7,7 @@ A run that packs all shards writes `progress.jsonl`, one that packs a part of th
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import time
@@ -154,8 +155,10 @@ class Ledger:
         if len(entries) == 1:
             return entries[0]
         for entry in entries:
-            if entry.shard and self._target.sha256(entry.shard.name) == entry.shard.sha256:
-                return entry
+            if shard := entry.shard:
+                with self._target.local(shard.name, shard.bytes) as path, path.open("rb") as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256:
+                        return entry
         return None
 
     def _entries_of(self, name: str) -> list[Entry]:

@@ -10,7 +10,9 @@ import importlib.metadata
 import logging
 import os
 import platform
+import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -35,11 +37,15 @@ IN_FLIGHT = 2
 VISIBLE_WITHIN_S = 60.0
 #: Seconds for tasks to end by themselves when a run is ended.
 GRACE_S = 5.0
+#: Seconds in which a cluster's address has to answer.
+CONNECT_WITHIN_S = 20.0
 #: Seconds without a shard after which it is asked whether the cluster has any cores.
 PATIENCE_S = 30.0
-#: What decides the bytes, beside our own code.
+#: What decides the bytes: packages, and libraries by what Pillow calls them.
 PACKAGES = ("fastdps", "pillow", "numpy")
+FEATURES = {"libjpeg": "jpg", "zlib": "zlib"}
 
+_HOST_AND_PORT = re.compile(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)")
 _log = logging.getLogger(__name__)
 
 
@@ -75,14 +81,17 @@ class RayExecutor:
         self._ray, self._is_mine = ray, not ray.is_initialized()
         if self._is_mine:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that we start tells nobody of itself
+            where = self._address or os.environ.get("RAY_ADDRESS") or ""
             try:
+                _connect(where)
                 with _own_sigterm():
                     ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
-            except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-                where = self._address or os.environ.get("RAY_ADDRESS") or "this machine"
+            except (OSError, ValueError, RuntimeError) as error:
+                said = str(error).strip().rstrip(".")
                 raise ConfigError(
-                    f"there is no Ray cluster to be had at {where}: {str(error).strip()}. Start one with "
-                    "`ray start --head`, or correct --ray-address or RAY_ADDRESS."
+                    f"there is no Ray cluster to be had at {where or 'this machine'}: {said}. Start one with "
+                    "`ray start --head`, or correct --ray-address or RAY_ADDRESS; one that asks for a token needs "
+                    "RAY_AUTH_MODE=token here as well."
                 ) from error
         return self
 
@@ -165,8 +174,17 @@ def versions() -> dict[str, str]:
     """The versions of what decides the bytes."""
     from PIL import features
 
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {**found, "libjpeg": str(features.version("jpg")), "zlib": str(features.version("zlib"))}
+    return {
+        **{name: _version(name) for name in PACKAGES},
+        **{name: str(features.version(feature)) for name, feature in FEATURES.items()},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from its sources
+        return "not installed"
 
 
 def _check(work: Work, packed: Packed) -> None:
@@ -188,6 +206,12 @@ def _check(work: Work, packed: Packed) -> None:
                 "--out."
             )
         time.sleep(0.2)
+
+
+def _connect(address: str) -> None:
+    """Raise `OSError` if nobody listens at an address HOST:PORT, which Ray finds out in minutes."""
+    if found := _HOST_AND_PORT.fullmatch(address):
+        socket.create_connection((found[1], int(found[2])), timeout=CONNECT_WITHIN_S).close()
 
 
 @contextmanager

@@ -19,9 +19,10 @@ from fastdps.packing.ledger import Entry, Ledger, clear_set, read_rejects, refus
 from fastdps.packing.options import PackOptions
 from fastdps.packing.plan import DIVIDED, HELD_OUT, Part, SetPlan, ShardPlan, plan_sets
 from fastdps.packing.share import Share
-from fastdps.packing.target import Directory, Target
+from fastdps.packing.target import Target, target_at
 from fastdps.packing.work import Work
 from fastdps.shards import MANIFEST, Manifest, component_extensions, read_manifest
+from fastdps.storage import Location, Store, locate, open_store
 
 #: As many rejects does the message of a failed run name, and as many missing shards.
 SHOWN_REJECTS = 3
@@ -43,7 +44,7 @@ class PackResult:
     shards that no part has packed yet; none of them means that the set can be merged.
     """
 
-    out: Path
+    out: Location
     manifests: dict[str, Manifest] = field(default_factory=dict)
     rejects: dict[str, list[Reject]] = field(default_factory=dict)
     missing: dict[str, list[int]] = field(default_factory=dict)
@@ -51,7 +52,7 @@ class PackResult:
 
 def pack(
     dataset: Dataset,
-    out: str | Path,
+    out: str | Location,
     options: PackOptions | None = None,
     *,
     splits: Collection[str] | None = None,
@@ -64,6 +65,7 @@ def pack(
 ) -> PackResult:
     """Pack each split of a data set (or those named by `splits`) into `out/SPLIT`, a shard set with `rejects.jsonl`.
 
+    `out` is a directory, or the URL of an object storage.
     The bytes depend on the source and the options alone. A run that was interrupted goes on where it stopped, after it
     has tried rejected items again; a finished set with the same options is left as it is, unless `overwrite` starts
     anew. The work is done by `executor`, by default `workers` processes here. With a `share` only its shards are
@@ -77,13 +79,13 @@ def pack(
         raise ConfigError(
             f"a part cannot overwrite: it would remove what other parts have packed. Remove {out}, or pack elsewhere."
         )
-    options, out = options or PackOptions(), Path(out)
+    options, out = options or PackOptions(), _writable(out)
     plans = plan_sets(dataset, options, splits)
     with _only_run(out, share):
         if overwrite:
             for name in _replaced(plans, dataset):
-                clear_set(_target(out, name))
-        sets = [_SetInProgress(plan, _target(out, plan.name), options, share) for plan in plans]
+                clear_set(target_at(out / name))
+        sets = [_SetInProgress(plan, target_at(out / plan.name), options, share) for plan in plans]
         for one in sets:
             one.refuse_difference()
         for one in sets:
@@ -99,7 +101,7 @@ def pack(
 
 def merge(
     dataset: Dataset,
-    out: str | Path,
+    out: str | Location,
     options: PackOptions | None = None,
     *,
     splits: Collection[str] | None = None,
@@ -109,9 +111,11 @@ def merge(
     Raises `ConfigError` when those had another source or other options, and `FastDPSError` that names the shards which
     are missing, or when more than `max_rejects` of all items were rejected.
     """
-    options, out = options or PackOptions(), Path(out)
+    options, out = options or PackOptions(), _writable(out)
     with _only_run(out):
-        sets = [_SetInProgress(plan, _target(out, plan.name), options) for plan in plan_sets(dataset, options, splits)]
+        sets = [
+            _SetInProgress(plan, target_at(out / plan.name), options) for plan in plan_sets(dataset, options, splits)
+        ]
         for one in sets:
             one.refuse_difference()
         for one in sets:
@@ -127,11 +131,16 @@ def merge(
         return _result(out, sets)
 
 
-def _target(out: Path, split: str) -> Target:
-    return Directory(out / split)
+def _writable(out: str | Location) -> Location:
+    """A location that files can be written to. Raises `ConfigError` for any other."""
+    out = locate(out)
+    if isinstance(out, Store):
+        out.refuse_to_write()
+        open_store(out.url)  # raises where the package for it is not installed
+    return out
 
 
-def _result(out: Path, sets: list[_SetInProgress]) -> PackResult:
+def _result(out: Location, sets: list[_SetInProgress]) -> PackResult:
     return PackResult(
         out,
         {one.plan.name: read_manifest(one.target.location) for one in sets if one.is_finished},
@@ -147,8 +156,11 @@ def _replaced(plans: list[SetPlan], dataset: Dataset) -> set[str]:
 
 
 @contextmanager
-def _only_run(out: Path, share: Share | None = None) -> Iterator[None]:
+def _only_run(out: Location, share: Share | None = None) -> Iterator[None]:
     """A context that another process cannot enter for the same directory, but with another share. `FastDPSError`."""
+    if isinstance(out, Store):  # no locks there
+        yield
+        return
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     try:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from fastdps.files import PARTIAL, flush, sync_directory, write_whole, writing
 from fastdps.packing.writer import Draft
+from fastdps.storage import Location, Store
 
 
 class Target(ABC):
@@ -18,7 +21,7 @@ class Target(ABC):
     All that fails raises `FastDPSError` with the file and what to do.
     """
 
-    location: Path
+    location: Location
 
     @abstractmethod
     def named(self, name: str) -> str:
@@ -37,8 +40,8 @@ class Target(ABC):
         """The content of a small file, None if it is not there."""
 
     @abstractmethod
-    def sha256(self, name: str) -> str:
-        """The checksum of a file that is there."""
+    def local(self, name: str, size: int) -> AbstractContextManager[Path]:
+        """A context that gives a file of `size` bytes on this machine, for as long as it lasts."""
 
     @abstractmethod
     def write(self, name: str, text: str) -> None:
@@ -100,10 +103,10 @@ class Directory(Target):
         except FileNotFoundError:
             return None
 
-    def sha256(self, name: str) -> str:
+    def local(self, name: str, size: int) -> AbstractContextManager[Path]:
         """As in `Target`."""
-        with (self.location / name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        del size
+        return nullcontext(self.location / name)
 
     def write(self, name: str, text: str) -> None:
         """As in `Target`."""
@@ -144,3 +147,69 @@ class Directory(Target):
         """As in `Target`."""
         if self.location.is_dir() and not os.listdir(self.location):
             self.location.rmdir()
+
+
+@dataclass(frozen=True)
+class Remote(Target):
+    """A place in object storage: files appear there whole, and are not appended to."""
+
+    location: Store
+
+    def __str__(self) -> str:
+        return self.location.url
+
+    def named(self, name: str) -> str:
+        """As in `Target`."""
+        return (self.location / name).url
+
+    def sizes(self) -> dict[str, int]:
+        """As in `Target`."""
+        return self.location.files()
+
+    def size(self, name: str) -> int | None:
+        """As in `Target`."""
+        return self.location.size(name)
+
+    def read(self, name: str) -> bytes | None:
+        """As in `Target`."""
+        return self.location.read(name) if self.location.exists(name) else None
+
+    @contextmanager
+    def local(self, name: str, size: int) -> Iterator[Path]:
+        """As in `Target`: a copy, which is removed after it."""
+        with TemporaryDirectory(prefix="fastdps-") as directory:
+            path = Path(directory) / name
+            with writing(path), path.open("wb") as file:
+                for piece in self.location.pieces(name, size):
+                    file.write(piece)
+            yield path
+
+    def write(self, name: str, text: str) -> None:
+        """As in `Target`."""
+        self.location.write(name, text.encode())
+
+    def remove(self, name: str) -> None:
+        """As in `Target`."""
+        self.location.remove(name)
+
+    def unfinished(self) -> list[str]:
+        """None: an upload that is cut off leaves no file."""
+        return []
+
+    def scratch(self, temporary: Path) -> Path:
+        """As in `Target`."""
+        return temporary
+
+    def deliver(self, draft: Draft) -> None:
+        """As in `Target`: uploads them, and removes them here."""
+        self.location.put(draft.shard.index_name, draft.index)
+        self.location.put(draft.shard.name, draft.tar)
+        draft.discard()
+
+    def clear(self) -> None:
+        """Nothing: there are no directories without files in object storage."""
+
+
+def target_at(location: Location) -> Target:
+    """The target at a location."""
+    return Remote(location) if isinstance(location, Store) else Directory(location)

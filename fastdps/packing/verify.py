@@ -14,7 +14,9 @@ from fastdps.errors import ShardError
 from fastdps.packing.fragment import Member
 from fastdps.packing.images import decode
 from fastdps.packing.ledger import is_ledger
-from fastdps.shards import INDEX_HEADER, MANIFEST, SCALARS, Manifest, Shard, read_manifest, sample_key
+from fastdps.packing.target import target_at
+from fastdps.shards import INDEX_HEADER, MANIFEST, SCALARS, SHARD_NAME, Manifest, Shard, read_manifest, sample_key
+from fastdps.storage import Location, Store, read_text
 
 SCALAR_BYTES = 4
 
@@ -23,62 +25,78 @@ SCALAR_BYTES = 4
 class Problem:
     """One thing that is wrong, and in which file."""
 
-    file: Path
+    file: Location
     what: str
 
     def __str__(self) -> str:
         return f"{self.file}: {self.what}"
 
 
-def find_sets(directory: Path) -> list[Path]:
+def find_sets(location: Location) -> list[Location]:
     """The shard sets in a directory, unfinished ones and those without a manifest included: itself, or those below it.
 
-    Raises `ShardError` if there are none.
+    A web server, which lists nothing, is taken to have one there. Raises `ShardError` if there are none.
     """
-    if not directory.is_dir():
-        raise ShardError(f"{directory} is not a directory. Name that of a shard set, or one that holds some.")
-    marks = (MANIFEST, "progress*.jsonl", "shard-*.tar")
-    found = sorted({path.parent for mark in marks for path in directory.rglob(mark)})
+    found: list[Location] = []
+    if isinstance(location, Store):
+        found += [location] if not location.is_listed else _find_in(location)
+    elif not location.is_dir():
+        raise ShardError(f"{location} is not a directory. Name that of a shard set, or one that holds some.")
+    else:
+        marks = (MANIFEST, "progress*.jsonl", "shard-*.tar")
+        found += sorted({path.parent for mark in marks for path in location.rglob(mark)})
     if not found:
-        raise ShardError(f"{directory} holds no shard set: there is no {MANIFEST} in it or below it.")
+        raise ShardError(f"{location} holds no shard set: there is no {MANIFEST} in it or below it.")
     return found
 
 
-def check_set(directory: Path, *, quick: bool = False) -> Iterator[Problem]:
-    """Problems of one shard set, as they are found; `quick` looks at sizes and indexes and reads no shard."""
-    if not (directory / MANIFEST).exists() and any(is_ledger(path.name) for path in directory.iterdir()):
-        yield Problem(directory, "is not finished: run the same command of make_shards.py again to go on")
+def _find_in(store: Store) -> list[Store]:
+    is_set = any(name == MANIFEST or is_ledger(name) or SHARD_NAME.fullmatch(name) for name in store.files())
+    return [store] * is_set + [found for below in store.directories() for found in _find_in(below)]
+
+
+def check_set(location: Location, *, quick: bool = False) -> Iterator[Problem]:
+    """Problems of one shard set, as they are found; `quick` looks at sizes and indexes and reads no shard.
+
+    Shards by URL are fetched one after another. Raises `ShardError` when the storage does not answer.
+    """
+    target = target_at(location)
+    sizes = None if isinstance(location, Store) and not location.is_listed else target.sizes()
+    if sizes is not None and MANIFEST not in sizes and any(map(is_ledger, sizes)):
+        yield Problem(location, "is not finished: run the same command of make_shards.py again to go on")
         return
     try:
-        manifest = read_manifest(directory)
+        manifest = read_manifest(location)
     except ShardError as error:
-        yield Problem(directory / MANIFEST, str(error))
+        yield Problem(location / MANIFEST, str(error))
         return
     known = {name for shard in manifest.shards for name in (shard.name, shard.index_name)}
-    for path in sorted((*directory.glob("*.tar"), *directory.glob("*.idx"))):
-        if path.name not in known:
-            yield Problem(path, "is not in the manifest")
+    for name in sorted(sizes or ()):
+        if name.endswith((".tar", ".idx")) and name not in known:
+            yield Problem(location / name, "is not in the manifest")
     last_id = -1
     for shard in manifest.shards:
-        tar, index = directory / shard.name, directory / shard.index_name
-        if not tar.is_file():
+        tar, index = location / shard.name, location / shard.index_name
+        size = shard.bytes if sizes is None else sizes.get(shard.name)
+        if size is None:
             yield Problem(tar, "is missing")
             continue
-        if (size := tar.stat().st_size) != shard.bytes:
+        if size != shard.bytes:
             yield Problem(tar, f"has {size} bytes, and the manifest says {shard.bytes}")
         try:
-            samples = read_index(index)
+            samples = parse_index(read_text(location, shard.index_name))
             last_id = _check_samples(samples, shard, manifest, last_id)
-        except (OSError, ValueError) as error:
+        except (OSError, ShardError, ValueError) as error:
             yield Problem(index, str(error))
             continue
         if not quick:
-            yield from _check_content(tar, samples, shard, manifest)
+            with target.local(shard.name, size) as path:
+                yield from (Problem(tar, what) for what in _check_content(path, samples, shard, manifest))
 
 
-def read_index(path: Path) -> list[list[Member]]:
-    """The members of each sample, as a DALI index v1.2 lists them. Raises `OSError`, or `ValueError` saying where."""
-    header, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+def parse_index(text: str) -> list[list[Member]]:
+    """The members of each sample, as a DALI index v1.2 lists them. Raises `ValueError` saying where it is wrong."""
+    header, *lines = text.splitlines() or [""]
     if header != f"{INDEX_HEADER} {len(lines)}":
         raise ValueError(f"begins with {header!r} and has {len(lines)} samples")
     samples = []
@@ -120,26 +138,26 @@ def _check_samples(samples: list[list[Member]], shard: Shard, manifest: Manifest
     return last_id
 
 
-def _check_content(tar: Path, samples: list[list[Member]], shard: Shard, manifest: Manifest) -> Iterator[Problem]:
-    """Compare a shard with its checksum and its index, and decode every member."""
+def _check_content(tar: Path, samples: list[list[Member]], shard: Shard, manifest: Manifest) -> Iterator[str]:
+    """What is wrong with a shard by its checksum and its index, every member decoded."""
     with tar.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-            yield Problem(tar, "does not have the checksum that the manifest says: its bytes have changed")
+            yield "does not have the checksum that the manifest says: its bytes have changed"
     expected = [member for members in samples for member in members]
     try:
         with tarfile.open(tar, "r:") as archive:
             present = [(info.name, info.offset_data, info.size) for info in archive]
     except (OSError, tarfile.TarError) as error:
-        yield Problem(tar, f"is no sound tar file: {error}")
+        yield f"is no sound tar file: {error}"
         return
     if present != [(m.name, m.offset, m.size) for m in expected]:
-        yield Problem(tar, "does not have the members that its index lists")
+        yield "does not have the members that its index lists"
         return
     with tar.open("rb") as file:
         for member in expected:
             file.seek(member.offset)
             if reason := _fault(member, file.read(member.size), manifest):
-                yield Problem(tar, f"member {member.name} {reason}")
+                yield f"member {member.name} {reason}"
 
 
 def _fault(member: Member, content: bytes, manifest: Manifest) -> str | None:

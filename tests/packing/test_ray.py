@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,18 @@ def test_an_error_on_a_worker_names_the_machine(tmp_path, monkeypatch):
     with pytest.raises(FastDPSError, match="on the machine node7: the source has gone away"):
         pack_shard(Work(plan.name, plan.source, plan.shards[0], options(), Directory(tmp_path)))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://localhost:{}"])
+def test_an_address_where_nobody_listens_is_an_error_at_once(monkeypatch, form):
+    pytest.importorskip("ray")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = form.format(server.getsockname()[1])
+    with pytest.raises(ConfigError, match=f"no Ray cluster to be had at {address}: .*refused"), RayExecutor(address):
+        pass
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=f"no Ray cluster to be had at {address}"), RayExecutor():
+        pass
 
 
 def test_without_ray_an_error_says_how_to_get_it(monkeypatch):
