@@ -18,6 +18,7 @@ from pathlib import Path
 from fastdps.errors import FastDPSError
 from fastdps.report.checks import Check, print_checks
 from fastdps.report.live import track
+from fastdps.stopping import ending_at_once
 
 PACKAGES = (
     "fastdps",
@@ -76,7 +77,8 @@ def check_dali() -> list[Check]:
         advice = f"The portable loader serves. On Linux: pip install {DALI}"
         return [Check("DALI", "note", "not installed", advice)]
     try:
-        importlib.import_module("fastdps.loading.dali")
+        with ending_at_once():
+            importlib.import_module("fastdps.loading.dali")
     except (ImportError, OSError) as error:
         advice = f"Pass --loader portable, or install it again: pip install --force-reinstall {DALI}"
         return [Check("DALI", "note", f"{installed} cannot be loaded: {error}", advice)]
@@ -212,6 +214,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_doctor(arguments: argparse.Namespace) -> None:
     """Print what was found. Raises `FastDPSError`, for an exit status of 1, where training would fail."""
+    with ending_at_once():  # here, and not where it is first needed in the middle of looking
+        importlib.import_module("torch")
     looks: list[Callable[[], list[Check]]] = [
         check_versions,
         check_devices,

@@ -12,6 +12,7 @@ from fastdps.export.export import FORMATS, export
 from fastdps.files import write_json, write_whole
 from fastdps.report.live import add_quiet, announce, say
 from fastdps.runs import Run
+from fastdps.stopping import ending_at_once
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,8 @@ def run_export(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--out {out} must end with {form.suffix} for --format {form.name}: {out.stem}{form.suffix}.")
     if out.exists() and not arguments.overwrite:
         raise ConfigError(f"{out} is there already. Choose another --out, or pass --overwrite.")
-    form.require()
+    with ending_at_once():
+        form.require()
     loaded, place = load_with_place(arguments.metric, arguments.context)
     directory = Path(arguments.metric)
     run = Run(directory) if place is not None and directory.is_dir() else None
