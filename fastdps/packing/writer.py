@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from fastdps.files import PARTIAL, flush, writing
 from fastdps.packing.fragment import TAR_END, Fragment, Member
-from fastdps.shards import INDEX_HEADER, Shard
+from fastdps.shards import Shard, index_text
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class ShardWriter:
             flush(self._file)
             self._file.close()
             with self._index.open("wb") as index:
-                index.write(_index_text(self._lines).encode())
+                index.write(index_text(self._lines).encode())
                 flush(index)
         self._is_finished = True
         return Draft(
@@ -92,7 +92,3 @@ class ShardWriter:
 
 def _index_line(members: Sequence[Member], base: int) -> str:
     return " ".join(f"{m.extension} {base + m.offset} {m.size} {m.name}" for m in members)
-
-
-def _index_text(lines: Sequence[str]) -> str:
-    return f"{INDEX_HEADER} {len(lines)}\n" + "".join(line + "\n" for line in lines)
