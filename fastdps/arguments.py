@@ -1,13 +1,35 @@
-"""The parser of all commands: argparse's, which suggests the nearest name for one that is mistyped."""
+"""The parser of all commands, which suggests the nearest name for a mistyped one, and types of options."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from fastdps.errors import ConfigError
+from fastdps.storage import Location, locate
 from fastdps.suggest import did_you_mean
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?")
+
+
+def location(text: str) -> Location:
+    """The type of an option that names a directory or a URL."""
+    try:
+        return locate(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def byte_count(text: str) -> int:
+    """The type of an option that is a number of bytes: 50GB, 1.5TB, 200 MiB, 1000000."""
+    found = _SIZE.fullmatch(text.strip().upper())
+    if not found or found[2] == "I":
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give one as 50GB, 1.5TB or 200MiB")
+    return int(float(found[1]) * _UNITS[found[2]])
 
 
 class Parser(argparse.ArgumentParser):

@@ -24,6 +24,8 @@ from fastdps.metric import PerceptualMetric
 from fastdps.report.live import track
 from fastdps.scores import average_precision, human_ceiling, two_afc
 from fastdps.shards import MANIFEST, Kind, read_manifest
+from fastdps.staging import Cache
+from fastdps.storage import Location, Store, has_file, locate
 
 Test = Literal["2afc", "jnd"]
 #: The kind of the sets that each test is made on.
@@ -42,7 +44,7 @@ class JudgedSet:
 
     test: Test
     name: str
-    directory: Path
+    directory: Location
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,13 @@ class Scores:
 def score_bapps(
     baseline: PerceptualMetric,
     adapted: Sequence[PerceptualMetric],
-    directory: str | Path,
+    directory: str | Location,
     accelerator: Accelerator,
     *,
     batch_size: int,
     size: int | None = None,
     loader: LoaderName = "auto",
+    cache: Cache | None = None,
 ) -> dict[str, Any]:
     """Score a baseline and the K contexts of one or more adapted metrics on every sub-set in `directory`.
 
@@ -102,7 +105,7 @@ def score_bapps(
     """
     scorer = _Scorer(baseline, adapted, accelerator)
     scores: dict[Test, dict[str, Scores]] = {"2afc": {}, "jnd": {}}
-    for judged in find_judged_sets(Path(directory)):
+    for judged in find_judged_sets(locate(directory)):
         shards = open_shards(
             judged.directory,
             batch_size=batch_size,
@@ -112,6 +115,7 @@ def score_bapps(
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             loader=loader,
+            cache=cache,
         )
         found = scorer.score(judged, shards)
         if not found.values.isfinite().all():
@@ -126,21 +130,21 @@ def score_bapps(
     return subsets | {"averages": _averages(scores)}
 
 
-def find_judged_sets(directory: Path) -> list[JudgedSet]:
+def find_judged_sets(directory: Location) -> list[JudgedSet]:
     """The sub-sets in a directory: 2AFC before JND, in the order of `SUBSETS`. Raises `ShardError` as `score_bapps`."""
-    if (directory / MANIFEST).is_file():
+    if has_file(directory, MANIFEST):
         kind = read_manifest(directory).kind
         tests = [test for test, scored in KINDS.items() if scored == kind]
         if not tests:
             raise ShardError(f"{directory} is a set of {kind}; human judgement needs triplets or pairs. {_HOW_TO_PACK}")
-        return [JudgedSet(tests[0], directory.resolve().name, directory)]
+        name = directory.resolve().name if isinstance(directory, Path) else directory.name
+        return [JudgedSet(tests[0], name, directory)]
     found = [
         JudgedSet(test, path.name, path)
         for test in KINDS
-        for path in sorted((directory / test / "val").glob("[!.]*"), key=_by_rank)
-        if path.is_dir()
+        for path in sorted(_subsets(directory / test / "val"), key=_by_rank)
     ]
-    if not any((one.directory / MANIFEST).is_file() for one in found):
+    if not any(has_file(one.directory, MANIFEST) for one in found):
         raise ShardError(
             f"{directory} holds no packed judgements: it has neither a {MANIFEST} of its own, nor any in "
             f"{' or '.join(f'{test}/val/SUBSET' for test in KINDS)}. {_HOW_TO_PACK}"
@@ -154,7 +158,16 @@ def find_judged_sets(directory: Path) -> list[JudgedSet]:
 _HOW_TO_PACK = "Pack BAPPS with `python tools/make_shards.py bapps --source BAPPS --out DIR`, and name DIR."
 
 
-def _by_rank(path: Path) -> tuple[int, str]:
+def _subsets(directory: Location) -> list[Path] | list[Store]:
+    """The directories in it; on a web server, which lists nothing, those of BAPPS that are there."""
+    if isinstance(directory, Path):
+        return [path for path in directory.glob("[!.]*") if path.is_dir()]
+    if directory.is_listed:
+        return directory.directories()
+    return [directory / name for name in SUBSETS if has_file(directory / name, MANIFEST)]
+
+
+def _by_rank(path: Location) -> tuple[int, str]:
     return (SUBSETS.index(path.name) if path.name in SUBSETS else len(SUBSETS), path.name)
 
 
@@ -209,7 +222,7 @@ class _Scorer:
         return all_distances(self._baseline, self._adapted, views)
 
 
-def _with_votes_checked(batch: Batch, component: str, directory: Path) -> Batch:
+def _with_votes_checked(batch: Batch, component: str, directory: Location) -> Batch:
     """The batch. Raises `SampleError` where votes are no share: a score of them would look like any other."""
     votes = batch.components[component]
     if wrong := (~((votes >= 0) & (votes <= 1))).nonzero().flatten().tolist():

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from accelerate import Accelerator
 
+from fastdps.arguments import location
 from fastdps.backbones import Backbone
 from fastdps.bapps import score_bapps
 from fastdps.contexts import Ranking, pairs
@@ -27,6 +28,8 @@ from fastdps.report.live import add_quiet, is_quiet, say
 from fastdps.report.tables import print_bapps, print_scores
 from fastdps.runs import Run, training_throughput
 from fastdps.scores import improved
+from fastdps.staging import add_arguments as add_cache_arguments
+from fastdps.staging import cache_from
 from fastdps.tally import Tally, tally_choices
 
 #: Draws of all distortions per image.
@@ -83,14 +86,15 @@ def empty_scores(config: TrainConfig, run: Run) -> dict[str, Any]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `fastdps evaluate`."""
     parser.add_argument("run", type=Path, help="run directory")
-    parser.add_argument("--shards", type=Path, help="shard set of held-out images")
-    parser.add_argument("--bapps", type=Path, help="packed BAPPS, or any set of judged triplets or pairs")
+    parser.add_argument("--shards", type=location, help="shard set of held-out images: a directory or a URL")
+    parser.add_argument("--bapps", type=location, help="packed BAPPS, or any set of judged triplets or pairs")
     parser.add_argument(
         "--draws", type=int, default=DRAWS, help=f"draws of all distortions per image (default {DRAWS})"
     )
     parser.add_argument("--batch-size", type=int, default=50, help="images per step and process (default 50)")
     parser.add_argument("--size", type=int, help="resize images to a square of this many pixels while loading")
     parser.add_argument("--loader", choices=get_args(LoaderName), default="auto")
+    add_cache_arguments(parser)
     add_quiet(parser)
 
 
@@ -143,6 +147,7 @@ def _score(arguments: argparse.Namespace, run: Run, config: TrainConfig, acceler
             batch_size=arguments.batch_size,
             size=arguments.size,
             loader=arguments.loader,
+            cache=cache_from(arguments),
         )
     if accelerator.is_main_process:
         write_json(run.scores, scores)
@@ -170,6 +175,7 @@ def _held_out(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         loader=arguments.loader,
+        cache=cache_from(arguments),
     )
     if loader.manifest.kind != "images":
         raise ConfigError(f"{arguments.shards} is a set of {loader.manifest.kind}; contexts are scored on images.")

@@ -12,12 +12,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from fastdps.arguments import location
 from fastdps.distortions import DISTORTIONS, apply_plan, draw_plan
 from fastdps.errors import ConfigError
 from fastdps.loading import Batch, open_shards
 from fastdps.report.live import add_quiet, counter, say
 from fastdps.report.sheet import Panel, draw_sheet, write_sheet
 from fastdps.shards import Kind, read_manifest
+from fastdps.staging import add_arguments as add_cache_arguments
+from fastdps.staging import cache_from
 
 #: Side in pixels at which images are shown that have no common size.
 OWN_SIZES_SHOWN_AT = 128
@@ -27,7 +30,9 @@ BATCH = 32
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `fastdps gallery`."""
-    parser.add_argument("directory", type=Path, metavar="DIR", help="a shard set, such as shards/sample/train")
+    parser.add_argument(
+        "directory", type=location, metavar="DIR", help="a shard set, such as shards/sample/train, or a URL"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the picture, e.g. grid.png")
     parser.add_argument("--samples", type=int, metavar="N", help="how many (default: 36 images, or 8 rows of others)")
     parser.add_argument("--distort", action="store_true", help="show each image with its six distortions")
@@ -37,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--colors", type=int, metavar="N", help="no more colours than these, 2 to 256: a PNG of a third of the size"
     )
+    add_cache_arguments(parser)
     add_quiet(parser)
 
 
@@ -53,7 +59,13 @@ def run_gallery(arguments: argparse.Namespace) -> None:
     if arguments.colors is not None and not 2 <= arguments.colors <= 256:
         raise ConfigError(f"--colors must be 2 to 256, not {arguments.colors}.")
     own_size = OWN_SIZES_SHOWN_AT if manifest.image_size is None else None
-    loader = open_shards(directory, batch_size=min(wanted, BATCH), seed=arguments.seed, size=arguments.size or own_size)
+    loader = open_shards(
+        directory,
+        batch_size=min(wanted, BATCH),
+        seed=arguments.seed,
+        size=arguments.size or own_size,
+        cache=cache_from(arguments),
+    )
     shown = min(wanted, manifest.samples)
     rows: list[list[Panel]] = []
     with counter("drawing", unit="samples") as count, closing(loader.epoch(0)) as batches:

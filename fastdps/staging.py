@@ -13,6 +13,7 @@ room for what it holds next, and none waits for another.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import os
@@ -26,6 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastdps.arguments import byte_count
 from fastdps.errors import ConfigError, FastDPSError, ShardError
 from fastdps.files import PARTIAL, flush, user_cache, write_whole, writing
 from fastdps.shards import Manifest, Shard, index_of
@@ -37,7 +39,7 @@ STREAMS = 4
 ATTEMPTS = 3
 POLL_S = 0.05
 #: For how long room is waited for that other jobs hold.
-ROOM_TIMEOUT_S = 600.0
+ROOM_TIMEOUT_S = 300.0
 #: The share of the free space that the directory takes by default.
 DEFAULT_SHARE = 0.5
 
@@ -75,6 +77,31 @@ def make_cache(directory: Path | None = None, size: int | None = None) -> Cache:
         taken = sum(file.bytes for file in _files(directory))
         size = int((shutil.disk_usage(directory).free + taken) * DEFAULT_SHARE)
     return Cache(directory, size)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that read shards by URL."""
+    group = parser.add_argument_group("shards of a URL (s3://, gs://, http://, https://)")
+    group.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="where they are staged, best on a disk of this machine (default: $FASTDPS_CACHE, or in the user's cache)",
+    )
+    group.add_argument(
+        "--cache-size",
+        type=byte_count,
+        metavar="SIZE",
+        help="what they may take there, such as 50GB (default: half of what is free); files of shards that are not "
+        "in use stay until there is no more room",
+    )
+
+
+def cache_from(arguments: argparse.Namespace) -> Cache | None:
+    """The cache that the options ask for, None if they are not given."""
+    if arguments.cache_dir is None and arguments.cache_size is None:
+        return None
+    return make_cache(arguments.cache_dir, arguments.cache_size)
 
 
 class StagedSet:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fastdps.arguments import Parser
+from fastdps.arguments import Parser, location
 from fastdps.contexts import Ranking, select_rankings
 from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError, run_command
@@ -36,7 +36,10 @@ from fastdps.recipes import (
 from fastdps.report.live import add_quiet, announce, quietly, say
 from fastdps.runs import Run
 from fastdps.shards import read_manifest
+from fastdps.staging import Cache, cache_from
+from fastdps.staging import add_arguments as add_cache_arguments
 from fastdps.step import Execution
+from fastdps.storage import Location
 from fastdps.tasks import JudgementTask, RankingTask, Task
 from fastdps.training import Saving, Training, Validation, build_metric
 from fastdps.validation import VALIDATION_SEED
@@ -66,12 +69,13 @@ OVERRIDES = (
 class Data:
     """Where a run gets its samples from: a set of images, or of triplets if that is what it is adapted to."""
 
-    shards: Path
-    validation: Path | None = None
+    shards: Location
+    validation: Location | None = None
     size: int | None = None
     loader: LoaderName = "auto"
+    cache: Cache | None = None
 
-    def open(self, directory: Path, task: Task, config: TrainConfig, processes: Processes) -> ShardLoader:
+    def open(self, directory: Location, task: Task, config: TrainConfig, processes: Processes) -> ShardLoader:
         """The loader of one set for one process."""
         loader = open_shards(
             directory,
@@ -82,6 +86,7 @@ class Data:
             rank=processes.process_index,
             world_size=processes.num_processes,
             loader=self.loader,
+            cache=self.cache,
         )
         if loader.manifest.kind != task.kind:
             raise ConfigError(f"{directory} is a set of {loader.manifest.kind}; what is asked for needs {task.kind}.")
@@ -196,9 +201,9 @@ def describe(config: TrainConfig, rankings: Sequence[Ranking], data: Data, loade
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `fastdps train`; those whose default is None keep the recipe's value."""
     data = parser.add_mutually_exclusive_group()
-    data.add_argument("--shards", type=Path, help="shard set of images to train on")
-    data.add_argument("--triplets", type=Path, help="shard set of judged triplets to adapt to, instead of contexts")
-    parser.add_argument("--validation", type=Path, help="set of the same kind to choose the best epoch by")
+    data.add_argument("--shards", type=location, help="shard set of images to train on: a directory or a URL")
+    data.add_argument("--triplets", type=location, help="shard set of judged triplets to adapt to, instead of contexts")
+    parser.add_argument("--validation", type=location, help="set of the same kind to choose the best epoch by")
     parser.add_argument("--out", type=Path, help="run directory to make")
     parser.add_argument(
         "--contexts",
@@ -229,6 +234,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with tune and scratch: all processes on one context, or each on contexts of its own",
     )
     parser.add_argument("--max-steps", type=int, metavar="N", help="end after so many steps, before --epochs are over")
+    add_cache_arguments(parser)
     computing = parser.add_argument_group("how it is computed")
     computing.add_argument("--precision", choices=get_args(Precision), default="auto", help="of the backbone")
     computing.add_argument(
@@ -286,7 +292,7 @@ def run_train(arguments: argparse.Namespace) -> None:
         raise ConfigError("--parallel contexts is for --variant tune and scratch on contexts; heads train all at once.")
     execution = Execution(arguments.precision, arguments.accumulate, arguments.compile)
     saving = Saving(arguments.checkpoint_every, arguments.keep_checkpoints)
-    data = Data(shards, arguments.validation, arguments.size, arguments.loader)
+    data = Data(shards, arguments.validation, arguments.size, arguments.loader, cache_from(arguments))
     run = Run(arguments.out)
     stalled_s = arguments.stall_timeout
     accelerator = join_processes(stalled_s=stalled_s, log_with=arguments.log_with, directory=run.path)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from pathlib import Path
 from signal import Signals
@@ -124,7 +124,8 @@ class Training:
         progress = self._progress
         epoch_steps = loader.steps if progress.left is None else loader.steps_for(progress.left)
         recent = self._start_meter()
-        for batch, wait_s in self._batches(loader):
+        batches = self._batches(loader)
+        for batch, wait_s in batches:
             started_s = time.perf_counter()
             rate = learning_rate_factor(self._config, self._done(loader))
             loss, accuracy = self._stepper.step(batch, progress.epoch, progress.step, rate)
@@ -142,6 +143,8 @@ class Training:
                 show(record)
                 self._report(record)
                 recent = self._start_meter()
+            if ends:
+                batches.close()  # shards that are held for it would be in the way of those to validate on
             if ends and validation:
                 self._validate(validation)
             if ends_epoch:
@@ -158,7 +161,7 @@ class Training:
             if ends:
                 return
 
-    def _batches(self, loader: ShardLoader) -> Iterator[tuple[Batch, float]]:
+    def _batches(self, loader: ShardLoader) -> Generator[tuple[Batch, float], None, None]:
         """The batches of what is left of the epoch, each with the seconds that were waited for it."""
         progress = self._progress
         asked_s = time.perf_counter()

@@ -1,11 +1,13 @@
 """What a mistyped name is answered with, and what a shell is given to complete."""
 
+import argparse
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from fastdps.arguments import Parser
+from fastdps.arguments import Parser, byte_count, location
 from fastdps.cli import COMMANDS, main
 from fastdps.completion import INSTALL
 from fastdps.errors import ConfigError
@@ -97,3 +99,31 @@ def test_bash_completes(capsys, tmp_path):
     assert complete("fastdps", "sc") == ["score"]
     assert complete("fastdps", "export", "--f") == ["--format"]
     assert complete("fastdps", "export", "--format", "o") == ["onnx"]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("50GB", 50 * 10**9),
+        ("1.5 TB", 1_500_000_000_000),
+        ("200MiB", 200 * 2**20),
+        ("17", 17),
+        ("3k", 3000),
+        ("2GiB", 2**31),
+    ],
+)
+def test_sizes(text, size):
+    assert byte_count(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "5X", "-1GB", "1iB", "1e9"])
+def test_no_sizes(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="50GB"):
+        byte_count(text)
+
+
+def test_locations_are_paths_or_urls_that_are_known():
+    assert location("shards/train") == Path("shards/train")
+    assert str(location("s3://bucket/x")) == "s3://bucket/x"
+    with pytest.raises(argparse.ArgumentTypeError, match="commands are never run"):
+        location("pipe:cat x")

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from fastdps.errors import FastDPSError
 from fastdps.report.charts import Line
 from fastdps.runs import Run
+from fastdps.storage import locate
 
 #: What the version of `details.json` must be; see `fastdps.examples`, which writes it.
 DETAILS_VERSION = 1
@@ -70,9 +71,9 @@ class RunRecord:
     @property
     def evaluate_command(self) -> str:
         """The command that scores its contexts; names the held-out images where they can be guessed."""
-        train = Path(self.config["data"]["shards"])
-        held_out = train.with_name("val")
-        shards = shlex.quote(str(held_out)) if train.name == "train" and held_out.is_dir() else "HELD_OUT"
+        train = locate(self.config["data"]["shards"])
+        held_out = train.with_name("val") if isinstance(train, Path) else None
+        shards = shlex.quote(str(held_out)) if train.name == "train" and held_out and held_out.is_dir() else "HELD_OUT"
         return f"fastdps evaluate {shlex.quote(str(self.run.path))} --shards {shards}"
 
     @property

@@ -1,0 +1,92 @@
+"""Training and scoring from a web server and from object storage that fail now and then, with a cache of two shards."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from judged_sets import noise_set
+from safetensors.torch import load_file
+from servers import Faults, failing_proxy
+
+from fastdps import cli, storage
+from fastdps.contexts import sample_rankings
+from fastdps.datasets.deadleaves import DeadLeaves
+from fastdps.distortions import NAMES
+from fastdps.packing import PackOptions, pack
+from fastdps.shards import read_manifest
+from fastdps.storage import open_store
+
+RANKINGS = ";".join(",".join(ranking) for ranking in sample_rankings(2, NAMES, seed=3))
+
+
+@pytest.fixture(autouse=True)
+def _pretrained(monkeypatch, weights_dir):
+    monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
+    monkeypatch.setattr(storage, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(storage, "PIECE_BYTES", 20_000)
+
+
+@pytest.fixture
+def leaves(web) -> Path:
+    """A set of 32 training images in four shards and 8 held-out ones, on a web server."""
+    out = web[0] / "leaves"
+    pack(DeadLeaves(40, 32, seed=1), out, PackOptions(size=32, holdout=0.2, samples_per_shard=8), workers=1)
+    noise_set(out / "bapps" / "2afc" / "val" / "cnn", "triplets", 5)
+    noise_set(out / "bapps" / "jnd" / "val" / "cnn", "pairs", 5)
+    return out
+
+
+@pytest.fixture
+def here(leaves, tmp_path):
+    """The run on the same sets here, with a validation in each epoch."""
+    return run_and_score(str(leaves), tmp_path / "here")
+
+
+def run_and_score(source: str, out: Path, cache: Path | None = None, size: int = 0) -> Path:
+    """Train, with a cache of `size` bytes, and score, with one that holds the votes, too."""
+    options = ["--cache-dir", str(cache), "--cache-size", str(size)] if cache else []
+    train = ["train", "--shards", f"{source}/train", "--validation", f"{source}/val", "--out", str(out)]
+    assert cli.main([*train, "--contexts", RANKINGS, "--batch-size", "5", "--max-steps", "16", *options]) == 0
+    if cache:
+        assert 0 < sum(path.stat().st_size for path in cache.rglob("*.tar")) <= size
+        options[-1] = "1MB"
+    held_out = ["--shards", f"{source}/val", "--bapps", f"{source}/bapps"]
+    assert cli.main(["evaluate", str(out), *held_out, "--draws", "1", *options]) == 0
+    return out
+
+
+def assert_same(run: Path, expected: Path) -> None:
+    weights, own = load_file(expected / "metric.safetensors"), load_file(run / "metric.safetensors")
+    assert weights.keys() == own.keys()
+    assert all(torch.equal(own[name], weights[name]) for name in own)
+    scores = [json.loads((one / "scores.json").read_text()) | {"throughput": None} for one in (run, expected)]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["web", "bucket"])
+def test_the_same_heads_and_scores_as_from_files_here(place, leaves, here, web, tmp_path, request, s3_port, s3_at):
+    two_shards = sum(sorted(shard.bytes for shard in read_manifest(leaves / "train").shards)[-2:])
+    faults = Faults(0.1, slow_s=0.1)
+    if place == "bucket":
+        source, port = f"{request.getfixturevalue('bucket')}/leaves", s3_port
+        for path in leaves.rglob("*.*"):
+            store = open_store(f"{source}/{path.parent.relative_to(leaves).as_posix()}")
+            store.put(path.name, path)
+    else:
+        port = int(web[1].rpartition(":")[2])
+    with failing_proxy(port, faults) as failing:
+        if place == "bucket":
+            s3_at(failing)
+        else:
+            source = f"http://127.0.0.1:{failing}/leaves"
+        away = run_and_score(source, tmp_path / "away", tmp_path / "cache", two_shards)
+    assert all(faults.done[kind] for kind in Faults.KINDS), faults.done
+    assert_same(away, here)
+    assert json.loads((away / "config.json").read_text())["data"]["shards"] == f"{source}/train"
+    # The same set, wherever it lies: a run that was begun from one place goes on, or is found finished, from another.
+    again = ["train", "--shards", str(leaves / "train"), "--validation", str(leaves / "val"), "--out", str(away)]
+    assert cli.main([*again, "--contexts", RANKINGS, "--batch-size", "5", "--max-steps", "16"]) == 0
+    assert cli.main(["gallery", f"{leaves}/train", "--out", str(tmp_path / "grid.png"), "--samples", "4"]) == 0
+    assert cli.main(["report", str(away)]) == 0
