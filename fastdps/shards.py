@@ -10,12 +10,16 @@ shard to shard; where a source file was rejected, its id is missing.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from itertools import starmap
+from operator import itemgetter
 from typing import Any, Literal, get_args
 
 from fastdps.errors import ShardError
@@ -133,7 +137,9 @@ def read_manifest(location: str | Location) -> Manifest:
     location = locate(location)
     path = location / MANIFEST
     try:
-        data = json.loads(read_text(location, MANIFEST))
+        text = read_text(location, MANIFEST)
+        with _without_collection():
+            data = json.loads(text)
     except FileNotFoundError:
         raise ShardError(
             f"{location} is not a shard set: it has no {MANIFEST}. Pack one with tools/make_shards.py, "
@@ -142,9 +148,22 @@ def read_manifest(location: str | Location) -> Manifest:
     except (OSError, ValueError) as error:
         raise ShardError(f"{path} cannot be read as JSON: {error}. Restore it or pack the set again.") from error
     try:
-        return _manifest_of(data)
+        with _without_collection():
+            return _manifest_of(data)
     except (KeyError, TypeError, ValueError) as error:
         raise ShardError(f"{path} is not a manifest of this format: {error}. Restore it or pack again.") from error
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """A context that makes many objects and no cycles: looking for some would take longer than making them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _manifest_of(data: Any) -> Manifest:
@@ -164,10 +183,21 @@ def _manifest_of(data: Any) -> Manifest:
     if data["components"] != component_extensions(data["kind"], data["encoding"]):
         raise ValueError(f"components {data['components']!r} do not belong to {data['kind']} as {data['encoding']}")
     size = data["image_size"]
-    shards = tuple(Shard(**shard) for shard in data["shards"])
-    for shard in shards:
-        if not SHARD_NAME.fullmatch(shard.name):
-            raise ValueError(f"shard name {shard.name!r} is not of the form shard-NNNNNN.tar")
+    shards = _shards_of(data["shards"])
     if (total := sum(shard.samples for shard in shards)) != data["samples"]:
         raise ValueError(f"samples is {data['samples']}, but the shards add up to {total}")
     return Manifest(**{**data, "image_size": None if size is None else (size[0], size[1]), "shards": shards})
+
+
+def _shards_of(entries: list[dict[str, Any]]) -> tuple[Shard, ...]:
+    """The shards of a manifest, of which there may be 100,000: that is why each of the checks is over all at once."""
+    keys = [f.name for f in fields(Shard)]
+    shards = tuple(starmap(Shard, map(itemgetter(*keys), entries)))
+    if any(map(len(keys).__lt__, map(len, entries))):
+        unknown = sorted({key for entry in entries for key in entry} - set(keys))
+        raise ValueError(f"unknown keys {unknown} of a shard")
+    names = [shard.name for shard in shards]
+    if not all(map(SHARD_NAME.fullmatch, names)):
+        wrong = next(name for name in names if not SHARD_NAME.fullmatch(name))
+        raise ValueError(f"shard name {wrong!r} is not of the form shard-NNNNNN.tar")
+    return shards
