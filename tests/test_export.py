@@ -126,6 +126,22 @@ def test_lpips_gets_a_trained_backbone(tmp_path):
     assert torch.allclose(oracle(x, y, normalize=True).flatten(), metric(x, y)[:, 0], atol=1e-5)
 
 
+@torch.no_grad()
+def test_with_the_backbone_lpips_downloads_nothing(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = ["export", str(run.path), "--context", ",".join(RANKINGS[1]), "--with-backbone", "--out"]
+    assert main([*argv, "m.pth", "--format", "lpips"]) == 0
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)
+    x, y = noise(2, 2, 3, 64, 64).clamp(0, 1)
+    names = {"x": x, "y": y}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(json.loads((tmp_path / "m.pth.card.json").read_text())["file"]["usage"], names)
+    assert torch.allclose(names["distances"], PerceptualMetric.load(run.metric)(x, y)[:, 1], atol=1e-5)
+    assert main([*argv, "m.onnx", "--format", "onnx"]) == 1
+    assert "hold the backbone anyway" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("comparison", COMPARISONS)
 @torch.no_grad()
 def test_the_plain_metric_is_the_metric(comparison):

@@ -9,6 +9,7 @@ from fastdps.choosing import load_with_place
 from fastdps.errors import ConfigError
 from fastdps.export.card import describe, finish, paths_beside, to_markdown
 from fastdps.export.export import FORMATS, export
+from fastdps.export.lpips_checkpoint import LpipsCheckpoint
 from fastdps.files import write_json, write_whole
 from fastdps.report.live import add_quiet, announce, say
 from fastdps.runs import Run
@@ -21,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", metavar="A,B,...", help="which of several contexts, least disruptive first")
     parser.add_argument("--format", choices=sorted(FORMATS), required=True, help="what is to read it")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
+    parser.add_argument(
+        "--with-backbone",
+        action="store_true",
+        help="for lpips: put the backbone into the file, so that lpips has nothing to download (pnet_rand=True)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     add_quiet(parser)
 
@@ -28,6 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_export(arguments: argparse.Namespace) -> None:
     """Write the file and its card, and say what was found."""
     form, out = FORMATS[arguments.format], arguments.out
+    if arguments.with_backbone:
+        if form.name != LpipsCheckpoint.name:
+            raise ConfigError(f"--with-backbone is for lpips; files of --format {form.name} hold the backbone anyway.")
+        form = LpipsCheckpoint(with_backbone=True)
     if out.suffix != form.suffix:
         raise ConfigError(f"--out {out} must end with {form.suffix} for --format {form.name}: {out.stem}{form.suffix}.")
     if out.exists() and not arguments.overwrite:

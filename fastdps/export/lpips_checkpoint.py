@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,14 @@ NETS = {"alexnet": "alex", "vgg16": "vgg", "squeezenet1_1": "squeeze"}
 _NET, _FEATURES = "net.", "features."
 
 
+@dataclass(frozen=True)
 class LpipsCheckpoint(Format):
-    """Heads, and the backbone with them where it was trained: LPIPS loads both."""
+    """Heads, and the backbone with them where it was trained, or is asked for: LPIPS loads both.
+
+    `with_backbone` is for machines where LPIPS cannot download what torchvision has.
+    """
+
+    with_backbone: bool = False
 
     name = "lpips"
     suffix = ".pth"
@@ -32,7 +39,7 @@ class LpipsCheckpoint(Format):
     inputs = "two tensors (N, 3, H, W), RGB float in [-1, 1], or in [0, 1] with normalize=True; any N, H, W"
     usage = """import lpips
 
-metric = lpips.LPIPS(net="{net}", model_path="{file}")
+metric = lpips.LPIPS(net="{net}", model_path="{file}"{random})
 distances = metric(x, y, normalize=True).flatten()"""
 
     def check(self, metric: PerceptualMetric) -> None:
@@ -51,7 +58,7 @@ distances = metric(x, y, normalize=True).flatten()"""
     def write(self, metric: PerceptualMetric, path: Path, card: Mapping[str, Any]) -> None:  # noqa: ARG002
         """The heads' keys, and with a trained backbone `net.*`, as LPIPS's own training saves them."""
         state = heads_to_lpips(metric.weights[:1], metric.channels)
-        if not _is_pretrained(metric.backbone):
+        if self._holds_backbone(metric):
             state |= {_NET + key: tensor for key, tensor in _net_state(metric, _make(metric).net).items()}
         torch.save(state, path)
 
@@ -70,7 +77,11 @@ distances = metric(x, y, normalize=True).flatten()"""
 
     def usage_of(self, metric: PerceptualMetric, file: str) -> str:
         """With the name that LPIPS has for the backbone."""
-        return self.usage.format(file=file, net=NETS[metric.backbone.name])
+        random = ", pnet_rand=True" if self._holds_backbone(metric) else ""  # which downloads nothing
+        return self.usage.format(file=file, net=NETS[metric.backbone.name], random=random)
+
+    def _holds_backbone(self, metric: PerceptualMetric) -> bool:
+        return self.with_backbone or not _is_pretrained(metric.backbone)
 
 
 def _make(metric: PerceptualMetric, **options: str) -> Any:
