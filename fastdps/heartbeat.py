@@ -170,6 +170,7 @@ class Heartbeat:
 
 def _exit(message: str) -> None:
     """End this process while its main thread waits for one that will not answer."""
-    print(f"error: {message}. The job ends; the same command goes on from its last checkpoint.", file=sys.stderr)
+    what = message.rstrip(".")
+    print(f"error: {what}. The job ends; the same command goes on from its last checkpoint.", file=sys.stderr)
     sys.stderr.flush()
     os._exit(1)
