@@ -20,8 +20,10 @@ venv: .venv/ready
 demo: venv
 	$(BIN)/fastdps demo
 
+# Tests run in so many processes, file by file, with a thread each.
+WORKERS ?= 2
 test: venv
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: venv
 	$(BIN)/ruff check .
