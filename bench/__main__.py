@@ -20,6 +20,7 @@ COMMANDS = {
     "compare": "what moved between two results files beyond the noise",
     "picture": "where the time of an end-to-end image goes, as a PNG",
     "plan": "what N devices on M nodes would do, and what would limit them",
+    "staging": "what staging a large set on many nodes would take, simulated",
     "readme": "the headline rows, between the markers of the README",
 }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +107,14 @@ class Data:
         """What the images are."""
         return "imagenet-sample" if self.photos else "deadleaves"
 
-    def small(self, encoding: Encoding, images: int | None = None) -> Path:
-        """A set of 64 px images, `images` of them or as many as the bench was asked for."""
+    def small(self, encoding: Encoding, images: int | None = None, shards: int | None = None) -> Path:
+        """A set of 64 px images, `images` of them or as many as the bench was asked for; in so many shards."""
         count = images or self.images
-        options = PackOptions(encoding=encoding, size=SIZE)
+        options, name = PackOptions(encoding=encoding, size=SIZE), f"{encoding}-{SIZE}-{count}"
+        if shards is not None:
+            options, name = replace(options, samples_per_shard=-(-count // shards)), f"{name}-in-{shards}"
         source = Repeated(self._pixels(), count, self.source)
-        return self._packed(f"{encoding}-{SIZE}-{count}", source, options, workers=1)
+        return self._packed(name, source, options, workers=1)
 
     def photographs(self, size: int | None) -> Path:
         """A set of JPEG photographs, square with `size` pixels a side, or as they are. Needs `photos`."""

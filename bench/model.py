@@ -1,13 +1,15 @@
 """A model of training on N devices of M nodes, from rates measured on one device. Pure arithmetic.
 
-    node:     storage MB/s --> images/s     CPU cores --> decoded images/s
+    store:    MB/s of all nodes together --> images/s
+    node:     storage MB/s --> images/s     CPU cores --> staged images/s, decoded images/s
     process:  its images of a step x seconds an image, one after another
     job:      a step ends with the all-reduce of the heads' gradients, 4 K C bytes
-    images/s = the least of storage, decode and steps
+    images/s = the least of shared storage, storage, staging, decode and steps
 
 What it takes for granted: reading and decoding go on beside a GPU; on a CPU decoding takes the cores from the rest, and
 the processes of a node share its cores. Gradients are exchanged after the step, not within it: heads have one layer.
-The time an image takes does not depend on the batch. Nodes are alike, and each gets its storage's rate for itself.
+The time an image takes does not depend on the batch. Nodes are alike, and each gets its storage's rate for itself. What
+staging takes of a CPU's cores is not taken from computing.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class Rates:
     """What was measured of one process on one device, or on all `cores` of a CPU.
 
     `device_s` are the seconds that an image takes a process, waiting for data left out where loading goes on beside
-    it. `largest_part` is what takes most of them. `decode_images_per_s` is loading alone on all `cores`.
+    it. `largest_part` is what takes most of them. `decode_images_per_s` is loading alone on all `cores`;
+    `staged_bytes_per_s` is what a process brought of a store beside it on the same cores, None where shards are here.
     """
 
     contexts: int
@@ -44,13 +47,15 @@ class Rates:
     cores: int
     batch_images: int
     shared_cores: bool
+    staged_bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Cluster:
     """What it is to run on. `batch_images` are those of a step of all processes together.
 
-    Without `storage_bytes_per_s` the images are in memory. Raises `ConfigError` for what cannot be.
+    `storage_bytes_per_s` is what each node reads, `shared_storage_bytes_per_s` what all of them together do; without
+    either the images are in memory. Raises `ConfigError` for what cannot be.
     """
 
     devices: int
@@ -61,6 +66,7 @@ class Cluster:
     bandwidth_bytes_per_s: float
     latency_s: float
     storage_bytes_per_s: float | None = None
+    shared_storage_bytes_per_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.nodes < 1 or self.devices < 1 or self.devices % self.nodes:
@@ -70,8 +76,9 @@ class Cluster:
         for name in ("image_bytes", "cores_per_node", "bandwidth_bytes_per_s", "latency_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}.")
-        if self.storage_bytes_per_s is not None and not self.storage_bytes_per_s > 0:
-            raise ConfigError(f"storage_bytes_per_s must be above 0, not {self.storage_bytes_per_s}.")
+        for name in ("storage_bytes_per_s", "shared_storage_bytes_per_s"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ConfigError(f"{name} must be above 0, not {value}.")
 
 
 @dataclass(frozen=True)
@@ -112,9 +119,13 @@ def predict(rates: Rates, cluster: Cluster, channels: int) -> Plan:
         limits["decode"] = cluster.nodes * rates.decode_images_per_s * speed
     if cluster.storage_bytes_per_s is not None:
         limits["storage"] = cluster.nodes * cluster.storage_bytes_per_s / cluster.image_bytes
+    if cluster.shared_storage_bytes_per_s is not None:
+        limits["shared storage"] = cluster.shared_storage_bytes_per_s / cluster.image_bytes
+    if rates.staged_bytes_per_s is not None:  # one process uses no more cores than it was measured on
+        limits["staging"] = cluster.nodes * min(per_node, speed) * rates.staged_bytes_per_s / cluster.image_bytes
     if n > 1:
         limits["all-reduce"] = cluster.batch_images / reduce_s
-    beside = [limit for name, limit in limits.items() if name in ("decode", "storage")]
+    beside = [limit for name, limit in limits.items() if name not in ("device", "all-reduce")]
     return Plan(
         images_per_s=min([cluster.batch_images / step_s, *beside]),
         limits=limits,

@@ -104,6 +104,10 @@ class Parts:
     def _task(self) -> RankingTask:
         return RankingTask(sample_rankings(1, NAMES, seed=0), fast(), self.bench.device)
 
+    def views_of(self, batch: Batch) -> Tensor:
+        """All views of any batch as the backbone takes them, (n * 7, 3, H, W)."""
+        return self._task.views(batch, epoch=0).flatten(0, 1)
+
     def _make_views(self) -> Tensor:
         return self._task.views(self.batch, epoch=0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,11 +16,17 @@ from fastdps.errors import ConfigError
 CHANNELS = 1152
 OrNone = TypeVar("OrNone", float, None)
 PAIRS = 15
+#: The row of `remote` that says what a process brings.
+STAGED = "brought from a web server"
 
 #: What to change where a limit is the lowest.
 ADVICE = {
     "storage": "pack smaller images (`--size 64`; JPEG instead of raw), or keep the shards on "
     "each node's own disk or in its memory.",
+    "shared storage": "pack smaller images (`--size 64`; JPEG instead of raw), copy the shards to each node's disk "
+    "before the first epoch, or give each node a cache for all of them (`--cache-size`), which epoch by epoch fills.",
+    "staging": "more processes or cores a node bring more at a time, JPEG instead of raw is less to bring, and a cache "
+    "for all shards (`--cache-size`) spares it from the second epoch on.",
     "decode": "pack raw 64 px, which needs no decoding, or give each device more cores.",
     "device": "as it should be. More {devices} go faster, and so would a faster {largest_part}, its largest part.",
     "all-reduce": "take more images a step (`--batch-size`), so that there are fewer of them, or a faster link.",
@@ -36,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", default=RAW, metavar="ROW", help=f"row of `load` to train on (default {RAW!r})")
     parser.add_argument("--storage", type=float, metavar="MB/s", help="that each node reads (default: all in memory)")
+    parser.add_argument(
+        "--shared-storage", type=float, metavar="MB/s", help="that all nodes together read of one store (default: any)"
+    )
+    parser.add_argument(
+        "--remote", action="store_true", help="shards are staged, at the rate that `remote` was measured to have"
+    )
     parser.add_argument("--image-bytes", type=float, metavar="BYTES", help="of an image in the shards")
     parser.add_argument("--cores", type=int, metavar="N", help="of each node (default: as measured)")
     parser.add_argument(
@@ -52,9 +65,13 @@ def run(arguments: argparse.Namespace) -> None:
     """Read, predict, show. Raises `ConfigError` where a row or an option is missing or does not fit."""
     results = read_results(arguments.rates)
     rates = rates_from(results, contexts=arguments.contexts, data=arguments.data)
+    if arguments.remote:
+        notes = find_row(results, "remote", STAGED)["notes"]
+        rates = replace(rates, staged_bytes_per_s=notes["staged_MB_per_s"] * 1e6)
     image_bytes = arguments.image_bytes
     if image_bytes is None:
-        if arguments.storage is not None and arguments.data != RAW:
+        by_bytes = arguments.storage is not None or arguments.shared_storage is not None or arguments.remote
+        if by_bytes and arguments.data != RAW:
             raise ConfigError(f"--image-bytes is needed for the storage of {arguments.data!r}.")
         image_bytes = find_row(results, "read", "whole shards of raw 64 px, in order")["notes"]["image_bytes"]
     device = results["settings"]["device"]
@@ -67,6 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
         bandwidth_bytes_per_s=_in(1e9, arguments.bandwidth, BANDWIDTH_BYTES_PER_S[device]),
         latency_s=_in(1e-6, arguments.latency, LATENCY_S[device]),
         storage_bytes_per_s=_in(1e6, arguments.storage, None),
+        shared_storage_bytes_per_s=_in(1e6, arguments.shared_storage, None),
     )
     show(rates, cluster, predict(rates, cluster, arguments.channels))
     for what, measured, predicted in measured_cases(results, CHANNELS):

@@ -104,6 +104,27 @@ def test_whole_stages(tiny, weights_dir, monkeypatch):
 
 
 @pytest.mark.slow
+def test_shards_of_a_store(tiny, weights_dir, monkeypatch, capsys):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
+    remote = importlib.import_module("bench.stages.remote")
+    monkeypatch.setattr(remote, "missing", lambda kind: ["moto"] if kind == "s3" else [])
+    rows = check_rows(tiny("remote"), ["remote"])
+    caches = ("a cache that has all", f"a cache of {remote.FEW} of {remote.SHARDS} shards")
+    whats = [f"{what}, {cache}" for what in ("loading alone", "with features of alexnet") for cache in caches]
+    assert {what for _, what in rows} == {
+        "a manifest of 1,000 shards, divided over 512 processes",
+        "brought from a web server",
+        *whats,
+    }
+    brought = rows["remote", "brought from a web server"]
+    assert brought["notes"]["staged_MB_per_s"] == pytest.approx(
+        brought["median"] * brought["notes"]["image_bytes"] / 1e6
+    )
+    assert "left out an S3 server (moto), for which moto is not there" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_training_against_the_usual_ways(tiny, weights_dir, monkeypatch, capsys):
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
     rows = check_rows(tiny("train", quick=False), ["train"])

@@ -98,6 +98,7 @@ def test_processes_of_a_cpu_share_its_cores():
         ({"devices": 8, "batch_images": 400}, "decode"),
         ({"devices": 8, "nodes": 4, "batch_images": 400}, "device"),
         ({"devices": 8, "batch_images": 400, "storage_bytes_per_s": 100e6}, "storage"),
+        ({"devices": 8, "batch_images": 400, "shared_storage_bytes_per_s": 300e6}, "shared storage"),
         ({"devices": 2, "batch_images": 2}, "all-reduce"),
         ({"devices": 2, "batch_images": 100, "bandwidth_bytes_per_s": 1e8}, "all-reduce"),
     ],
@@ -119,6 +120,17 @@ def test_more_of_anything_is_never_slower():
     assert predict(GPU, dataclasses.replace(base, latency_s=2 * base.latency_s), CHANNELS).images_per_s <= slower
 
 
+def test_a_store_is_shared_and_staging_is_not():
+    """Twice the nodes bring twice as much, as long as what they share allows it."""
+    staged = dataclasses.replace(GPU, staged_bytes_per_s=64e6)  # 5,000 images/s a process
+    cluster = dataclasses.replace(ONE, devices=8, batch_images=400, shared_storage_bytes_per_s=768e6)
+    for nodes, cores, expected in ((1, 16, 5_000), (1, 64, 20_000), (1, 10**4, 40_000), (2, 16, 10_000), (2, 8, 5_000)):
+        limits = predict(staged, dataclasses.replace(cluster, nodes=nodes, cores_per_node=cores), CHANNELS).limits
+        assert limits["staging"] == pytest.approx(expected)
+        assert limits["shared storage"] == pytest.approx(60_000)
+    assert "staging" not in predict(GPU, cluster, CHANNELS).limits
+
+
 def test_all_reduce_counts_bytes_and_messages():
     assert all_reduce_s(1e6, 1, 1e9, 1e-3) == 0
     assert all_reduce_s(1e6, 2, 1e9, 0) == pytest.approx(1e-3)
@@ -132,7 +144,8 @@ def test_all_reduce_counts_bytes_and_messages():
         ({"devices": 3, "nodes": 2, "batch_images": 99}, "do not spread"),
         ({"devices": 0}, "do not spread"),
         ({"devices": 64}, "leaves some of 64 processes without"),
-        ({"storage_bytes_per_s": 0.0}, "storage_bytes_per_s must be above 0"),
+        ({"storage_bytes_per_s": 0.0}, "^storage_bytes_per_s must be above 0"),
+        ({"shared_storage_bytes_per_s": -1.0}, "^shared_storage_bytes_per_s must be above 0"),
         ({"latency_s": -1.0}, "latency_s must be above 0"),
         ({"image_bytes": math.nan}, "image_bytes must be above 0"),
     ],
@@ -165,6 +178,8 @@ def test_rates_of_a_cpu_have_loading_in_them():
         (["--contexts", "24"], "no row 'lin, 24 contexts' of train (there are: lin, 720 contexts)"),
         (["--data", "PNG"], "no row 'PNG' of load (there are: raw 64 px; JPEG in full size to 64 px)"),
         (["--data", "JPEG in full size to 64 px", "--storage", "100"], "--image-bytes is needed"),
+        (["--data", "JPEG in full size to 64 px", "--shared-storage", "100"], "--image-bytes is needed"),
+        (["--remote"], "no row 'brought from a web server' of remote (there are: none). Measure with"),
         (["--nodes", "3"], "2 devices do not spread over 3 nodes evenly"),
         (["--batch-size", "1"], "leaves some of 2 processes without"),
     ],
@@ -188,6 +203,13 @@ def test_the_command_says_what_limits_and_what_to_change(tmp_path, capsys):
     assert "The whole: 1,562 images/s, 1.69e+07 context-triplets/s, 3.12 times one device." in shown
     assert "Lowest limit: storage: pack smaller images" in shown
     assert "Too good" not in shown
+    content = rows(device="cuda")
+    staged = Measurement("remote", "brought from a web server", (1e4,), notes={"staged_MB_per_s": 12.8})
+    content["measurements"].append(staged.to_json())
+    shown = plan_output(tmp_path, capsys, content, "--gpus", "8", "--nodes", "2", "--remote", "--shared-storage", "30")
+    assert re.search(r"staging\s*│\s*2,000\s*│\s*100%", shown)
+    assert re.search(r"shared storage\s*│\s*2,344\s*│\s*85%", shown)
+    assert "Lowest limit: staging: more processes" in shown
     shown = plan_output(tmp_path, capsys, rows(device="cuda"), "--gpus", "8", "--batch-size", "80")
     assert "Too good: rates are of 50 images a process and step, and here are 10" in shown
     assert "a faster features, its largest part" in shown

@@ -20,6 +20,7 @@ STAGES: dict[str, str] = {
     "pack": "JPEG files into a shard set",
     "read": "the bytes of packed images, from storage",
     "load": "packed images to uint8 batches on the device",
+    "remote": "shards of a store: brought here, and loaded while they come",
     "distort": "drawing and applying the six distortions",
     "features": "seven views through the backbone",
     "distances": "feature maps to moments per channel",

@@ -1,0 +1,109 @@
+"""Servers on loopback in a process of their own, so that they and their client do not share an interpreter.
+
+`python -m bench.servers web DIRECTORY` gives files and parts of them, `python -m bench.servers s3 DIRECTORY` is moto's
+S3 server with a bucket of the same files. Either prints its port and ends with its standard input.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from fastdps import storage
+from fastdps.errors import ConfigError
+
+#: What each kind needs to be imported.
+NEEDS = {"web": ("aiohttp",), "s3": ("moto", "flask", "boto3", "s3fs")}
+BUCKET = "bench"
+_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def missing(kind: str) -> list[str]:
+    """The packages that are needed for a kind of server and are not installed."""
+    return [name for name in NEEDS[kind] if find_spec(name) is None]
+
+
+@contextmanager
+def serving(kind: str, directory: Path) -> Iterator[tuple[str, str]]:
+    """The URL that fastdps is given for a directory on a server of a kind, and the one by which HTTP gets the same."""
+    command = [sys.executable, "-m", "bench.servers", kind, str(directory)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        port = process.stdout.readline().strip()
+        if not port.isdigit():
+            raise ConfigError(f"{' '.join(command)} did not start; see what it said above.")
+        root = f"http://127.0.0.1:{port}"
+        try:
+            if kind == "web":
+                yield root, root
+            else:
+                with _environment(_CREDENTIALS | {"AWS_ENDPOINT_URL": root}):
+                    yield f"s3://{BUCKET}", f"{root}/{BUCKET}"
+        finally:
+            process.stdin.close()
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """A context in which s3:// goes where these variables say."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    storage._file_system.cache_clear()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        storage._file_system.cache_clear()
+
+
+def _serve_web(directory: Path) -> None:
+    import asyncio
+    import socket
+
+    from aiohttp import web
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    application = web.Application()
+    application.router.add_static("/", directory)
+
+    async def serve() -> None:
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        await web.SockSite(runner, listening).start()
+        print(listening.getsockname()[1], flush=True)
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+        await runner.cleanup()
+
+    asyncio.run(serve())
+
+
+def _serve_s3(directory: Path) -> None:
+    import logging
+
+    import boto3  # type: ignore[import-untyped]
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    os.environ.update(_CREDENTIALS)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    port = server.get_host_and_port()[1]
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
+    client.create_bucket(Bucket=BUCKET)
+    for path in sorted(directory.iterdir()):
+        if path.is_file():
+            client.upload_file(str(path), BUCKET, path.name, ExtraArgs={"ACL": "public-read"})
+    print(port, flush=True)
+    sys.stdin.read()
+    server.stop()
+
+
+if __name__ == "__main__":
+    {"web": _serve_web, "s3": _serve_s3}[sys.argv[1]](Path(sys.argv[2]))

@@ -1,0 +1,259 @@
+"""Shards of a store: the manifest of a large set, bringing shards here, and loading while they come.
+
+The servers are on this machine, in processes of their own, and take cores from what is measured. What is brought is
+held against plain requests to the same server, what is loaded against the same set in a directory: each epoch from its
+first batch on, since the first waits for its shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from rich.console import Console
+
+from bench.bench import BATCH, Bench
+from bench.measure import Compared, Measurement, Timed, Work, spread
+from bench.parts import Parts, frozen
+from bench.servers import missing, serving
+from fastdps.errors import FastDPSError
+from fastdps.loading import Batch, ShardLoader, open_shards
+from fastdps.loading.order import EpochOrder, part_of
+from fastdps.shards import MANIFEST, Manifest, Shard, read_manifest
+from fastdps.staging import STREAMS, Cache, StagedSet
+from fastdps.storage import PIECE_BYTES, open_store
+
+#: Shards of the sets, and those that a small cache holds, of which a half is read while the other half comes.
+SHARDS, FEW = 20, 4
+#: Of the images, those that are also computed on where there is no GPU.
+CPU_SHARE = 0.1
+LARGE_SHARDS, QUICK_LARGE_SHARDS, PROCESSES = 100_000, 1000, 512
+WHERE = {"web": "a web server", "s3": "an S3 server (moto)"}
+
+
+def run(bench: Bench) -> Iterator[Measurement]:
+    """The manifest; then a row for bringing from each server, and two for loading with each size of the cache."""
+    yield _manifest(bench)
+    images = max(SHARDS, bench.data.images)
+    loaded = bench.data.small("raw", images, SHARDS)
+    for kind in WHERE:
+        if packages := missing(kind):
+            needed = "fastdps[remote,test]" if kind == "s3" else "fastdps[remote]"
+            Console(stderr=True).print(
+                f"remote: left out {WHERE[kind]}, for which {', '.join(packages)} is not there: pip install '{needed}'",
+                highlight=False,
+                markup=False,
+            )
+            continue
+        with serving(kind, loaded) as (url, plain_url):
+            yield _brought(bench, loaded, WHERE[kind], url, plain_url)
+            if kind == "web":
+                yield from _loaded(bench, loaded, url, "loading alone", None)
+    if missing("web"):
+        return
+    trained = loaded if bench.on_gpu else bench.data.small("raw", max(SHARDS, int(images * CPU_SHARE)), SHARDS)
+    parts = Parts(bench, trained)
+
+    def compute(batch: Batch) -> None:
+        with frozen(bench.device):
+            parts.backbone(parts.views_of(batch))
+
+    with serving("web", trained) as (url, _):
+        yield from _loaded(bench, trained, url, "with features of alexnet", compute)
+
+
+def _manifest(bench: Bench) -> Measurement:
+    """Reading a large manifest and finding what each of many processes reads, against parsing its JSON alone."""
+    count = QUICK_LARGE_SHARDS if bench.quick else LARGE_SHARDS
+    shards = tuple(
+        Shard(f"shard-{number:06d}.tar", 5000, 64_010_240, hashlib.sha256(str(number).encode()).hexdigest())
+        for number in range(count)
+    )
+    made_up = Manifest("images", {"image": "bin"}, "raw", (64, 64), 5000 * count, {"name": "made up"}, shards)
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / MANIFEST
+        path.write_text(made_up.to_json(), encoding="utf-8")
+        epoch = 0
+
+        def read_and_divide(_: int) -> float:
+            nonlocal epoch
+            manifest = read_manifest(name)
+            manifest.content_sha256()
+            sizes = [shard.samples for shard in manifest.shards]
+            order = EpochOrder(sizes, seed=0, epoch=epoch, shuffle=True)
+            for rank in range(PROCESSES):
+                for _visit in order.visits(part_of(manifest.samples, rank, PROCESSES)):
+                    pass
+            epoch += 1
+            return 1
+
+        def parse(_: int) -> float:
+            json.loads(path.read_text(encoding="utf-8"))
+            return 1
+
+        rates = bench.timing.single_rates({"all": read_and_divide, "parse": parse})
+        nbytes = path.stat().st_size
+    seconds = {name: tuple(1 / rate for rate in found) for name, found in rates.items()}
+    return Measurement(
+        "remote",
+        f"a manifest of {count:,} shards, divided over {PROCESSES} processes",
+        seconds["all"],
+        unit="s",
+        limit=Compared("parsing its JSON alone", seconds["parse"]),
+        notes={"manifest_bytes": nbytes, "per_shard_bytes": nbytes / count},
+        headline=False,
+    )
+
+
+def _brought(bench: Bench, directory: Path, where: str, url: str, plain_url: str) -> Measurement:
+    """All shards of a set, in order, each time into an empty cache."""
+    manifest = read_manifest(directory)
+    nbytes = sum(shard.bytes for shard in manifest.shards)
+    with tempfile.TemporaryDirectory(dir=bench.data.directory) as name:
+        rates = bench.timing.single_rates(
+            {
+                "staged": lambda _: _stage(url, manifest, Path(name) / "cache"),
+                "plain": lambda _: _request(plain_url, manifest),
+                "copied": lambda _: _copy(directory, manifest, Path(name) / "copied"),
+            }
+        )
+    per_image = nbytes / manifest.samples
+    return Measurement(
+        "remote",
+        f"brought from {where}",
+        rates["staged"],
+        limit=Compared("plain requests to it", rates["plain"]),
+        notes={
+            "staged_MB_per_s": spread(rates["staged"]).median * per_image / 1e6,
+            "copying_on_this_disk_MB_per_s": spread(rates["copied"]).median * per_image / 1e6,
+            "image_bytes": per_image,
+            "shard_bytes": nbytes / len(manifest.shards),
+        },
+        headline=False,
+    )
+
+
+def _stage(url: str, manifest: Manifest, directory: Path) -> Timed:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    staged = StagedSet(
+        open_store(url), manifest, Cache(directory, sum(shard.bytes for shard in manifest.shards)), processes=1
+    )
+    started_s = time.perf_counter()
+    with closing(staged.ahead([(shard, shard.samples) for shard in manifest.shards])) as ahead:
+        for _ in manifest.shards:
+            ahead.take()
+        return Timed(manifest.samples, time.perf_counter() - started_s)
+
+
+def _request(url: str, manifest: Manifest) -> float:
+    """The same bytes in the same pieces and as many at a time, thrown away."""
+    address = urlsplit(url)
+
+    def get(shard: Shard) -> None:
+        with closing(http.client.HTTPConnection(address.netloc)) as connection:
+            for start in range(0, shard.bytes, PIECE_BYTES):
+                stop = min(start + PIECE_BYTES, shard.bytes) - 1
+                path = f"{address.path}/{shard.name}"
+                connection.request("GET", path, headers={"Range": f"bytes={start}-{stop}"})
+                if len(connection.getresponse().read()) != stop - start + 1:
+                    raise FastDPSError(f"{url}/{shard.name} does not give the parts that it is asked for.")
+
+    with ThreadPoolExecutor(STREAMS) as pool:
+        list(pool.map(get, manifest.shards))
+    return manifest.samples
+
+
+def _copy(source: Path, manifest: Manifest, target: Path) -> Timed:
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    started_s = time.perf_counter()
+    for shard in manifest.shards:
+        with (source / shard.name).open("rb") as original, (target / shard.name).open("wb") as copy:
+            shutil.copyfileobj(original, copy, PIECE_BYTES)
+            copy.flush()
+            os.fsync(copy.fileno())
+    return Timed(manifest.samples, time.perf_counter() - started_s)
+
+
+def _loaded(
+    bench: Bench, directory: Path, url: str, what: str, compute: Callable[[Batch], None] | None
+) -> Iterator[Measurement]:
+    """A row with a cache that holds all and has it, and one with a small cache that is empty before every epoch."""
+    manifest = read_manifest(directory)
+    sizes = sorted(shard.bytes for shard in manifest.shards)
+    batch_size = min(BATCH, manifest.samples // SHARDS)
+
+    def open_set(where: str, cache: Cache | None) -> ShardLoader:
+        return open_shards(where, batch_size=batch_size, device=bench.device, seed=0, cache=cache)
+
+    with tempfile.TemporaryDirectory(dir=bench.data.directory) as name:
+        every, few = Cache(Path(name) / "all", 2 * sum(sizes)), Cache(Path(name) / "few", sum(sizes[-FEW:]))
+        local, warm = open_set(str(directory), None), open_set(url, every)
+
+        def opened_cold() -> ShardLoader:
+            shutil.rmtree(few.directory, ignore_errors=True)
+            return open_set(url, few)
+
+        epochs = {
+            "a directory": lambda: local,
+            "a cache that has all": lambda: warm,
+            f"a cache of {FEW} of {SHARDS} shards": opened_cold,
+        }
+        works: dict[str, Work] = {name: _Epochs(opened, compute) for name, opened in epochs.items()}
+        for name in list(works)[:2]:
+            works[name](1)
+        # Computing takes seconds an epoch, loading much less.
+        rates = bench.timing.single_rates(works) if compute else bench.timing.rates(works)
+    image_bytes = sum(sizes) / manifest.samples
+    for case in list(works)[1:]:
+        yield Measurement(
+            "remote",
+            f"{what}, {case}",
+            rates[case],
+            limit=Compared("the same in a directory", rates["a directory"]),
+            notes={
+                "needed_MB_per_s": spread(rates["a directory"]).median * image_bytes / 1e6,
+                "image_bytes": image_bytes,
+                "shard_bytes": sum(sizes) / len(sizes),
+            },
+            headline=False,
+        )
+
+
+@dataclass
+class _Epochs:
+    """Work whose unit is an epoch, timed from its first batch on."""
+
+    opened: Callable[[], ShardLoader]
+    compute: Callable[[Batch], None] | None
+    epoch: int = 0
+
+    def __call__(self, amount: int) -> Timed:
+        images, seconds = 0, 0.0
+        for _ in range(amount):
+            loader = self.opened()
+            with closing(loader.epoch(self.epoch)) as batches:
+                self._compute(next(batches))
+                started_s = time.perf_counter()
+                for batch in batches:
+                    self._compute(batch)
+                    images += len(batch)
+                seconds += time.perf_counter() - started_s
+            self.epoch += 1
+        return Timed(images, seconds)
+
+    def _compute(self, batch: Batch) -> None:
+        if self.compute is not None:
+            self.compute(batch)
