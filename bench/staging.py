@@ -121,10 +121,11 @@ class Process:
             self._segment += 1
         for visit in range(len(self._here_s), self._segment_ends[self._segment]):
             shard = self.shards[visit]
-            begun_s = max(delivered_s(self.begun_after[visit]), streams[0])
-            is_held = visit > 0 and self.shards[visit - 1].name == shard.name
-            here_s = max(begun_s, self._here_s[-1]) if is_held else begun_s + bring_s(shard.bytes)
-            heapq.heapreplace(streams, here_s)
+            if visit > 0 and self.shards[visit - 1].name == shard.name:  # held for the visit before
+                here_s = max(delivered_s(self.begun_after[visit]), self._here_s[-1])
+            else:
+                here_s = max(delivered_s(self.begun_after[visit]), streams[0]) + bring_s(shard.bytes)
+                heapq.heapreplace(streams, here_s)
             self._here_s.append(here_s)
             self._all_here_s = max(self._all_here_s, here_s)
         return self._all_here_s
@@ -333,7 +334,7 @@ def _simulated(arguments: argparse.Namespace, service: Service) -> list[str]:
     size = manifest.shards[0].bytes
 
     def rows() -> Iterator[Sequence[str]]:
-        for streams in (STREAMS, 2 * STREAMS, 4 * STREAMS):
+        for streams in (STREAMS // 2, STREAMS, 2 * STREAMS):
             for held in (4, 8, 16):
                 cells = [f"{streams}", f"{held}", f"{PER_NODE * held * size / 1e9:.1f}"]
                 for nodes in NODES:

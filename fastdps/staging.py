@@ -33,8 +33,9 @@ from fastdps.files import PARTIAL, flush, user_cache, write_whole, writing
 from fastdps.shards import Manifest, Shard, index_of
 from fastdps.storage import Store
 
-#: Shards that a process brings at a time: one stream of an object storage gives some 100 MB/s.
-STREAMS = 4
+#: Shards that a process brings at a time: one stream of an object storage gives some 100 MB/s. See docs/scaling.md for
+#: what more would give.
+STREAMS = 8
 #: How often a shard is brought that turns out not to be what the manifest says.
 ATTEMPTS = 3
 POLL_S = 0.05
@@ -197,9 +198,10 @@ class Ahead:
         self._staged = staged
         self._samples = deque(samples for _, samples in visits)  # still to be delivered, by visit
         self._coming = deque(shard for shard, _ in visits)  # not begun
-        self._begun: deque[tuple[Shard, Future[int]]] = deque()  # and not released
+        self._begun: deque[Shard] = deque()  # and not released, by visit
         self._to_take: deque[Future[int]] = deque()
-        self._holders: Counter[str] = Counter()
+        self._held: dict[str, Future[int]] = {}  # by shard, which may have several visits
+        self._visits: Counter[str] = Counter()  # of those that are held
         self._bytes = 0
         self._lock = threading.Lock()
         self._is_cancelled = threading.Event()
@@ -250,22 +252,24 @@ class Ahead:
             while self._coming and self._bytes + self._new_bytes(self._coming[0]) <= self._staged.quota:
                 shard = self._coming.popleft()
                 self._bytes += self._new_bytes(shard)
-                self._holders[shard.name] += 1
-                future = self._pool.submit(self._staged.bring, shard, self._is_cancelled)
-                self._begun.append((shard, future))
-                self._to_take.append(future)
+                self._visits[shard.name] += 1
+                if shard.name not in self._held:
+                    self._held[shard.name] = self._pool.submit(self._staged.bring, shard, self._is_cancelled)
+                self._begun.append(shard)
+                self._to_take.append(self._held[shard.name])
             self._arrived.notify_all()
 
     def _new_bytes(self, shard: Shard) -> int:
         """What it adds to hold a shard, which may be held for an earlier visit."""
-        return 0 if self._holders[shard.name] else shard.bytes
+        return 0 if self._visits[shard.name] else shard.bytes
 
     def _release(self) -> None:
-        shard, future = self._begun.popleft()
-        self._holders[shard.name] -= 1
+        shard = self._begun.popleft()
+        self._visits[shard.name] -= 1
         self._bytes -= self._new_bytes(shard)
-        with contextlib.suppress(Exception):  # it never came, and who waited for it has been told
-            os.close(future.result())
+        if not self._visits[shard.name]:
+            with contextlib.suppress(Exception):  # it never came, and who waited for it has been told
+                os.close(self._held.pop(shard.name).result())
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fastdps.arguments import Parser
 from fastdps.errors import ShardError, run_command
 from fastdps.packing.verify import check_set, find_sets
+from fastdps.report.live import add_quiet, quietly, say
 from fastdps.storage import Location, locate
 
 
@@ -20,23 +21,25 @@ def check_shards_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("directory", help="or a URL such as s3://BUCKET/NAME; shards are fetched one after another")
     parser.add_argument("--quick", action="store_true", help="manifest, sizes and indexes only; reads no shard")
+    add_quiet(parser)
     return parser
 
 
 def check_shards(argv: Sequence[str] | None = None) -> int:
     """Entry of `tools/check_shards.py`; returns the exit status, not 0 if anything is wrong."""
     arguments = check_shards_parser().parse_args(argv)
-    return run_command(lambda: _check_shards(locate(arguments.directory), quick=arguments.quick))
+    with quietly(arguments.quiet):
+        return run_command(lambda: _check_shards(locate(arguments.directory), quick=arguments.quick))
 
 
 def _check_shards(directory: Location, *, quick: bool) -> None:
     found = 0
     for shard_set in find_sets(directory):
         problems = 0
-        for problem in check_set(shard_set, quick=quick):
-            print(problem)
+        for problem in check_set(shard_set, quick=quick, progress=True):
+            print(problem)  # an error, which --quiet shows
             problems += 1
-        print(f"{shard_set}: " + (f"{problems} problem{'s' * (problems > 1)}" if problems else "sound"))
+        say(f"{shard_set}: " + (f"{problems} problem{'s' * (problems > 1)}" if problems else "sound"))
         found += problems
     if found:
         raise ShardError(

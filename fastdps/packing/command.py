@@ -26,7 +26,7 @@ from fastdps.packing.ledger import REJECTS
 from fastdps.packing.options import SAMPLES_PER_SHARD, SIZE, Fit, PackOptions
 from fastdps.packing.pack import PackResult, merge, pack
 from fastdps.packing.share import Share
-from fastdps.report.live import counter
+from fastdps.report.live import add_quiet, counter, quietly, say
 from fastdps.shards import Encoding
 
 COUNT = 1500
@@ -100,13 +100,14 @@ def make_shards_parser() -> argparse.ArgumentParser:
     divided.add_argument("--part", metavar="I/N", help="pack every N-th shard from the I-th on, beside other parts; I "
         "counts from 0, as in an array of jobs")  # fmt: skip
     divided.add_argument("--merge", action="store_true", help="complete the sets once all parts are packed")
+    add_quiet(parser)
     return parser
 
 
 def make_shards(argv: Sequence[str] | None = None) -> int:
     """Entry of `tools/make_shards.py`; the exit status is 1 after an error, 130 after Ctrl-C, 143 after SIGTERM."""
     arguments = make_shards_parser().parse_args(argv)
-    with _sigterm_as_exit():
+    with _sigterm_as_exit(), quietly(arguments.quiet):
         return run_command(lambda: _make_shards(arguments))
 
 
@@ -196,12 +197,12 @@ def print_result(result: PackResult) -> None:
     for split, manifest in result.manifests.items():
         size_MiB = sum(shard.bytes for shard in manifest.shards) / 2**20
         shards = len(manifest.shards)
-        print(f"{result.out / split}: {manifest.samples:,} samples in {shards:,} shards, {size_MiB:,.1f} MiB")
+        say(f"{result.out / split}: {manifest.samples:,} samples in {shards:,} shards, {size_MiB:,.1f} MiB")
         if rejects := result.rejects[split]:
-            print(f"{len(rejects):,} items were rejected: see {result.out / split / REJECTS}")
+            say(f"{len(rejects):,} items were rejected: see {result.out / split / REJECTS}")
     for split, missing in result.missing.items():
         left = f"{len(missing):,} shards are left to other parts" if missing else "all shards are packed"
-        print(f"{result.out / split}: this part is done, {left}")
+        say(f"{result.out / split}: this part is done, {left}")
     if result.missing:
         when = "once all parts are done" if any(result.missing.values()) else "now"
-        print(f"Run the same command with --merge instead of --part {when}.")
+        say(f"Run the same command with --merge instead of --part {when}.")

@@ -15,6 +15,7 @@ from fastdps.packing.fragment import Member
 from fastdps.packing.images import decode
 from fastdps.packing.ledger import is_ledger
 from fastdps.packing.target import target_at
+from fastdps.report.live import track
 from fastdps.shards import INDEX_HEADER, MANIFEST, SCALARS, SHARD_NAME, Manifest, Shard, read_manifest, sample_key
 from fastdps.storage import Location, Store, read_text
 
@@ -55,10 +56,11 @@ def _find_in(store: Store) -> list[Store]:
     return [store] * is_set + [found for below in store.directories() for found in _find_in(below)]
 
 
-def check_set(location: Location, *, quick: bool = False) -> Iterator[Problem]:
+def check_set(location: Location, *, quick: bool = False, progress: bool = False) -> Iterator[Problem]:
     """Problems of one shard set, as they are found; `quick` looks at sizes and indexes and reads no shard.
 
-    Shards by URL are fetched one after another. Raises `ShardError` when the storage does not answer.
+    Shards by URL are fetched one after another; with `progress` they are counted for the user. Raises `ShardError` when
+    the storage does not answer.
     """
     target = target_at(location)
     sizes = None if isinstance(location, Store) and not location.is_listed else target.sizes()
@@ -75,7 +77,9 @@ def check_set(location: Location, *, quick: bool = False) -> Iterator[Problem]:
         if name.endswith((".tar", ".idx")) and name not in known:
             yield Problem(location / name, "is not in the manifest")
     last_id = -1
-    for shard in manifest.shards:
+    for shard in track(
+        manifest.shards, total=len(manifest.shards), what=f"checking {location}", enabled=progress, unit="shards"
+    ):
         tar, index = location / shard.name, location / shard.index_name
         size = shard.bytes if sizes is None else sizes.get(shard.name)
         if size is None:
