@@ -220,7 +220,7 @@ def test_packing_and_checking_from_the_command_line(tmp_path, url, capsys):
     assert f"{url}/train/shard-000009.tar: is not in the manifest\n" in said.out
     assert f"{url}/train/shard-000001.tar: does not have the checksum" in said.out
     assert f"{url}/train/shard-000002.tar: is missing\n" in said.out
-    assert said.err.startswith(f"error: 3 problems in {url}")
+    assert f"\nerror: 3 problems in {url}" in said.err
 
 
 def test_an_unfinished_set_is_said_to_be_one(url, capsys):
