@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -45,8 +44,3 @@ def find_device(name: str | None) -> torch.device:
     if name == "cpu" and torch.cuda.is_available():
         raise ConfigError("fastdps uses the GPU of this machine; to measure its CPU set CUDA_VISIBLE_DEVICES= (empty).")
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def cores() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench.bench import cores
+from fastdps.cores import cores
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from fastdps.cores import cores
 from fastdps.errors import FastDPSError
 from fastdps.report.checks import Check, print_checks
 from fastdps.report.live import track
@@ -129,15 +130,14 @@ def check_cores() -> list[Check]:
     """Cores that this process may use, torch's threads, and memory."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = torch.get_num_threads()
-    text = f"{cores} of {os.cpu_count()} cores for this process, {threads} threads of torch"
+    usable, threads = cores(), torch.get_num_threads()
+    text = f"{usable} of {os.cpu_count()} cores for this process, {threads} threads of torch"
     checks = [Check("cores", "ok", text)]
-    if threads < cores and "OMP_NUM_THREADS" in os.environ:
+    if threads < usable and "OMP_NUM_THREADS" in os.environ:
         advice = f"Unset OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} where only one process runs."
         checks = [Check("cores", "note", text, advice)]
-    elif threads > cores:
-        checks = [Check("cores", "note", text, f"export OMP_NUM_THREADS={cores}")]
+    elif threads > usable:
+        checks = [Check("cores", "note", text, f"export OMP_NUM_THREADS={usable}")]
     if hasattr(os, "sysconf"):
         memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
         little = memory_gib < LITTLE_MEMORY_GIB

@@ -62,10 +62,11 @@ class StoppedError(FastDPSError):
         self.exit_status = 128 + signal_number
 
 
-def run_command(command: Callable[[], None]) -> int:
+def run_command(command: Callable[[], None], *, can_go_on: bool = False) -> int:
     """Run a command and return its exit status.
 
-    0; 1 after an error of ours, which is printed in plain; 128 + the signal's number after one that stopped it.
+    0; 1 after an error of ours, which is printed in plain; 128 + the signal's number after one that stopped it. With
+    `can_go_on` the user is told that the same command goes on then.
     """
     try:
         with sigterm_unwinds():
@@ -75,10 +76,8 @@ def run_command(command: Callable[[], None]) -> int:
         if not (error.everywhere and os.environ.get("RANK", "0") != "0"):
             print(error if stopped else f"error: {error}", file=sys.stderr)
         return error.exit_status if isinstance(error, StoppedError) else 1
-    except Terminated:
-        print("terminated", file=sys.stderr)
-        return 143
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        said, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+        print(f"{said}; run the same command again to go on" if can_go_on else said, file=sys.stderr)
+        return status
     return 0

@@ -239,11 +239,6 @@ def locate(text: str | Path | Store) -> Location:
     return Store(f"{scheme}{rest}".rstrip("/"))
 
 
-def is_remote(location: str | Path | Store) -> bool:
-    """Whether a location is a URL. Raises `ConfigError` as `locate`."""
-    return isinstance(locate(location), Store)
-
-
 def open_store(url: str) -> Store:
     """The store by its URL. Raises `ConfigError` for what is none, or where the package for it is not installed."""
     store = locate(url)

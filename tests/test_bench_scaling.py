@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.bench import cores
 from bench.stages import scaling
 from bench.stages.scaling import Case, cases, train_in_processes
+from fastdps.cores import cores
 from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.errors import FastDPSError
 from fastdps.packing import PackOptions, pack

@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import resize
 
-from bench.bench import Bench, cores
+from bench.bench import Bench
 from bench.data import SIZE
 from bench.measure import Compared, Measurement, Work, spread
 from bench.parts import load_work
 from bench.reference import loading
+from fastdps.cores import cores
 from fastdps.loading import LoaderName, ShardLoader, open_shards
 from fastdps.loading.members import open_index
 from fastdps.shards import read_manifest

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from bench.bench import Bench, cores
+from bench.bench import Bench
 from bench.data import SIZE
 from bench.measure import Compared, Measurement, Timed, Work, spread
+from fastdps.cores import cores
 from fastdps.datasets.folder import Folder
 from fastdps.packing import PackOptions, pack
 

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 
-from bench.bench import BATCH, Bench, cores
+from bench.bench import BATCH, Bench
 from bench.launch import launch_command
 from bench.measure import Compared, Measurement, Timed, Timing, Work
 from bench.stages.train import training_set
+from fastdps.cores import cores
 from fastdps.errors import FastDPSError
 from fastdps.runs import Run
 from fastdps.shards import read_manifest

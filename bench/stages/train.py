@@ -11,13 +11,14 @@ from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.bench import BATCH, Bench, cores
+from bench.bench import BATCH, Bench
 from bench.measure import Compared, Measurement, Samples, Timed, Work, spread
 from bench.parts import Parts
 from bench.reference import BATCH as REFERENCE_BATCH
 from bench.reference import Reference
 from bench.whole import Parts as PartsOfWhole
 from fastdps.contexts import sample_rankings
+from fastdps.cores import cores
 from fastdps.distortions import NAMES
 from fastdps.runs import Run
 from fastdps.shards import read_manifest

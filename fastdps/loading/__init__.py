@@ -25,6 +25,7 @@ from typing import Literal
 
 import torch
 
+from fastdps.cores import cores
 from fastdps.errors import ConfigError, ShardError
 from fastdps.loading.batch import Batch
 from fastdps.loading.index_cache import IndexCache
@@ -305,8 +306,7 @@ def _device(device: str | torch.device) -> torch.device:
 
 def _own_cores() -> int:
     """The cores of this process: those it may run on, divided by the processes of this machine."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, available // _local_processes())
+    return max(1, cores() // _local_processes())
 
 
 def _local_processes() -> int:

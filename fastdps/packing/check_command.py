@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from fastdps.arguments import Parser
+from fastdps.arguments import Parser, location
 from fastdps.errors import ShardError, run_command
 from fastdps.packing.verify import check_set, find_sets
 from fastdps.report.live import add_quiet, quietly, say
-from fastdps.storage import Location, locate
+from fastdps.storage import Location
 
 
 def check_shards_parser() -> argparse.ArgumentParser:
@@ -19,7 +19,9 @@ def check_shards_parser() -> argparse.ArgumentParser:
         description="Check all shard sets in a directory and say what is wrong: manifest, sizes, indexes, checksums, "
         "names and order of the members, and that every image decodes.",
     )
-    parser.add_argument("directory", help="or a URL such as s3://BUCKET/NAME; shards are fetched one after another")
+    parser.add_argument(
+        "directory", type=location, help="or a URL such as s3://BUCKET/NAME; shards are fetched one after another"
+    )
     parser.add_argument("--quick", action="store_true", help="manifest, sizes and indexes only; reads no shard")
     add_quiet(parser)
     return parser
@@ -29,7 +31,7 @@ def check_shards(argv: Sequence[str] | None = None) -> int:
     """Entry of `tools/check_shards.py`; returns the exit status, not 0 if anything is wrong."""
     arguments = check_shards_parser().parse_args(argv)
     with quietly(arguments.quiet):
-        return run_command(lambda: _check_shards(locate(arguments.directory), quick=arguments.quick))
+        return run_command(lambda: _check_shards(arguments.directory, quick=arguments.quick))
 
 
 def _check_shards(directory: Location, *, quick: bool) -> None:

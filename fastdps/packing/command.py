@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from fastdps.arguments import Parser
+from fastdps.arguments import Parser, location
 from fastdps.datasets.bapps import Bapps
 from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.datasets.folder import Folder
@@ -71,7 +68,8 @@ def make_shards_parser() -> argparse.ArgumentParser:
     add("kind", choices=KINDS, help="what to pack")
     add("--source", type=Path, metavar="PATH", help="where it is: a directory; for imagenet also one of the tars, for "
         "triplets a .csv or .jsonl file with ref, p0, p1, judge and paths relative to it")  # fmt: skip
-    add("--out", required=True, metavar="DIR", help="directory of the shard sets, or a URL such as s3://BUCKET/NAME")
+    add("--out", required=True, type=location, metavar="DIR",
+        help="directory of the shard sets, or a URL such as s3://BUCKET/NAME")  # fmt: skip
     add("--size", type=int, help=f"side of the square images in pixels (default {SIZE}; none with keep)")
     add(
         "--encoding", choices=get_args(Encoding), default="raw", help="raw loads fastest; keep leaves JPEGs as they are"
@@ -107,26 +105,8 @@ def make_shards_parser() -> argparse.ArgumentParser:
 def make_shards(argv: Sequence[str] | None = None) -> int:
     """Entry of `tools/make_shards.py`; the exit status is 1 after an error, 130 after Ctrl-C, 143 after SIGTERM."""
     arguments = make_shards_parser().parse_args(argv)
-    with _sigterm_as_exit(), quietly(arguments.quiet):
-        return run_command(lambda: _make_shards(arguments))
-
-
-@contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """A context in which SIGTERM unwinds like Ctrl-C, so that workers end and unfinished files go."""
-
-    def leave(number: int, _: Any) -> None:
-        print("terminated; run the same command again to go on", file=sys.stderr)
-        sys.exit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with quietly(arguments.quiet):
+        return run_command(lambda: _make_shards(arguments), can_go_on=True)
 
 
 def _make_shards(arguments: argparse.Namespace) -> None:

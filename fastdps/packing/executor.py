@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, Protocol
 
+from fastdps.cores import cores
 from fastdps.datasets.source import Source
 from fastdps.errors import FastDPSError
 from fastdps.packing.fragment import Fragment, make_fragment
@@ -46,11 +47,6 @@ class Task(NamedTuple):
     options: PackOptions
 
 
-def default_workers() -> int:
-    """As many as this process may use cores."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class Executor(Protocol):
     """Whoever packs shards."""
 
@@ -67,7 +63,7 @@ class LocalExecutor:
     """Packs with `workers` processes of this machine (default: cores), or in this one if it is one."""
 
     def __init__(self, workers: int | None = None) -> None:
-        self._workers = workers or default_workers()
+        self._workers = workers or cores()
 
     def run(self, works: Sequence[Work], report: Report) -> Generator[Done, None, None]:
         """As in `Executor`, in order. Uploads go on while the next shard is packed."""

@@ -5,7 +5,7 @@ from servers import Faults, failing_proxy
 
 from fastdps import storage
 from fastdps.errors import ConfigError, FastDPSError, ShardError
-from fastdps.storage import Store, is_remote, locate, open_store
+from fastdps.storage import Store, locate, open_store
 
 CONTENT = bytes(range(256)) * 400
 
@@ -19,7 +19,6 @@ def _small_pieces_and_pauses(monkeypatch):
 @pytest.mark.parametrize("text", ["shards/train", "/a/b", ".", "a:b/c", "C:\\shards", "file"])
 def test_paths_are_paths(text):
     assert locate(text) == Path(text)
-    assert not is_remote(text)
 
 
 def test_a_file_url_is_a_path():
