@@ -10,30 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+from packed import noise
 
 from fastdps.shards import component_extensions
 
 Sample = dict[str, bytes]  # the bytes of a sample's members by extension
-
-
-def encoded(pixels: np.ndarray[Any, Any], form: str, **options: Any) -> bytes:
-    """An image in a form that Pillow writes."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def noise(n: int, *shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
-    """n different images."""
-    return np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8)
-
-
-def smooth(height: int, width: int, seed: int = 0) -> np.ndarray[Any, Any]:
-    """An image of low frequencies, which JPEG keeps well."""
-    rough = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def raw_samples(n: int, height: int = 6, width: int = 4, seed: int = 0) -> list[Sample]:
@@ -100,19 +81,6 @@ def write_index(tar_path: Path) -> None:
             lines.setdefault(key, []).append(f"{extension} {member.offset_data} {member.size} {member.name}")
     text = "\n".join([f"v1.2 {len(lines)}", *(" ".join(line) for line in lines.values()), ""])
     tar_path.with_suffix(".idx").write_text(text)
-
-
-def read_set(directory: Path) -> dict[int, Sample]:
-    """All samples of a set by id, read with `tarfile`."""
-    samples: dict[int, Sample] = {}
-    for path in sorted(directory.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                key, _, extension = member.name.partition(".")
-                file = tar.extractfile(member)
-                assert file is not None
-                samples.setdefault(int(key), {})[extension] = file.read()
-    return samples
 
 
 def rewrite_manifest(directory: Path, **shard_zero: Any) -> None:

@@ -9,17 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from shard_sets import encoded, noise, raw_samples, rewrite_manifest, smooth, write_index, write_set
+from packed import encoded, noise, photo
+from shard_sets import raw_samples, rewrite_manifest, write_index, write_set
 
 from fastdps.errors import ConfigError, SampleError, ShardError
 from fastdps.loading import open_shards
-
-
-@pytest.fixture(params=["dali", "portable"])
-def loader(request):
-    if request.param == "dali":
-        pytest.importorskip("nvidia.dali")
-    return request.param
 
 
 @pytest.fixture
@@ -74,7 +68,7 @@ def test_epochs_and_steps_out_of_range_are_refused_at_once(raw_set, epoch, start
 
 
 def test_images_in_their_own_sizes_need_a_size(tmp_path, loader):
-    samples = [{"png": encoded(smooth(8, 8), "PNG")}]
+    samples = [{"png": encoded(photo(8, 8), "PNG")}]
     directory = write_set(tmp_path / "set", samples, [1], encoding="keep", image_size=None)
     with pytest.raises(ConfigError, match=r"own sizes; give size"):
         open_shards(directory, batch_size=1, loader=loader)
@@ -255,7 +249,7 @@ def flipped(data: bytes) -> bytes:
     ],
 )
 def test_a_damaged_image_is_named(tmp_path, loader, form, extension, damage, sample_id):
-    samples = [{extension: encoded(smooth(40, 40, seed), form)} for seed in range(20)]
+    samples = [{extension: encoded(photo(40, 40, seed), form)} for seed in range(20)]
     samples[sample_id] = {extension: damage(samples[sample_id][extension])}
     directory = write_set(
         tmp_path / "set", samples, [7, 7, 6], encoding="png" if form == "PNG" else "jpeg", image_size=(40, 40)
@@ -290,7 +284,7 @@ def test_a_damaged_image_that_only_dali_minds_is_named(tmp_path, monkeypatch):
     from fastdps.loading import decoding
 
     monkeypatch.setattr(decoding, "decode_member", lambda *args: None)
-    samples = [{"png": encoded(smooth(40, 40, seed), "PNG")} for seed in range(7)]
+    samples = [{"png": encoded(photo(40, 40, seed), "PNG")} for seed in range(7)]
     samples[5] = {"png": flipped(samples[5]["png"])}
     directory = write_set(tmp_path / "set", samples, [7], encoding="png", image_size=(40, 40))
     with pytest.raises(SampleError, match=r"sample 5 \(000000005\.png in .*shard-000000\.tar\).*by DALI"):

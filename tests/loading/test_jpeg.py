@@ -7,8 +7,9 @@ import itertools
 
 import numpy as np
 import pytest
+from packed import encoded, noise, photo
 from PIL import Image
-from shard_sets import encoded, noise, smooth, write_set
+from shard_sets import write_set
 
 from fastdps.errors import SampleError
 from fastdps.loading import jpeg, open_shards
@@ -84,34 +85,34 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_forms_of_jpeg(tmp_path, form):
-    data = encoded(smooth(301, 260), "JPEG", **FORMS[form])
+    data = encoded(photo(301, 260), "JPEG", **FORMS[form])
     (image,) = load(tmp_path, [{"jpg": data}])
     np.testing.assert_array_equal(image, by_pillow(data, (SIZE, SIZE), 4))
 
 
 def test_grey_jpegs_become_rgb(tmp_path):
-    data = encoded(smooth(301, 260)[..., 0], "JPEG")
+    data = encoded(photo(301, 260)[..., 0], "JPEG")
     (image,) = load(tmp_path, [{"jpg": data}])
     np.testing.assert_array_equal(image, by_pillow(data, (SIZE, SIZE), 4))
 
 
 def test_cmyk_is_what_pillow_makes_of_it(tmp_path):
     buffer = io.BytesIO()
-    Image.fromarray(smooth(301, 260)).convert("CMYK").save(buffer, "JPEG")
+    Image.fromarray(photo(301, 260)).convert("CMYK").save(buffer, "JPEG")
     (image,) = load(tmp_path, [{"jpg": buffer.getvalue()}])
     np.testing.assert_array_equal(image, by_pillow(buffer.getvalue(), (SIZE, SIZE), 1))
 
 
 @pytest.mark.parametrize(("extension", "form"), [("jpg", "PNG"), ("png", "JPEG")])
 def test_what_counts_is_the_content_and_not_the_name(tmp_path, extension, form):
-    pixels = smooth(80, 70)
+    pixels = photo(80, 70)
     data = encoded(pixels, form)
     (image,) = load(tmp_path, [{extension: data}])
     np.testing.assert_array_equal(image, by_pillow(data, (SIZE, SIZE), 1))
 
 
 def test_a_flaw_that_pillow_minds_not_is_none(tmp_path):
-    data = encoded(smooth(301, 260), "JPEG", restart_marker_rows=1)
+    data = encoded(photo(301, 260), "JPEG", restart_marker_rows=1)
     place = data.index(b"\xff\xd1", data.index(b"\xff\xda"))  # the second restart marker of the scan
     data = data[:place] + bytes([0x12, 0x34]) + data[place:]  # and bytes of no meaning before it
     assert jpeg.decode_resized(data, (SIZE, SIZE)) is None
@@ -122,7 +123,7 @@ def test_a_flaw_that_pillow_minds_not_is_none(tmp_path):
 def test_an_image_too_large_for_pillow_is_too_large(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300 * 200 // 2 - 1)  # Pillow refuses twice as many
     with pytest.raises(SampleError, match=r"sample 0 .*exceeds limit"):
-        load(tmp_path, [{"jpg": encoded(smooth(300, 200), "JPEG")}])
+        load(tmp_path, [{"jpg": encoded(photo(300, 200), "JPEG")}])
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from packed import encoded, noise, photo, read_set
 from PIL import Image
-from shard_sets import encoded, noise, raw_samples, read_set, smooth, write_set
+from shard_sets import raw_samples, write_set
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import functional as transforms
 
@@ -24,13 +25,6 @@ from fastdps.errors import ConfigError
 from fastdps.loading import Batch, index_cache, open_shards, plan
 
 SIZES = (5, 1, 7, 3, 7)  # shards of uneven sizes: 23 samples
-
-
-@pytest.fixture(params=["dali", "portable"])
-def loader(request):
-    if request.param == "dali":
-        pytest.importorskip("nvidia.dali")
-    return request.param
 
 
 @pytest.fixture
@@ -243,7 +237,7 @@ def test_jpegs_are_decoded_as_torchvision_does(tmp_path, jpegs, loader):
 @pytest.mark.parametrize("size", [64, (48, 80), (400, 380)])
 def test_images_of_all_sizes_are_resized_as_torchvision_does(tmp_path, jpegs, loader, size):
     samples = [{"jpg": data} for data in jpegs]
-    samples[3] = {"png": encoded(smooth(90, 70), "PNG")}
+    samples[3] = {"png": encoded(photo(90, 70), "PNG")}
     directory = write_set(tmp_path / "set", samples, [12], encoding="keep", image_size=None)
     ids, components = gather(open_shards(directory, batch_size=5, loader=loader, size=size).epoch(0))
     height, width = (size, size) if isinstance(size, int) else size
@@ -258,7 +252,7 @@ def test_images_of_all_sizes_are_resized_as_torchvision_does(tmp_path, jpegs, lo
 
 
 def test_raw_images_are_resized_on_request(tmp_path, loader):
-    pixels = [smooth(32, 24, seed) for seed in range(3)]
+    pixels = [photo(32, 24, seed) for seed in range(3)]
     directory = write_set(tmp_path / "set", [{"bin": p.tobytes()} for p in pixels], [3], image_size=(32, 24))
     ids, components = gather(open_shards(directory, batch_size=2, loader=loader, size=(16, 16)).epoch(0))
     for sample_id, image in zip(ids, components["image"], strict=True):
@@ -270,7 +264,7 @@ def test_raw_images_are_resized_on_request(tmp_path, loader):
 
 @pytest.mark.parametrize(("form", "extension", "encoding"), [("JPEG", "jpg", "jpeg"), ("PNG", "png", "png")])
 def test_grey_images_become_rgb(tmp_path, loader, form, extension, encoding):
-    grey = smooth(16, 16)[..., 0]
+    grey = photo(16, 16)[..., 0]
     samples = [{extension: encoded(grey, form)}]
     directory = write_set(tmp_path / "set", samples, [1], encoding=encoding, image_size=(16, 16))
     (batch,) = open_shards(directory, batch_size=2, loader=loader).epoch(0)
@@ -282,7 +276,7 @@ def test_grey_images_become_rgb(tmp_path, loader, form, extension, encoding):
 def test_an_exif_rotation_is_not_applied(tmp_path, loader):
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees
-    samples = [{"jpg": encoded(smooth(16, 16), "JPEG", exif=exif.tobytes())}]
+    samples = [{"jpg": encoded(photo(16, 16), "JPEG", exif=exif.tobytes())}]
     directory = write_set(tmp_path / "set", samples, [1], encoding="keep", image_size=None)
     (batch,) = open_shards(directory, batch_size=2, loader=loader, size=16).epoch(0)
     with Image.open(io.BytesIO(samples[0]["jpg"])) as image:
@@ -456,7 +450,7 @@ def test_a_loader_makes_no_thread_until_it_is_used(raw_set, loader):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 class TestOnGpu:
     def test_batches_are_those_of_the_cpu(self, tmp_path, loader):
-        pixels = [smooth(32, 24, seed) for seed in range(23)]
+        pixels = [photo(32, 24, seed) for seed in range(23)]
         for encoding, extension, tolerance in (("raw", "bin", 0), ("png", "png", 0), ("jpeg", "jpg", 8)):
             forms = [p.tobytes() if encoding == "raw" else encoded(p, encoding.upper()) for p in pixels]
             samples = [{extension: data} for data in forms]

@@ -8,7 +8,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from shard_sets import noise, raw_samples, read_set, write_set
+from packed import noise, read_set
+from shard_sets import raw_samples, write_set
 
 from fastdps.errors import SampleError, ShardError
 from fastdps.loading import index_cache, members, open_shards, portable, whole
@@ -227,7 +228,7 @@ def test_the_portable_loader_makes_the_next_batches_meanwhile_and_no_more(tmp_pa
 def test_dali_is_given_the_next_batches_meanwhile_and_no_more(tmp_path, monkeypatch, encoding):
     pytest.importorskip("nvidia.dali")
     from nvidia.dali.pipeline import Pipeline
-    from shard_sets import encoded
+    from packed import encoded
 
     from fastdps.loading import dali
 
