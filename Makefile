@@ -8,7 +8,7 @@ ifneq ($(wildcard ../shared/imagenet-sample),)
 export FASTDPS_TEST_DATA ?= $(abspath ../shared)
 endif
 
-.PHONY: venv demo test lint bench faults clean
+.PHONY: venv demo test test-slow lint bench faults clean
 
 venv: .venv/ready
 
@@ -20,10 +20,14 @@ venv: .venv/ready
 demo: venv
 	$(BIN)/fastdps demo
 
-# Tests run in so many processes, file by file, with a thread each.
+# Tests run in so many processes, file by file, with a thread each. CI runs the slow ones, too.
 WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+test-slow: venv
+	$(PYTEST) -m slow
 
 lint: venv
 	$(BIN)/ruff check .

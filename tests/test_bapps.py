@@ -223,6 +223,7 @@ def test_votes_that_are_no_share_are_named(baseline, adapted, accelerator, tmp_p
         score_bapps(baseline, [adapted], tmp_path / "set", accelerator, batch_size=2)
 
 
+@pytest.mark.slow
 def test_two_processes_score_as_one(tmp_path, weights_dir, monkeypatch, accelerator):
     """Parts of unequal length, with an empty batch, and a set with fewer samples than processes."""
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))

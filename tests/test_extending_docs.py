@@ -46,6 +46,7 @@ def add_row(path: Path, table: str, row: str, before: str = "") -> None:
     path.write_text(text[:start] + before + "\n\n" + text[start:end] + row + text[end:], encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_seventh_distortion_is_one_entry(package, tmp_path):
     code, run = package
     shards = tmp_path / "shards"

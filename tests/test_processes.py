@@ -58,6 +58,7 @@ def test_two_processes_have_the_gradients_of_one_with_both_batches(gradients, va
         assert torch.equal(two[0][name], two[1][name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "samples_per_shard", "processes"),
     [
@@ -84,6 +85,7 @@ def test_what_one_process_finds_wrong_is_said_once(tmp_path):
     assert "seed was 0 and is now 3" in result.stderr
 
 
+@pytest.mark.slow
 def test_contexts_of_their_own_need_no_meeting(tmp_path):
     """With three contexts the first process has two and the second one; what is there already is not trained again."""
     shards = leaves(tmp_path / "leaves", 8)
@@ -100,6 +102,7 @@ def test_contexts_of_their_own_need_no_meeting(tmp_path):
         assert all(torch.equal(value, before[name]) for name, value in load_file(path).items())
 
 
+@pytest.mark.slow
 def test_two_nodes_agree_with_two_processes_of_one(tmp_path):
     """Two launchers, as two machines have them, that meet at an address."""
     shards = leaves(tmp_path / "leaves", 30)
@@ -129,6 +132,7 @@ def test_two_nodes_agree_with_two_processes_of_one(tmp_path):
     assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 def test_a_node_that_goes_ends_the_other(tmp_path):
     """The launcher of one node and all of its processes are killed: the other node ends, and names the rank."""
     shards = leaves(tmp_path / "leaves", 30)

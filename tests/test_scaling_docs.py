@@ -39,6 +39,7 @@ def slurm(tmp_path, weights_dir):
     }
 
 
+@pytest.mark.slow
 def test_the_slurm_script_trains_and_requeues_what_was_stopped(tmp_path, slurm):
     pack(DeadLeaves(20, 32, seed=1), tmp_path / "leaves", PackOptions(size=32), workers=1)
     out = tmp_path / "a run"

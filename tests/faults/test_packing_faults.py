@@ -73,6 +73,7 @@ def kill_at(process: subprocess.Popen[str], out: Path, shards: int, delay_s: flo
     process.send_signal(number)
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_change_no_byte(tmp_path, undisturbed):
     moments = random.Random(0)
     out, kills, amid_shards, finished = tmp_path / "0", 0, 0, 0
