@@ -22,15 +22,21 @@ ROOT = Path(__file__).parents[2]
 SHARDS = 20
 
 
-def start(out: object) -> subprocess.Popen[str]:
+def start(out: object, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "tools/make_shards.py"), "deadleaves", "--count", "200", "--size", "24"]
-    command += ["--samples-per-shard", "10", "--workers", "1", "--out", str(out)]
+    command += ["--samples-per-shard", "10", "--out", str(out), *(options or ("--workers", "1"))]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.slow
-def test_a_killed_run_into_a_failing_store_goes_on_to_the_same_bytes(tmp_path, bucket, s3_port, s3_at, capsys):
+@pytest.fixture
+def local(tmp_path):
+    """The same packed here."""
     pack(DeadLeaves(200, 24, 0), tmp_path / "local", PackOptions(size=24, samples_per_shard=10), workers=1)
+    return digests(tmp_path / "local/train")
+
+
+@pytest.mark.slow
+def test_a_killed_run_into_a_failing_store_goes_on_to_the_same_bytes(tmp_path, bucket, s3_port, s3_at, local, capsys):
     faults = Faults(0.1, slow_s=0.1)
     with failing_proxy(s3_port, faults) as port:
         s3_at(port)
@@ -52,7 +58,16 @@ def test_a_killed_run_into_a_failing_store_goes_on_to_the_same_bytes(tmp_path, b
     assert all(faults.done[kind] for kind in Faults.KINDS)
     s3_at(s3_port)
     fetch(out / "train", tmp_path / "fetched")
-    assert digests(tmp_path / "fetched") == digests(tmp_path / "local/train")
+    assert digests(tmp_path / "fetched") == local
+
+
+@pytest.mark.slow
+def test_workers_of_ray_upload_the_same_bytes(tmp_path, bucket, local):
+    pytest.importorskip("ray")
+    _, err = (process := start(Store(bucket) / "set", "--executor", "ray")).communicate(timeout=180)
+    assert process.returncode == 0, err
+    fetch(Store(bucket) / "set" / "train", tmp_path / "fetched")
+    assert digests(tmp_path / "fetched") == local
 
 
 def wait_for_shards(store: Store, count: int, process: subprocess.Popen[str]) -> None:

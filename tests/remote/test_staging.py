@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from loading.shard_sets import encoded, raw_samples, smooth, write_set
+from loading.shard_sets import raw_samples, write_set
+from packed import encoded, photo
 from servers import Faults, failing_proxy
 
 from fastdps import staging, storage
@@ -28,7 +29,7 @@ def write_kind(directory: Path, kind: str) -> Path:
     if kind == "raw":
         return write_set(directory, raw_samples(n), SIZES)
     if kind == "jpeg":
-        samples = [{"jpg": encoded(smooth(8, 8, seed), "JPEG")} for seed in range(n)]
+        samples = [{"jpg": encoded(photo(8, 8, seed), "JPEG")} for seed in range(n)]
         return write_set(directory, samples, SIZES, encoding="jpeg", image_size=(8, 8))
     images = iter(raw_samples(3 * n))
     samples = [
