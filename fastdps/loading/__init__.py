@@ -105,7 +105,6 @@ def open_shards(
         batch_size=batch_size,
         device=_device(device),
         num_threads=num_threads or _own_cores(),
-        is_staged=staged is not None,
     )
     return ShardLoader(
         manifest, spec, _reader(loader, spec), staged, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size

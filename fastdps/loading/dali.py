@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from fastdps.errors import FastDPSError, ShardError
-from fastdps.loading.background import one_ahead
+from fastdps.loading.background import OneAhead
 from fastdps.loading.members import sample_error
 from fastdps.loading.plan import Segment
 from fastdps.loading.spec import Component, Loaded, ReadSpec
@@ -42,6 +42,8 @@ from fastdps.shards import INDEX_HEADER
 READ_AHEAD_BATCHES = 2
 #: How DALI names the sample of a batch that it cannot decode.
 _FAILED_SAMPLE = re.compile(r"Failed to decode sample #(\d+)")
+#: Segments, each with the pipeline that reads it.
+_Opened = OneAhead[Segment, tuple[Segment, Pipeline]]
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,9 @@ class DaliReader:
     def read(self, segments: Iterator[Segment]) -> Generator[Loaded, None, None]:
         """The batches of the segments; DALI works on the next ones while the caller uses the last."""
         spec = self._spec
-        with closing(_members(spec, segments)) as members:
-            for batch in self._decoded(members) if _needs_decoding(spec) else members:
+        with closing(OneAhead(segments, lambda segment: (segment, _started(spec, segment)))) as opened:
+            members = _members(spec, opened)
+            for batch in self._decoded(members, opened) if _needs_decoding(spec) else members:
                 ids = batch.ids
                 tensors = {
                     component.name: from_dlpack(output.as_tensor())[: len(ids)]  # a view
@@ -78,7 +81,7 @@ class DaliReader:
                 }
                 yield tensors, ids
 
-    def _decoded(self, members: Iterator[_Batch]) -> Iterator[_Batch]:
+    def _decoded(self, members: Iterator[_Batch], opened: _Opened) -> Iterator[_Batch]:
         """The batches decoded, the next of them in the making while the caller uses one."""
         decoder = self._idle_decoders.pop() if self._idle_decoders else _Decoder(self._spec)
         for batch in members:
@@ -86,7 +89,8 @@ class DaliReader:
             decoder.begin(batch)
             if done is not None:
                 yield done
-            if self._spec.is_staged and batch.number == batch.segment.batches - 1:
+            if batch.number == batch.segment.batches - 1 and not opened.is_ready:
+                # The next segment may wait for shards that this batch holds.
                 done = decoder.finish()
                 if done is not None:
                     yield done
@@ -124,19 +128,18 @@ class _Decoder:
         return _Batch(batch.segment, batch.number, outputs)
 
 
-def _members(spec: ReadSpec, segments: Iterator[Segment]) -> Generator[_Batch, None, None]:
+def _members(spec: ReadSpec, opened: _Opened) -> Iterator[_Batch]:
     """The batches as they are read: on the device, or in host memory where they are to be decoded."""
     device = _reading_device(spec)
-    with closing(one_ahead(segments, lambda segment: (segment, _started(spec, segment)))) as started:
-        for segment, pipeline in started:
-            unscheduled = segment.batches - min(READ_AHEAD_BATCHES, segment.batches)
-            for number in range(segment.batches):
-                outputs = _outputs(pipeline, spec, segment, number, device)
-                if unscheduled:
-                    pipeline.schedule_run()
-                    unscheduled -= 1
-                yield _Batch(segment, number, outputs)
-            del pipeline  # before the next one is waited for
+    for segment, pipeline in opened:
+        unscheduled = segment.batches - min(READ_AHEAD_BATCHES, segment.batches)
+        for number in range(segment.batches):
+            outputs = _outputs(pipeline, spec, segment, number, device)
+            if unscheduled:
+                pipeline.schedule_run()
+                unscheduled -= 1
+            yield _Batch(segment, number, outputs)
+        del pipeline  # before the next one is waited for
 
 
 def _started(spec: ReadSpec, segment: Segment) -> Pipeline:

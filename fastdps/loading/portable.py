@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdps.loading.background import one_ahead
+from fastdps.loading.background import OneAhead
 from fastdps.loading.buffers import Buffers
 from fastdps.loading.decoding import decode_member
 from fastdps.loading.jpeg import scale_for
@@ -80,13 +80,13 @@ class PortableReader:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="fastdps-load")
         started: deque[_Batch] = deque()
         try:
-            with closing(one_ahead(segments, lambda segment: segment)) as opened:
+            with closing(OneAhead(segments, lambda segment: segment)) as opened:
                 for segment in opened:
                     for batch in self._started(segment, pool, threads):
                         started.append(batch)
                         if len(started) > PREFETCH_BATCHES:
                             yield started.popleft().finish()
-                    while started and self._spec.is_staged:
+                    while started and not opened.is_ready:  # which may wait for shards that these batches hold
                         yield started.popleft().finish()
                 while started:
                     yield started.popleft().finish()

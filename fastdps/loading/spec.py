@@ -34,8 +34,7 @@ class ReadSpec:
 
     `stored_size` and `size` are (height, width) in pixels: of the images in the shards, None where they vary, and
     of those produced. `is_raw` says that images are stored as their bare pixels. `num_threads` threads decode;
-    `directory` is the shard set, for messages. `is_staged` says that shards come and go: all batches of a segment are
-    to be given out before the first of the next is waited for.
+    `directory` is the shard set, for messages.
     """
 
     directory: Path
@@ -46,7 +45,6 @@ class ReadSpec:
     batch_size: int
     device: torch.device
     num_threads: int
-    is_staged: bool = False
 
     @property
     def raw_shape(self) -> tuple[int, int, int] | None:
@@ -82,7 +80,10 @@ def dtype_of(component: Component) -> torch.dtype:
 class Reader(Protocol):
     """Reads segments: one `Loaded` for each of their batches, in order.
 
-    Closing the generator early stops its threads. Raises `SampleError` and `ShardError`.
+    While the next segment is not there, no batch of those before is kept back: shards may come and go, and it may be
+    waiting for the room of theirs. Closing the generator early stops its threads.
+
+    Raises `SampleError` and `ShardError`.
     """
 
     def read(self, segments: Iterator[Segment]) -> Generator[Loaded, None, None]:
