@@ -20,14 +20,14 @@ venv: .venv/ready
 demo: venv
 	$(BIN)/fastdps demo
 
-# Tests run in so many processes, file by file, with a thread each. CI runs the slow ones, too.
+# Tests run in so many processes with a thread each: file by file, and the slow ones, which CI runs too, one by one.
 WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 test: venv
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" --dist loadfile --no-loadscope-reorder
 
 test-slow: venv
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --dist worksteal
 
 lint: venv
 	$(BIN)/ruff check .

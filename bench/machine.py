@@ -41,13 +41,14 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """The name of the processor."""
+    """The name of the processor, which may be of several kinds, and the instructions that torch computes with there."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name} with {torch.backends.cpu.get_cpu_capability()}"
 
 
 def describe_versions() -> dict[str, str | None]:
