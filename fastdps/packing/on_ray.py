@@ -6,6 +6,8 @@ entry of the ledger. Task and entry are small, so one driver serves many machine
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import importlib.metadata
 import logging
 import os
@@ -15,7 +17,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -25,7 +27,7 @@ from types import TracebackType
 from typing import Any
 
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.packing.fragment import make_fragment
+from fastdps.packing.fragment import Fragment, make_fragment
 from fastdps.packing.ledger import Entry
 from fastdps.packing.work import Done, Report, Work, write_shard
 
@@ -35,12 +37,14 @@ RETRIES = 3
 IN_FLIGHT = 2
 #: Seconds until a file that another machine wrote must be seen here: network file systems keep listings for a while.
 VISIBLE_WITHIN_S = 60.0
-#: Seconds for tasks to end by themselves when a run is ended.
+#: Seconds for tasks to tidy up when a run is ended.
 GRACE_S = 5.0
 #: Seconds in which a cluster's address has to answer.
 CONNECT_WITHIN_S = 20.0
 #: Seconds without a shard after which it is asked whether the cluster has any cores.
 PATIENCE_S = 30.0
+#: Tasks that may listen for the end of a run at a time.
+LISTENERS = 100_000
 #: What decides the bytes: packages, and libraries by what Pillow calls them.
 PACKAGES = ("fastdps", "pillow", "numpy")
 FEATURES = {"libjpeg": "jpg", "zlib": "zlib"}
@@ -56,6 +60,24 @@ class Packed:
     entry: Entry
     node: str
     versions: dict[str, str]
+
+
+class Run:
+    """An actor that tells tasks when their run is ended.
+
+    `ray.cancel` is not used for that: as of Ray 2.60 it aborts the caller when a task is just being completed.
+    """
+
+    def __init__(self) -> None:
+        self._is_ended = asyncio.Event()
+
+    async def end(self) -> None:
+        """End the run."""
+        self._is_ended.set()
+
+    async def ended(self) -> None:
+        """Wait for its end."""
+        await self._is_ended.wait()
 
 
 class RayExecutor:
@@ -102,7 +124,12 @@ class RayExecutor:
     def run(self, works: Sequence[Work], report: Report) -> Generator[Done, None, None]:
         """As in `Executor`; progress is reported by shards."""
         ray = self._ray
-        task = ray.remote(pack_shard).options(
+        run = (
+            ray.remote(Run)
+            .options(num_cpus=0, max_concurrency=LISTENERS, max_restarts=-1, max_task_retries=-1)
+            .remote()
+        )
+        task = ray.remote(pack_unless_ended).options(
             num_cpus=1, max_retries=RETRIES, scheduling_strategy="SPREAD", name="fastdps shard"
         )
         left = iter(works)
@@ -110,7 +137,7 @@ class RayExecutor:
         try:
             while True:
                 for work in islice(left, self._room() - len(running)):
-                    running[task.remote(work)] = work
+                    running[task.remote(work, run)] = work
                 if not running:
                     return
                 ready, _ = ray.wait(list(running), timeout=PATIENCE_S)
@@ -124,7 +151,7 @@ class RayExecutor:
                     report(work, len(work.shard.items), packed.entry.rejects)
                     yield Done(work, packed.entry)
         finally:
-            self._cancel(list(running))
+            self._end(run, list(running))
 
     def _room(self) -> int:
         """How many shards may be in flight; a cluster may grow."""
@@ -133,8 +160,7 @@ class RayExecutor:
     def _result(self, reference: Any, work: Work) -> Packed:
         ray = self._ray
         try:
-            packed: Packed = ray.get(reference)
-            return packed
+            packed: Packed | None = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, FastDPSError):
                 raise error.cause from error
@@ -145,26 +171,55 @@ class RayExecutor:
                 f"{work.name} could not be packed on Ray, though it was begun {RETRIES + 1} times: {lines[0]} Look at "
                 "the memory of the machines and at Ray's log, and run the same command again; finished shards are kept."
             ) from error
+        if packed is None:
+            raise FastDPSError(
+                f"{work.name} was not packed, because somebody killed the Ray actor `{Run.__name__}`, without which "
+                "tasks end. Run the same command again; finished shards are kept."
+            )
+        return packed
 
-    def _cancel(self, references: list[Any]) -> None:
-        """End tasks: those that run are interrupted and tidy up; those that do not end are killed."""
+    def _end(self, run: Any, references: list[Any]) -> None:
+        """End tasks: those that run tidy up; those that take too long to are killed once we leave the cluster."""
         ray = self._ray
-        if not references or not ray.is_initialized():
-            return
-        for reference in references:
-            ray.cancel(reference)
-        _, stubborn = ray.wait(references, num_returns=len(references), timeout=GRACE_S)
-        for reference in stubborn:
-            ray.cancel(reference, force=True)
+        if references and ray.is_initialized():
+            run.end.remote()
+            ray.wait(references, num_returns=len(references), timeout=GRACE_S)
 
 
-def pack_shard(work: Work) -> Packed:
+def pack_unless_ended(work: Work, run: Any) -> Packed | None:
+    """The task: as `pack_shard`, until the run is ended."""
+    import ray
+
+    ended = _end_of(run)
+    try:
+        return pack_shard(work, lambda: bool(ray.wait([ended], timeout=0)[0]))
+    except _EndedError:
+        return None
+
+
+@functools.lru_cache(maxsize=1)
+def _end_of(run: Any) -> Any:
+    """What has a result once a run is ended. A worker asks once for all its tasks."""
+    return run.ended.remote()
+
+
+class _EndedError(Exception):
+    """The run is ended."""
+
+
+def pack_shard(work: Work, is_ended: Callable[[], bool] = lambda: False) -> Packed:
     """What a worker does: write a shard and put it in place. Raises `FastDPSError` that names the machine."""
+
+    def fragments() -> Iterator[Fragment]:
+        for part in work.shard.parts(work.options):
+            if is_ended():
+                raise _EndedError
+            yield make_fragment(work.source, part, work.options)
+
     node = platform.node()
-    fragments = (make_fragment(work.source, part, work.options) for part in work.shard.parts(work.options))
     try:
         with TemporaryDirectory(prefix="fastdps-") as temporary:
-            written = write_shard(work, fragments, Path(temporary), lambda *_: None)
+            written = write_shard(work, fragments(), Path(temporary), lambda *_: None)
             return Packed(written.deliver().entry, node, versions())
     except FastDPSError as error:
         raise FastDPSError(f"on the machine {node}: {error}") from error

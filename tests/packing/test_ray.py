@@ -95,6 +95,14 @@ def test_what_a_worker_gives_back_is_small(tmp_path):
     assert all(packed.versions.values())
 
 
+def test_a_shard_of_a_run_that_is_ended_is_not_finished(tmp_path):
+    plan = plan_sets(Numbers(80), options(samples_per_shard=80))[0]
+    is_ended = iter([False, True])
+    with pytest.raises(on_ray._EndedError):
+        pack_shard(Work(plan.name, plan.source, plan.shards[0], options(), Directory(tmp_path)), lambda: next(is_ended))
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_error_on_a_worker_names_the_machine(tmp_path, monkeypatch):
     def gone(_):
         raise FastDPSError("the source has gone away")
