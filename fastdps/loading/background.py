@@ -26,6 +26,11 @@ class OneAhead(Generic[T, U], Iterator[U]):
         """Whether the next one is made, or there is none, so that asking for it neither waits nor raises."""
         return self._coming.done() and self._coming.exception() is None
 
+    def peek(self) -> U | None:
+        """The next one if it is made; asking for it gives it again."""
+        made = self._coming.result() if self.is_ready else None
+        return None if made is None else made[0]
+
     def __next__(self) -> U:
         made = self._coming.result()
         if made is None:

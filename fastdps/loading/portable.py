@@ -34,6 +34,8 @@ from fastdps.loading.plan import Entry, Part, Segment
 from fastdps.loading.spec import Component, Loaded, ReadSpec, dtype_of
 from fastdps.loading.whole import MOST_BYTES, WholeShard, WholeShards
 
+_Opened = OneAhead[Segment, tuple[Segment, WholeShards]]
+
 PREFETCH_BATCHES = 4
 #: More threads than these wait for the interpreter's lock. An image takes some 0.03 ms with the lock held, whatever its
 #: size; without it a JPEG in full size takes 1 ms, one of 64 px 0.03 ms.
@@ -80,9 +82,9 @@ class PortableReader:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="fastdps-load")
         started: deque[_Batch] = deque()
         try:
-            with closing(OneAhead(segments, lambda segment: segment)) as opened:
-                for segment in opened:
-                    for batch in self._started(segment, pool, threads):
+            with closing(OneAhead(segments, lambda s: (s, WholeShards(s.parts, self._shards, pool)))) as opened:
+                for segment, shards in opened:
+                    for batch in self._started(segment, shards, opened, pool, threads):
                         started.append(batch)
                         if len(started) > PREFETCH_BATCHES:
                             yield started.popleft().finish()
@@ -93,15 +95,18 @@ class PortableReader:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _started(self, segment: Segment, pool: ThreadPoolExecutor, threads: int) -> Iterator[_Batch]:
+    def _started(
+        self, segment: Segment, shards: WholeShards, opened: _Opened, pool: ThreadPoolExecutor, threads: int
+    ) -> Iterator[_Batch]:
         """The batches of a segment, each begun when it is asked for."""
-        spec, shards = self._spec, WholeShards(segment.parts, self._shards, pool)
+        spec = self._spec
         for number in range(segment.batches):
             ids = segment.batch_ids(number)
             batch = _Batch(spec, ids, self._buffers)
             if spec.is_stored_as_wanted:
                 batch.begin(pool, _copy, shards.of(segment.batch_parts(number)), 0)
-                shards.read_ahead()
+                if not shards.read_ahead() and (following := opened.peek()):
+                    following[1].read_ahead()
             else:
                 entries = segment.entries(number)
                 chunk = -(-len(ids) // (threads * _CHUNKS_PER_THREAD))

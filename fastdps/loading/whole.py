@@ -51,13 +51,18 @@ class WholeShards:
         self._last = tars
         return [(part, self._shards.get(part.shard_index.tar)) for part in parts]
 
-    def read_ahead(self) -> None:
-        """Begin to read the shard after those of the last batch. To be called once that has been begun."""
+    def read_ahead(self) -> bool:
+        """Begin to read the shard after those of the last batch, and say whether there is one.
+
+        To be called once that batch has been begun, or none yet.
+        """
         in_use = len(self._last & self._shards.keys())  # the others come after them
         for following in itertools.islice(self._shards.values(), in_use, in_use + 1):
             if not following.is_begun:
                 following.is_begun = True
                 self._pool.submit(following.load)  # what goes wrong there goes wrong again when it is used
+            return True
+        return False
 
 
 class WholeShard:

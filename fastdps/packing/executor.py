@@ -115,7 +115,8 @@ def make_fragments(tasks: Iterable[Task], workers: int) -> Generator[Fragment, N
     except BrokenProcessPool as error:
         raise FastDPSError(
             "a worker process died, most likely for want of memory. Run the same command again with fewer --workers; "
-            "finished shards are kept."
+            'finished shards are kept. A script of your own has to pack below `if __name__ == "__main__":`, since '
+            "workers import it."
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -12,11 +12,12 @@ from packed import noise, read_set
 from shard_sets import raw_samples, write_set
 
 from fastdps.errors import SampleError, ShardError
-from fastdps.loading import index_cache, members, open_shards, portable, whole
+from fastdps.loading import index_cache, members, open_shards, plan, portable, whole
+from fastdps.loading.background import OneAhead
 from fastdps.loading.buffers import Buffers
 from fastdps.loading.index_cache import IndexCache
 from fastdps.loading.plan import Part
-from fastdps.loading.whole import MOST_BYTES, WholeShard
+from fastdps.loading.whole import MOST_BYTES, WholeShard, WholeShards
 from fastdps.shards import read_manifest
 
 SIZES = (40, 60)
@@ -123,6 +124,25 @@ def test_a_shard_is_read_while_batches_are_made_of_the_one_before_and_then_dropp
     seen = [(int(batch.ids[0]) // 40, len(read)) for batch in batches]
     assert all(shard + 1 <= so_far <= shard + 2 for shard, so_far in seen)
     assert read == [f"shard-{number:06d}.tar" for number in range(5)]
+
+
+def test_the_first_shard_of_a_segment_is_read_ahead_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "SEGMENT_SAMPLES", 80)
+    monkeypatch.setattr(OneAhead, "is_ready", property(lambda self: not self._coming.exception()))  # waits for it
+    was_begun: dict[str, bool] = {}
+    original = WholeShards.of
+
+    def of(self, parts):
+        found = original(self, parts)
+        for _, shard in found:
+            was_begun.setdefault(shard._index.tar.name, shard.is_begun)
+        return found
+
+    monkeypatch.setattr(WholeShards, "of", of)
+    directory = write_set(tmp_path / "set", raw_samples(200), [40] * 5)
+    batches = open_shards(directory, batch_size=20, loader="portable", shuffle=False).epoch(0)
+    assert [i for batch in batches for i in batch.ids.tolist()] == list(range(200))
+    assert list(was_begun.values()) == [False, True, True, True, True]
 
 
 # --- indexes ----------------------------------------------------------------------------------------------------
