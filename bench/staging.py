@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdps.errors import ConfigError
-from fastdps.loading import SEGMENT_BYTES
 from fastdps.loading.index_cache import KEPT_SAMPLES
 from fastdps.loading.order import EpochOrder, Visit, part_of
 from fastdps.loading.plan import batch_bytes, places_within
+from fastdps.loading.staged import SEGMENT_BYTES
 from fastdps.shards import Manifest, Shard
 from fastdps.staging import STREAMS
 from fastdps.storage import FIRST_PAUSE_S, LONGEST_PAUSE_S, PIECE_BYTES

@@ -21,7 +21,7 @@ import shutil
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,9 +118,11 @@ class StagedSet:
         with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
 
-    def ahead(self, visits: Sequence[tuple[Shard, int]]) -> Ahead:
+    def ahead(self, visits: Iterable[tuple[Shard, int]]) -> Ahead:
         """Begin to bring shards in the order of the visits, each a shard and the number of its samples to be read."""
-        return Ahead(self, visits)
+        ahead = Ahead(self)
+        ahead.extend(visits)
+        return ahead
 
     def bring(self, shard: Shard, is_cancelled: threading.Event) -> int:
         """Have a shard here, and hold it: returns a descriptor that holds it until it is closed.
@@ -191,13 +193,13 @@ class StagedSet:
 class Ahead:
     """The shards that are read next, in order: some of them here, some on the way, within the quota.
 
-    `take` and `delivered` may be called from two threads.
+    `extend`, `take` and `delivered` may be called from different threads.
     """
 
-    def __init__(self, staged: StagedSet, visits: Sequence[tuple[Shard, int]]) -> None:
+    def __init__(self, staged: StagedSet) -> None:
         self._staged = staged
-        self._samples = deque(samples for _, samples in visits)  # still to be delivered, by visit
-        self._coming = deque(shard for shard, _ in visits)  # not begun
+        self._samples: deque[int] = deque()  # still to be delivered, by visit
+        self._coming: deque[Shard] = deque()  # not begun
         self._begun: deque[Shard] = deque()  # and not released, by visit
         self._to_take: deque[Future[int]] = deque()
         self._held: dict[str, Future[int]] = {}  # by shard, which may have several visits
@@ -207,6 +209,13 @@ class Ahead:
         self._is_cancelled = threading.Event()
         self._pool = ThreadPoolExecutor(STREAMS, thread_name_prefix="fastdps-stage")
         self._arrived = threading.Condition(self._lock)
+
+    def extend(self, visits: Iterable[tuple[Shard, int]]) -> None:
+        """Read so much more after what there is."""
+        with self._lock:
+            for shard, samples in visits:
+                self._coming.append(shard)
+                self._samples.append(samples)
         self._fill()
 
     def take(self) -> None:

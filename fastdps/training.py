@@ -113,8 +113,9 @@ class Training:
             training_display(steps=total_steps, epochs=self._config.epochs, enabled=is_main) as show,
         ):
             agreement = Agreement(self._processes, request, self._guard)
-            while progress.epoch < self._config.epochs and progress.step < total_steps:
-                self._rest_of_epoch(loader, validation, total_steps, agreement, show)
+            with closing(loader):
+                while progress.epoch < self._config.epochs and progress.step < total_steps:
+                    self._rest_of_epoch(loader, validation, total_steps, agreement, show)
         return self._finish(validation)
 
     def _rest_of_epoch(
@@ -124,7 +125,9 @@ class Training:
         progress = self._progress
         epoch_steps = loader.steps if progress.left is None else loader.steps_for(progress.left)
         recent = self._start_meter()
-        batches = self._batches(loader)
+        # Shards that are held for the next epoch would be in the way of those to validate on.
+        goes_on = validation is None and progress.step - progress.steps + epoch_steps < total_steps
+        batches = self._batches(loader, progress.epoch + 1 if goes_on else None)
         for batch, wait_s in batches:
             started_s = time.perf_counter()
             rate = learning_rate_factor(self._config, self._done(loader))
@@ -144,7 +147,7 @@ class Training:
                 self._report(record)
                 recent = self._start_meter()
             if ends:
-                batches.close()  # shards that are held for it would be in the way of those to validate on
+                batches.close()  # and what is held for it as well
             if ends and validation:
                 self._validate(validation)
             if ends_epoch:
@@ -161,12 +164,15 @@ class Training:
             if ends:
                 return
 
-    def _batches(self, loader: ShardLoader) -> Generator[tuple[Batch, float], None, None]:
-        """The batches of what is left of the epoch, each with the seconds that were waited for it."""
+    def _batches(self, loader: ShardLoader, then: int | None) -> Generator[tuple[Batch, float], None, None]:
+        """The batches of what is left of the epoch, each with the seconds that were waited for it.
+
+        `then` is the epoch that comes next, if one does.
+        """
         progress = self._progress
         asked_s = time.perf_counter()
         self._processes.beat("waits for data", progress.step)
-        with closing(loader.epoch(progress.epoch, progress.steps, progress.left)) as batches:
+        with closing(loader.epoch(progress.epoch, progress.steps, progress.left, then=then)) as batches:
             for batch in batches:
                 self._processes.beat("computes", progress.step)
                 yield batch, time.perf_counter() - asked_s

@@ -32,7 +32,8 @@ def test_what_may_come_is_what_the_product_begins(held, twice):
     quota = held * manifest.shards[0].bytes
     expected = _begun_after(*map(list, zip(*visits, strict=True)), quota)
     staged = types.SimpleNamespace(quota=quota, bring=lambda *_: os.open(os.devnull, os.O_RDONLY))
-    ahead = Ahead(staged, visits)
+    ahead = Ahead(staged)
+    ahead.extend(visits)
     begun = [len(visits) - len(ahead._coming)]
     for _ in range(sum(n for _, n in visits)):
         ahead.delivered(1)

@@ -21,6 +21,7 @@ from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.distances import Moments
 from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError
+from fastdps.loading import ShardLoader
 from fastdps.packing import PackOptions, pack
 from fastdps.packing.command import make_shards
 from fastdps.recipes import config_from_json, fast, get_recipe
@@ -111,6 +112,23 @@ def test_the_same_command_gives_the_same_bits_with_either_loader(leaves, tmp_pat
     assert torch.equal(*runs)
     other_seed = train(leaves, tmp_path / "seed", "--seed", "1")["weights"]
     assert not torch.equal(runs[0], other_seed)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"), [([], [1, 2, None]), (["--max-steps", "4"], [1, None]), (["--validation"], [None] * 3)]
+)
+def test_the_loader_is_told_which_epoch_comes_next(leaves, tmp_path, monkeypatch, options, told):
+    seen = []
+    original = ShardLoader.epoch
+    # Not where there is a validation, which needs the room.
+    monkeypatch.setattr(
+        ShardLoader,
+        "epoch",
+        lambda self, *args, **named: seen.append(named.get("then", "other")) or original(self, *args, **named),
+    )
+    options = [*options, str(leaves / "val")] if "--validation" in options else options
+    train(leaves, tmp_path / "run", "--batch-size", "25", *options)
+    assert [then for then in seen if then != "other"] == told
 
 
 def test_weights_stay_non_negative(leaves, tmp_path):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Literal
@@ -30,19 +30,17 @@ from fastdps.errors import ConfigError, ShardError
 from fastdps.loading.batch import Batch
 from fastdps.loading.index_cache import IndexCache
 from fastdps.loading.order import EpochOrder, cut, global_batch_size, left_after, part_of, steps_per_epoch
-from fastdps.loading.plan import batch_bytes, even_places, places_within, segments
+from fastdps.loading.plan import batch_bytes, even_places, segments
 from fastdps.loading.portable import PortableReader, is_faster_than_dali
 from fastdps.loading.spec import Component, Reader, ReadSpec
+from fastdps.loading.staged import StagedEpochs
 from fastdps.shards import SCALARS, Manifest, read_manifest
-from fastdps.staging import Ahead, Cache, StagedSet, make_cache
+from fastdps.staging import Cache, StagedSet, make_cache
 from fastdps.storage import Location, Store, locate
 
 __all__ = ["Batch", "LoaderName", "ShardLoader", "open_shards"]
 
 LoaderName = Literal["auto", "dali", "portable"]
-
-#: Of shards that are staged, in a segment: all of its shards have to be here before its first batch.
-SEGMENT_BYTES = 128 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -133,9 +131,13 @@ class ShardLoader:
         self.manifest = manifest
         self.samples = manifest.samples
         self.steps = steps_per_epoch(manifest.samples, spec.batch_size, world_size)
-        self._spec, self._reader, self._staged = spec, reader, staged
+        self._spec, self._reader = spec, reader
         self._indexes = IndexCache(spec.directory, manifest)
         self._seed, self._shuffle, self._rank, self._world_size = seed, shuffle, rank, world_size
+        self._staged: StagedEpochs | None = None
+        if staged:
+            part = self._own_part([range(manifest.samples)])
+            self._staged = StagedEpochs(staged, manifest, self._order, part, batch_size=spec.batch_size)
 
     def left_after(self, step: int, left: Sequence[range] | None = None) -> list[range]:
         """What of an epoch is left once `step` steps are done: positions in its order, as ranges.
@@ -151,7 +153,7 @@ class ShardLoader:
         return steps_per_epoch(sum(map(len, left)), self._spec.batch_size, self._world_size)
 
     def epoch(
-        self, epoch: int, start_step: int = 0, left: Sequence[range] | None = None
+        self, epoch: int, start_step: int = 0, left: Sequence[range] | None = None, *, then: int | None = None
     ) -> Generator[Batch, None, None]:
         """The batches of an epoch from `start_step` on: `steps - start_step` of them, on every process.
 
@@ -160,7 +162,9 @@ class ShardLoader:
         Over all processes each sample comes exactly once. The order depends on the seed and the epoch alone, so
         that a start in the middle gives what an undisturbed epoch gives from there. Where samples do not divide
         evenly, the last batches are short, or empty with n = 0, so that all processes take the same steps.
-        Several epochs may be open at a time; closing the generator, or leaving it, stops its threads.
+        Several epochs may be open at a time; closing the generator, or leaving it, stops its threads. With `then`, the
+        epoch that comes next, the shards of a store go on to come after the last batch: for that epoch, until it is
+        begun, or until `close`.
 
         Raises `ConfigError` for an epoch or step out of range; while iterating, `ShardError` for a shard that is
         missing, cut, or does not fit its index, and `SampleError` for a sample that does not read or decode.
@@ -170,54 +174,50 @@ class ShardLoader:
         if any(numbers.step != 1 or numbers.start < 0 or numbers.stop > self.samples for numbers in left):
             raise ConfigError(f"left is {left}; it has to be of positions below {self.samples}, as ranges of step 1")
         _check_range("start_step", start_step, 0, self.steps_for(left) + 1)
-        return self._batches(epoch, start_step, left)
+        if then is not None:
+            _check_range("then", then, 0, 2**64)
+        return self._batches(epoch, start_step, left, then)
 
-    def _batches(self, epoch: int, start_step: int, left: Sequence[range]) -> Generator[Batch, None, None]:
+    def close(self) -> None:
+        """Let go of shards that have come for a next epoch."""
+        if self._staged:
+            self._staged.close()
+
+    def _batches(
+        self, epoch: int, start_step: int, left: Sequence[range], then: int | None
+    ) -> Generator[Batch, None, None]:
         spec, manifest = self._spec, self.manifest
         samples = sum(map(len, left))
-        part = cut(left, part_of(samples, self._rank, self._world_size))
+        part = self._own_part(left)
         own_samples = sum(map(len, part))
-        order = EpochOrder(
-            [shard.samples for shard in manifest.shards], seed=self._seed, epoch=epoch, shuffle=self._shuffle
-        )
-        start = start_step * spec.batch_size
+        order, start = self._order(epoch), start_step * spec.batch_size
         with ExitStack() as stack:
-            ahead = None
-            if self._staged is None:
-                places = even_places(own_samples, manifest, start=start, batch_size=spec.batch_size)
-            else:
-                places, ahead = self._begin_staging(self._staged, order, part, start)
-                stack.callback(ahead.close)
-            take = ahead.take if ahead else _nothing
+            staged = None
+            if self._staged:
+                staged = stack.enter_context(closing(self._staged.begin(epoch, part, start, then)))
+            places = (
+                staged.places if staged else even_places(own_samples, manifest, start=start, batch_size=spec.batch_size)
+            )
+            take = staged.take if staged else _nothing
             own = segments(self._indexes, manifest, order, part, places, batch_size=spec.batch_size, take=take)
             loaded = stack.enter_context(closing(self._reader.read(own)))
-            if ahead:
-                stack.callback(ahead.cancel)  # first of all, since the reader may be waiting for a shard
+            if staged:
+                stack.callback(staged.cancel)  # first of all, since the reader may be waiting for a shard
             for step in range(start_step, self.steps_for(left)):
                 has_samples = step * spec.batch_size < own_samples
                 components, ids = next(loaded) if has_samples else spec.empty()
-                if ahead:
-                    ahead.delivered(len(ids))
+                if staged:
+                    staged.delivered(len(ids))
                 global_size = global_batch_size(samples, step, spec.batch_size, self._world_size)
                 yield Batch(components, ids, global_size)
 
-    def _begin_staging(
-        self, staged: StagedSet, order: EpochOrder, part: Sequence[range], start: int
-    ) -> tuple[Iterator[range], Ahead]:
-        """The segments of a part of the order from the sample `start` on, and their shards on the way here."""
-        manifest, batch_size = self.manifest, self._spec.batch_size
-        # Half of the quota is read while the other half comes.
-        most_bytes = max(min(staged.quota // 2, SEGMENT_BYTES), batch_bytes(manifest, batch_size))
-        visits = [visit for numbers in part for visit in order.visits(numbers)]
-        places = list(places_within(visits, manifest, start=start, batch_size=batch_size, most_bytes=most_bytes))
-        return iter(places), staged.ahead(
-            [
-                (manifest.shards[visit.shard], visit.stop - visit.start)
-                for place in places
-                for numbers in cut(part, place)
-                for visit in order.visits(numbers)
-            ]
-        )
+    def _order(self, epoch: int) -> EpochOrder:
+        sizes = [shard.samples for shard in self.manifest.shards]
+        return EpochOrder(sizes, seed=self._seed, epoch=epoch, shuffle=self._shuffle)
+
+    def _own_part(self, left: Sequence[range]) -> list[range]:
+        """What this process reads of what is left of an epoch."""
+        return cut(left, part_of(sum(map(len, left)), self._rank, self._world_size))
 
 
 def _nothing() -> None:

@@ -93,11 +93,13 @@ def test_batches_are_those_of_the_same_set_here(web, tmp_path, kind, reader, roo
         options = {"batch_size": batch_size, "loader": reader, "num_threads": 2}
         here = open_shards(directory, **options)
         away = open_shards(f"{web[1]}/set", cache=cache, **options)
-        for epoch in range(2):
-            assert_same(batches(away, epoch), batches(here, epoch))
-        assert_same(batches(away, 2, start_step=3), batches(here, 2, start_step=3))
+        for epoch in range(3):
+            assert_same(batches(away, epoch, then=epoch + 1), batches(here, epoch))
+        assert_same(batches(away, 3, start_step=3, then=4), batches(here, 3, start_step=3))
+        assert_same(batches(away, 1), batches(here, 1))
         left = [range(5, 20), range(22, 24), range(40, 70)]
-        assert_same(batches(away, 3, left=left), batches(here, 3, left=left))
+        assert_same(batches(away, 3, left=left, then=4), batches(here, 3, left=left))
+        assert_same(batches(away, 4), batches(here, 4))
 
 
 @pytest.mark.parametrize("reader", ["portable", "dali"])
@@ -117,10 +119,12 @@ def test_the_cache_is_never_larger_than_its_size(raw, tmp_path, reader):
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        assert len(torch.cat([ids for epoch in range(3) for ids, _ in batches(loader, epoch)])) == 3 * sum(SIZES)
+        epochs = [batches(loader, epoch, then=epoch + 1) for epoch in range(3)]
+        loader.close()
     finally:
         ended.set()
         thread.join()
+    assert sum(len(ids) for epoch in epochs for ids, _ in epoch) == 3 * sum(SIZES)
     assert max(bytes_of(directory)) < most <= size
 
 
@@ -153,6 +157,30 @@ def test_each_process_brings_only_what_it_reads_and_only_once(raw, tmp_path):
     assert asked == {f"/set/shard-{number:06d}.tar": 1 for number in wanted}
     assert len(wanted) < len(SIZES)
     assert directory.exists()
+
+
+def test_shards_of_the_next_epoch_come_after_the_last_batch(raw, tmp_path):
+    directory, _ = raw
+    faults = Faults(1.0, slow_s=0.2, kinds=("slow",))
+    with failing_proxy(int(raw[1].split(":")[2].split("/")[0]), faults) as port:
+        cache = Cache(tmp_path / "cache", two_shards(directory))
+        loader = open_shards(f"http://127.0.0.1:{port}/set", batch_size=4, cache=cache)
+        batches(loader, 0, then=1)
+        first = next(loader._order(1).visits(range(1))).shard
+        tar = loader._spec.directory / loader.manifest.shards[first].name
+        end = time.monotonic() + 20
+        while not tar.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        held = next(file for file in staging._files(cache.directory) if file.path == tar)
+        assert not held.remove()
+        asked = faults.paths.copy()
+        next(epoch := loader.epoch(1))
+        assert faults.paths[f"/set/{tar.name}"] == asked[f"/set/{tar.name}"]
+        epoch.close()
+        batches(loader, 0, then=1)
+        loader.close()
+    assert all(file.remove() for file in staging._files(cache.directory))
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("fastdps-")]
 
 
 def test_two_at_a_time_bring_a_shard_once(raw, tmp_path):
