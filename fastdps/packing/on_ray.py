@@ -62,7 +62,7 @@ class Packed:
     versions: dict[str, str]
 
 
-class Run:
+class PackingRun:
     """An actor that tells tasks when their run is ended.
 
     `ray.cancel` is not used for that: as of Ray 2.60 it aborts the caller when a task is just being completed.
@@ -125,7 +125,7 @@ class RayExecutor:
         """As in `Executor`; progress is reported by shards."""
         ray = self._ray
         run = (
-            ray.remote(Run)
+            ray.remote(PackingRun)
             .options(num_cpus=0, max_concurrency=LISTENERS, max_restarts=-1, max_task_retries=-1)
             .remote()
         )
@@ -173,8 +173,8 @@ class RayExecutor:
             ) from error
         if packed is None:
             raise FastDPSError(
-                f"{work.name} was not packed, because somebody killed the Ray actor `{Run.__name__}`, without which "
-                "tasks end. Run the same command again; finished shards are kept."
+                f"{work.name} was not packed, because somebody killed the Ray actor `{PackingRun.__name__}`, "
+                "without which tasks end. Run the same command again; finished shards are kept."
             )
         return packed
 
