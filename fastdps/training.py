@@ -147,7 +147,7 @@ class Training:
                 self._report(record)
                 recent = self._start_meter()
             if ends:
-                batches.close()  # and what is held for it as well
+                batches.close()  # and let go of its shards, whose room validating may need
             if ends and validation:
                 self._validate(validation)
             if ends_epoch:
