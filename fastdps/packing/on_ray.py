@@ -38,7 +38,7 @@ IN_FLIGHT = 2
 #: Seconds until a file that another machine wrote must be seen here: network file systems keep listings for a while.
 VISIBLE_WITHIN_S = 60.0
 #: Seconds for tasks to tidy up when a run is ended.
-GRACE_S = 5.0
+GRACE_S = 15.0
 #: Seconds in which a cluster's address has to answer.
 CONNECT_WITHIN_S = 20.0
 #: Seconds without a shard after which it is asked whether the cluster has any cores.

@@ -29,7 +29,7 @@ def test_two_nodes_of_which_a_worker_is_killed_give_the_bytes_of_one_machine(tmp
     pytest.importorskip("ray")
     result = subprocess.run(
         [sys.executable, str(PROGRAM), str(imagenet_sample), str(tmp_path / "ray")],
-        capture_output=True, text=True, check=False, timeout=300,
+        capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     happened = json.loads(result.stdout.splitlines()[-1])
