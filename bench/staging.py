@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from fastdps.errors import ConfigError
 from fastdps.loading.index_cache import KEPT_SAMPLES
 from fastdps.loading.order import EpochOrder, Visit, part_of
-from fastdps.loading.plan import batch_bytes, places_within
-from fastdps.loading.staged import SEGMENT_BYTES
+from fastdps.loading.plan import places_within
+from fastdps.loading.staged import segment_bytes
 from fastdps.shards import Manifest, Shard
 from fastdps.staging import STREAMS
 from fastdps.storage import FIRST_PAUSE_S, LONGEST_PAUSE_S, PIECE_BYTES
@@ -173,7 +173,7 @@ def simulate(
     draw = np.random.default_rng(seed)
     order = EpochOrder([shard.samples for shard in manifest.shards], seed=seed, epoch=0, shuffle=True)
     steps = min(MOST_STEPS, manifest.samples // processes // batch_size)
-    most_bytes = max(min(quota // 2, SEGMENT_BYTES), batch_bytes(manifest, batch_size))  # of a segment
+    most_bytes = segment_bytes(manifest, quota=quota, batch_size=batch_size)
     every = []
     for rank in range(processes):
         part = part_of(manifest.samples, rank, processes)

@@ -109,13 +109,13 @@ class Training:
         progress, total_steps = self._progress, self._total_steps(loader)
         is_main = self._processes.is_main_process
         with (
+            closing(loader),
             stop_request() as request,
             training_display(steps=total_steps, epochs=self._config.epochs, enabled=is_main) as show,
         ):
             agreement = Agreement(self._processes, request, self._guard)
-            with closing(loader):
-                while progress.epoch < self._config.epochs and progress.step < total_steps:
-                    self._rest_of_epoch(loader, validation, total_steps, agreement, show)
+            while progress.epoch < self._config.epochs and progress.step < total_steps:
+                self._rest_of_epoch(loader, validation, total_steps, agreement, show)
         return self._finish(validation)
 
     def _rest_of_epoch(

@@ -14,6 +14,11 @@ from fastdps.staging import Ahead, StagedSet
 SEGMENT_BYTES = 128 << 20
 
 
+def segment_bytes(manifest: Manifest, *, quota: int, batch_size: int) -> int:
+    """The most bytes that the shards of a segment may have: half of the quota is read while the other half comes."""
+    return max(min(quota // 2, SEGMENT_BYTES), batch_bytes(manifest, batch_size))
+
+
 @dataclass(frozen=True)
 class _Plan:
     """What is read of an epoch.
@@ -70,8 +75,7 @@ class StagedEpochs:
 
     def _plan(self, epoch: int, part: Sequence[range], start: int) -> _Plan:
         manifest, order, batch_size = self._manifest, self._order(epoch), self._batch_size
-        # Half of the quota is read while the other half comes.
-        most_bytes = max(min(self._staged.quota // 2, SEGMENT_BYTES), batch_bytes(manifest, batch_size))
+        most_bytes = segment_bytes(manifest, quota=self._staged.quota, batch_size=batch_size)
         visits = [visit for numbers in part for visit in order.visits(numbers)]
         places = list(places_within(visits, manifest, start=start, batch_size=batch_size, most_bytes=most_bytes))
         in_segments = [
