@@ -8,8 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fastdps.arguments import Parser
-from fastdps.errors import ConfigError, run_command
+from fastdps.arguments import Parser, run_command
+from fastdps.errors import ConfigError
 
 #: (rounds, seconds of a sample, images of the 64 px sets)
 FULL = (5, 0.4, 20_000)
@@ -77,7 +77,7 @@ def run_measure(arguments: argparse.Namespace) -> None:
     from bench.results import describe_run, with_measurements
     from bench.stages import run_stage, select
     from bench.tables import print_results
-    from fastdps.files import write_json
+    from fastdps.runtime.files import write_json
 
     names = select(arguments.stages)
     rounds, seconds, images = QUICK if arguments.quick else FULL

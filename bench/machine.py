@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastdps.cores import cores
+from fastdps.runtime.machine import cores
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (

@@ -28,8 +28,8 @@ from fastdps.distortions import NAMES
 from fastdps.loading import Batch, ShardLoader, open_shards
 from fastdps.metric import PerceptualMetric
 from fastdps.precision import autocast
-from fastdps.processes import Together, join_processes, watch
 from fastdps.recipes import fast
+from fastdps.runtime.processes import Together, join_processes, watch
 from fastdps.step import Stepper
 from fastdps.tasks import RankingTask
 

@@ -7,8 +7,8 @@ import time
 import torch
 
 from fastdps.guard import LossGuard, loss_error
-from fastdps.processes import Processes
-from fastdps.stopping import StopRequest
+from fastdps.runtime.processes import Processes
+from fastdps.runtime.signals import StopRequest
 
 #: How often processes ask each other, in time and in steps at most.
 AGREE_S, AGREE_STEPS = 1.0, 20

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from fastdps.errors import ConfigError
+from fastdps.errors import ConfigError, FastDPSError, StoppedError
+from fastdps.runtime.signals import Terminated, sigterm_unwinds
 from fastdps.storage import Location, locate
 from fastdps.suggest import did_you_mean
 
@@ -30,6 +32,32 @@ def byte_count(text: str) -> int:
     if not found or found[2] == "I":
         raise argparse.ArgumentTypeError(f"{text!r} is no size; give one as 50GB, 1.5TB or 200MiB")
     return int(float(found[1]) * _UNITS[found[2]])
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """The option that commands with a display share."""
+    parser.add_argument("--quiet", action="store_true", help="print errors only, neither progress nor results")
+
+
+def run_command(command: Callable[[], None], *, can_go_on: bool = False) -> int:
+    """Run a command and return its exit status.
+
+    0; 1 after an error of ours, which is printed in plain; 128 + the signal's number after one that stopped it. With
+    `can_go_on` the user is told that the same command goes on then.
+    """
+    try:
+        with sigterm_unwinds():
+            command()
+    except FastDPSError as error:
+        stopped = isinstance(error, StoppedError)
+        if not (error.everywhere and os.environ.get("RANK", "0") != "0"):
+            print(error if stopped else f"error: {error}", file=sys.stderr)
+        return error.exit_status if isinstance(error, StoppedError) else 1
+    except KeyboardInterrupt as stop:
+        said, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+        print(f"{said}; run the same command again to go on" if can_go_on else said, file=sys.stderr)
+        return status
+    return 0
 
 
 class Parser(argparse.ArgumentParser):

@@ -21,7 +21,7 @@ from fastdps.errors import FastDPSError, SampleError, ShardError
 from fastdps.extraction import all_distances, to_float
 from fastdps.loading import Batch, LoaderName, ShardLoader, open_shards
 from fastdps.metric import PerceptualMetric
-from fastdps.report.live import track
+from fastdps.runtime.console import track
 from fastdps.scores import average_precision, human_ceiling, two_afc
 from fastdps.shards import MANIFEST, Kind, read_manifest
 from fastdps.staging import Cache

@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fastdps.errors import CheckpointError
-from fastdps.files import PARTIAL, whole_file
+from fastdps.runtime.files import PARTIAL, whole_file
 from fastdps.weights import tensors_sha256
 
 FORMAT = "fastdps-checkpoint"

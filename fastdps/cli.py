@@ -7,9 +7,8 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from fastdps.arguments import Parser
-from fastdps.errors import run_command
-from fastdps.stopping import ending_at_once
+from fastdps.arguments import Parser, run_command
+from fastdps.runtime.signals import ending_at_once
 
 #: The entry of a command: takes its arguments, returns the exit status.
 Entry = Callable[[Sequence[str]], int]
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     with ending_at_once():
         arguments = make_parser(argv[:1]).parse_args(argv)
-        from fastdps.report.live import quietly
+        from fastdps.runtime.console import quietly
 
         run = getattr(importlib.import_module(COMMANDS[arguments.command].module), f"run_{arguments.command}")
     with quietly(getattr(arguments, "quiet", False)):

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 from fastdps import cli
+from fastdps.arguments import add_quiet
 from fastdps.packing.command import make_shards
-from fastdps.report.live import add_quiet, is_quiet, say
+from fastdps.runtime.console import is_quiet, say
 
 IMAGES = 800
 HOLDOUT = 0.2

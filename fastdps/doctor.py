@@ -15,11 +15,11 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from fastdps.cores import cores
 from fastdps.errors import FastDPSError
 from fastdps.report.checks import Check, print_checks
-from fastdps.report.live import track
-from fastdps.stopping import ending_at_once
+from fastdps.runtime.console import track
+from fastdps.runtime.machine import cores
+from fastdps.runtime.signals import ending_at_once
 
 PACKAGES = (
     "fastdps",

@@ -4,12 +4,6 @@ Every one of them says what was wrong, where (file, shard or sample) and what to
 prints the message alone, without a traceback; anything else that escapes is a defect of fastdps.
 """
 
-import os
-import sys
-from collections.abc import Callable
-
-from fastdps.stopping import Terminated, sigterm_unwinds
-
 
 class FastDPSError(Exception):
     """Base of all errors that fastdps raises on bad input or a bad environment.
@@ -60,24 +54,3 @@ class StoppedError(FastDPSError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message, everywhere=True)
         self.exit_status = 128 + signal_number
-
-
-def run_command(command: Callable[[], None], *, can_go_on: bool = False) -> int:
-    """Run a command and return its exit status.
-
-    0; 1 after an error of ours, which is printed in plain; 128 + the signal's number after one that stopped it. With
-    `can_go_on` the user is told that the same command goes on then.
-    """
-    try:
-        with sigterm_unwinds():
-            command()
-    except FastDPSError as error:
-        stopped = isinstance(error, StoppedError)
-        if not (error.everywhere and os.environ.get("RANK", "0") != "0"):
-            print(error if stopped else f"error: {error}", file=sys.stderr)
-        return error.exit_status if isinstance(error, StoppedError) else 1
-    except KeyboardInterrupt as stop:
-        said, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
-        print(f"{said}; run the same command again to go on" if can_go_on else said, file=sys.stderr)
-        return status
-    return 0

@@ -12,21 +12,21 @@ from typing import Any, get_args
 
 from accelerate import Accelerator
 
-from fastdps.arguments import location
+from fastdps.arguments import add_quiet, location
 from fastdps.backbones import Backbone
 from fastdps.bapps import score_bapps
 from fastdps.contexts import Ranking, pairs
 from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError
 from fastdps.examples import find_examples, write_details
-from fastdps.files import write_json
 from fastdps.loading import LoaderName, ShardLoader, open_shards
 from fastdps.metric import PerceptualMetric
-from fastdps.processes import join_processes, watch
 from fastdps.recipes import TrainConfig, config_from_json
-from fastdps.report.live import add_quiet, is_quiet, say
 from fastdps.report.tables import print_bapps, print_scores
 from fastdps.runs import Run, training_throughput
+from fastdps.runtime.console import is_quiet, say
+from fastdps.runtime.files import write_json
+from fastdps.runtime.processes import join_processes, watch
 from fastdps.scores import improved
 from fastdps.staging import add_arguments as add_cache_arguments
 from fastdps.staging import cache_from

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastdps.arguments import location
+from fastdps.arguments import add_quiet, location
 from fastdps.distortions import DISTORTIONS, apply_plan, draw_plan
 from fastdps.errors import ConfigError
 from fastdps.loading import Batch, open_shards
-from fastdps.report.live import add_quiet, counter, say
 from fastdps.report.sheet import Panel, draw_sheet, write_sheet
+from fastdps.runtime.console import counter, say
 from fastdps.shards import Kind, read_manifest
 from fastdps.staging import add_arguments as add_cache_arguments
 from fastdps.staging import cache_from

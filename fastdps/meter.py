@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdps.loading import Batch
-from fastdps.processes import Processes
+from fastdps.runtime.processes import Processes
 
 
 @dataclass

@@ -26,8 +26,8 @@ from fastdps.backbones import Backbone
 from fastdps.contexts import Ranking
 from fastdps.distances import Moments, compared_channels, moments
 from fastdps.errors import ConfigError, FastDPSError, WeightsMismatchError
-from fastdps.files import whole_file
 from fastdps.heads import distances
+from fastdps.runtime.files import whole_file
 from fastdps.weights import tensors_sha256
 
 FORMAT = "fastdps-metric"

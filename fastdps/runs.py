@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.files import writing
+from fastdps.runtime.files import writing
 
 
 @dataclass(frozen=True)

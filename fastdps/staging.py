@@ -29,7 +29,7 @@ from pathlib import Path
 
 from fastdps.arguments import byte_count
 from fastdps.errors import ConfigError, FastDPSError, ShardError
-from fastdps.files import PARTIAL, flush, user_cache, write_whole, writing
+from fastdps.runtime.files import PARTIAL, flush, user_cache, write_whole, writing
 from fastdps.shards import Manifest, Shard, index_of
 from fastdps.storage import Store
 

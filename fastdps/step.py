@@ -19,8 +19,8 @@ from fastdps.extraction import frozen_moments
 from fastdps.loading import Batch
 from fastdps.metric import PerceptualMetric
 from fastdps.precision import Precision, resolve_precision
-from fastdps.processes import Processes
 from fastdps.recipes import TrainConfig
+from fastdps.runtime.processes import Processes
 from fastdps.tasks import Task
 from fastdps.trainee import Judgements, Trainee, dropout_generator
 

@@ -30,16 +30,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdps.arguments import add_quiet
 from fastdps.contexts import select_rankings
 from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError
 from fastdps.evaluate import add_arguments as add_evaluate_arguments
 from fastdps.evaluate import run_evaluate
-from fastdps.files import write_json, write_whole
 from fastdps.recipes import TrainConfig, config_from_json, get_recipe
-from fastdps.report.live import add_quiet, is_quiet, say
 from fastdps.report.tables import print_sweep
 from fastdps.runs import Run
+from fastdps.runtime.console import is_quiet, say
+from fastdps.runtime.files import write_json, write_whole
 from fastdps.train import OVERRIDES, run_train
 from fastdps.train import add_arguments as add_train_arguments
 

@@ -16,7 +16,7 @@ from fastdps.errors import FastDPSError
 from fastdps.extraction import all_distances, make_views, to_float
 from fastdps.loading import Batch, ShardLoader
 from fastdps.metric import PerceptualMetric
-from fastdps.report.live import track
+from fastdps.runtime.console import track
 from fastdps.scores import agreement, prefers_second
 
 #: Seed of the held-out distortions, the same for every run so that their scores compare.

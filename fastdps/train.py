@@ -14,14 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fastdps.arguments import Parser, location
+from fastdps.arguments import Parser, add_quiet, location, run_command
 from fastdps.contexts import Ranking, select_rankings
 from fastdps.distortions import NAMES
-from fastdps.errors import ConfigError, run_command
-from fastdps.files import write_json
+from fastdps.errors import ConfigError
 from fastdps.loading import LoaderName, ShardLoader, open_shards
 from fastdps.precision import Precision, deterministic_algorithms
-from fastdps.processes import STALLED_S, Alone, Processes, Together, join_processes, watch
 from fastdps.recipes import (
     RECIPES,
     Comparison,
@@ -33,8 +31,10 @@ from fastdps.recipes import (
     config_from_json,
     get_recipe,
 )
-from fastdps.report.live import add_quiet, announce, quietly, say
 from fastdps.runs import Run
+from fastdps.runtime.console import announce, quietly, say
+from fastdps.runtime.files import write_json
+from fastdps.runtime.processes import STALLED_S, Alone, Processes, Together, join_processes, watch
 from fastdps.shards import read_manifest
 from fastdps.staging import Cache, cache_from
 from fastdps.staging import add_arguments as add_cache_arguments

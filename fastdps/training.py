@@ -24,13 +24,13 @@ from fastdps.guard import LossGuard
 from fastdps.loading import Batch, ShardLoader
 from fastdps.meter import Meter
 from fastdps.metric import PerceptualMetric
-from fastdps.processes import Processes
 from fastdps.progress import Progress
 from fastdps.recipes import TrainConfig
-from fastdps.report.live import Show, training_display
 from fastdps.runs import Run
+from fastdps.runtime.console import Show, training_display
+from fastdps.runtime.processes import Processes
+from fastdps.runtime.signals import stop_request
 from fastdps.step import Execution, Stepper
-from fastdps.stopping import stop_request
 from fastdps.tasks import Task
 from fastdps.trainee import learning_rate_factor
 from fastdps.validation import BestEpoch, validation_scores

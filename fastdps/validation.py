@@ -12,7 +12,7 @@ from fastdps.heads import distances
 from fastdps.loading import ShardLoader
 from fastdps.metric import PerceptualMetric
 from fastdps.precision import Precision
-from fastdps.processes import Processes
+from fastdps.runtime.processes import Processes
 from fastdps.scores import two_afc
 from fastdps.tasks import Task
 

@@ -43,7 +43,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastdps.errors import WeightsMismatchError, WeightsNotFoundError
-from fastdps.files import user_cache
+from fastdps.runtime.files import user_cache
 
 State = dict[str, Tensor]
 

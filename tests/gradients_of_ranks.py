@@ -8,8 +8,8 @@ import torch
 from fastdps.contexts import sample_rankings
 from fastdps.distortions import NAMES
 from fastdps.loading import open_shards
-from fastdps.processes import Together, join_processes, watch
 from fastdps.recipes import get_recipe
+from fastdps.runtime.processes import Together, join_processes, watch
 from fastdps.step import Execution, Stepper
 from fastdps.tasks import RankingTask
 from fastdps.training import build_metric

@@ -17,8 +17,8 @@ from fastdps.backbones import Backbone
 from fastdps.bapps import SUBSETS, score_bapps
 from fastdps.errors import FastDPSError, SampleError, ShardError
 from fastdps.metric import PerceptualMetric
-from fastdps.processes import join_processes
 from fastdps.report.tables import print_bapps
+from fastdps.runtime.processes import join_processes
 
 CONTEXTS = 3
 

@@ -11,11 +11,11 @@ import pytest
 
 from bench.stages import scaling
 from bench.stages.scaling import Case, cases, train_in_processes
-from fastdps.cores import cores
 from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.errors import FastDPSError
 from fastdps.packing import PackOptions, pack
 from fastdps.runs import Run
+from fastdps.runtime.machine import cores
 
 
 @pytest.fixture

@@ -8,12 +8,13 @@ import sys
 import pytest
 from PIL import Image
 
-from fastdps import cli, demo, files, score
+from fastdps import cli, demo, score
 from fastdps.api import ImageMetric
 from fastdps.contexts import all_rankings
 from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.distortions import NAMES
 from fastdps.packing import PackOptions, pack
+from fastdps.runtime import files
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 #: What each command is called with here; {} stands for a directory that holds shards, images and a run.

@@ -7,9 +7,9 @@ from datetime import timedelta
 import pytest
 from torch.distributed import TCPStore
 
-from fastdps import heartbeat
 from fastdps.errors import StoppedError
-from fastdps.heartbeat import DONE, EXCHANGES, Heartbeat
+from fastdps.runtime import heartbeat
+from fastdps.runtime.heartbeat import DONE, EXCHANGES, Heartbeat
 
 
 @pytest.fixture

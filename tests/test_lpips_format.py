@@ -17,7 +17,7 @@ from fastdps.bapps import score_bapps
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.lpips_format import heads_from_lpips, heads_to_lpips
 from fastdps.metric import PerceptualMetric
-from fastdps.processes import join_processes
+from fastdps.runtime.processes import join_processes
 
 SHIPPED = Path(lpips.__file__).parent / "weights" / "v0.1"
 ALEXNET = (64, 192, 384, 256, 256)

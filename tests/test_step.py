@@ -15,13 +15,13 @@ from fastdps.contexts import sample_rankings
 from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.distortions import NAMES
 from fastdps.errors import TrainingError
-from fastdps.heartbeat import Heartbeat
 from fastdps.loading import Batch
 from fastdps.packing import PackOptions, pack
 from fastdps.precision import autocast, deterministic_algorithms, resolve_precision
-from fastdps.processes import Together, join_processes
 from fastdps.recipes import fast, get_recipe
 from fastdps.runs import Run
+from fastdps.runtime.heartbeat import Heartbeat
+from fastdps.runtime.processes import Together, join_processes
 from fastdps.step import Execution, Stepper, split
 from fastdps.tasks import RankingTask
 from fastdps.training import build_metric

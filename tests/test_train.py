@@ -15,7 +15,7 @@ import torch
 from launching import launch_command
 from safetensors.torch import load_file
 
-from fastdps import cli, processes
+from fastdps import cli
 from fastdps.contexts import all_rankings, labels, pairs, sample_rankings
 from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.distances import Moments
@@ -25,6 +25,7 @@ from fastdps.loading import ShardLoader
 from fastdps.packing import PackOptions, pack
 from fastdps.packing.command import make_shards
 from fastdps.recipes import config_from_json, fast, get_recipe
+from fastdps.runtime import processes
 from fastdps.trainee import Judgements, Trainee, dropout_generator, learning_rate_factor
 
 RANKINGS = ";".join(",".join(ranking) for ranking in sample_rankings(3, NAMES, seed=3))

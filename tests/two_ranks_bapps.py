@@ -9,7 +9,7 @@ import torch
 from fastdps.backbones import Backbone
 from fastdps.bapps import score_bapps
 from fastdps.metric import PerceptualMetric
-from fastdps.processes import join_processes
+from fastdps.runtime.processes import join_processes
 
 sets, out, heads = (Path(argument) for argument in sys.argv[1:])
 accelerator = join_processes()

@@ -16,7 +16,7 @@ from fastdps.contexts import all_rankings
 from fastdps.distortions import NAMES
 from fastdps.evaluate import DRAWS
 from fastdps.metric import PerceptualMetric
-from fastdps.processes import join_processes
+from fastdps.runtime.processes import join_processes
 from fastdps.tally import tally_choices
 
 #: A sample of scoring takes this many times as long as one of a part: it has a start.

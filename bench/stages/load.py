@@ -22,9 +22,9 @@ from bench.data import SIZE
 from bench.measure import Compared, Measurement, Work, spread
 from bench.parts import load_work
 from bench.reference import loading
-from fastdps.cores import cores
 from fastdps.loading import LoaderName, ShardLoader, open_shards
 from fastdps.loading.members import open_index
+from fastdps.runtime.machine import cores
 from fastdps.shards import read_manifest
 
 BATCH = 128

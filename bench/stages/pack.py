@@ -22,9 +22,9 @@ from PIL import Image
 from bench.bench import Bench
 from bench.data import SIZE
 from bench.measure import Compared, Measurement, Timed, Work, spread
-from fastdps.cores import cores
 from fastdps.datasets.folder import Folder
 from fastdps.packing import PackOptions, pack
+from fastdps.runtime.machine import cores
 
 #: Images of one sample: seconds of work, so that the last parts, when a core may idle, weigh little.
 IMAGES, QUICK_IMAGES = 2800, 1400

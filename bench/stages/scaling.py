@@ -21,9 +21,9 @@ from bench.bench import BATCH, Bench
 from bench.launch import launch_command
 from bench.measure import Compared, Measurement, Timed, Timing, Work
 from bench.stages.train import training_set
-from fastdps.cores import cores
 from fastdps.errors import FastDPSError
 from fastdps.runs import Run
+from fastdps.runtime.machine import cores
 from fastdps.shards import read_manifest
 
 #: Every sample is a start of some seconds; so there are fewer and longer ones than of other stages.

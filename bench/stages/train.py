@@ -18,9 +18,9 @@ from bench.reference import BATCH as REFERENCE_BATCH
 from bench.reference import Reference
 from bench.whole import Parts as PartsOfWhole
 from fastdps.contexts import sample_rankings
-from fastdps.cores import cores
 from fastdps.distortions import NAMES
 from fastdps.runs import Run
+from fastdps.runtime.machine import cores
 from fastdps.shards import read_manifest
 from fastdps.train import add_arguments, run_train
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fastdps.arguments import add_quiet
 from fastdps.choosing import load_with_place
 from fastdps.errors import ConfigError
 from fastdps.export.card import describe, finish, paths_beside, to_markdown
 from fastdps.export.export import FORMATS, export
 from fastdps.export.lpips_checkpoint import LpipsCheckpoint
-from fastdps.files import write_json, write_whole
-from fastdps.report.live import add_quiet, announce, say
 from fastdps.runs import Run
-from fastdps.stopping import ending_at_once
+from fastdps.runtime.console import announce, say
+from fastdps.runtime.files import write_json, write_whole
+from fastdps.runtime.signals import ending_at_once
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

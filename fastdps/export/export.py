@@ -15,8 +15,8 @@ from fastdps.export.format import Distances, Format
 from fastdps.export.lpips_checkpoint import LpipsCheckpoint
 from fastdps.export.onnx_model import OnnxModel
 from fastdps.export.program import ExportedProgram
-from fastdps.files import sync_directory, writing
 from fastdps.metric import PerceptualMetric
+from fastdps.runtime.files import sync_directory, writing
 
 FORMATS: Mapping[str, Format] = {form.name: form for form in (LpipsCheckpoint(), OnnxModel(), ExportedProgram())}
 

@@ -25,7 +25,6 @@ from typing import Literal
 
 import torch
 
-from fastdps.cores import cores
 from fastdps.errors import ConfigError, ShardError
 from fastdps.loading.batch import Batch
 from fastdps.loading.index_cache import IndexCache
@@ -34,6 +33,7 @@ from fastdps.loading.plan import batch_bytes, even_places, segments
 from fastdps.loading.portable import PortableReader, is_faster_than_dali
 from fastdps.loading.spec import Component, Reader, ReadSpec
 from fastdps.loading.staged import StagedEpochs
+from fastdps.runtime.machine import cores
 from fastdps.shards import SCALARS, Manifest, read_manifest
 from fastdps.staging import Cache, StagedSet, make_cache
 from fastdps.storage import Location, Store, locate

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from fastdps.arguments import Parser, location
-from fastdps.errors import ShardError, run_command
+from fastdps.arguments import Parser, add_quiet, location, run_command
+from fastdps.errors import ShardError
 from fastdps.packing.verify import check_set, find_sets
-from fastdps.report.live import add_quiet, quietly, say
+from fastdps.runtime.console import quietly, say
 from fastdps.storage import Location
 
 

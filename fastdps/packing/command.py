@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from fastdps.arguments import Parser, location
+from fastdps.arguments import Parser, add_quiet, location, run_command
 from fastdps.datasets.bapps import Bapps
 from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.datasets.folder import Folder
@@ -17,13 +17,13 @@ from fastdps.datasets.imagenet import ImageNet
 from fastdps.datasets.source import Dataset
 from fastdps.datasets.torchvision_sets import stl10, svhn
 from fastdps.datasets.triplets import Triplets
-from fastdps.errors import ConfigError, run_command
+from fastdps.errors import ConfigError
 from fastdps.packing.executor import Executor, LocalExecutor
 from fastdps.packing.ledger import REJECTS
 from fastdps.packing.options import SAMPLES_PER_SHARD, SIZE, Fit, PackOptions
 from fastdps.packing.pack import PackResult, merge, pack
 from fastdps.packing.share import Share
-from fastdps.report.live import add_quiet, counter, quietly, say
+from fastdps.runtime.console import counter, quietly, say
 from fastdps.shards import Encoding
 
 COUNT = 1500

@@ -20,7 +20,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, Protocol
 
-from fastdps.cores import cores
 from fastdps.datasets.source import Source
 from fastdps.errors import FastDPSError
 from fastdps.packing.fragment import Fragment, make_fragment
@@ -28,6 +27,7 @@ from fastdps.packing.options import PackOptions
 from fastdps.packing.plan import Part
 from fastdps.packing.target import Directory
 from fastdps.packing.work import Done, Report, Work, write_shard
+from fastdps.runtime.machine import cores
 
 #: Parts in flight per worker: memory stays bounded, and a part that takes long keeps no other worker waiting.
 IN_FLIGHT = 4

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastdps.errors import ConfigError, ShardError
-from fastdps.files import PARTIAL
 from fastdps.packing.fragment import Reject
 from fastdps.packing.share import Share
 from fastdps.packing.target import Directory, Target
+from fastdps.runtime.files import PARTIAL
 from fastdps.shards import MANIFEST, Shard
 
 LEDGER = "progress.jsonl"

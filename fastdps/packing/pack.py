@@ -12,7 +12,6 @@ from pathlib import Path
 
 from fastdps.datasets.source import Dataset
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.files import writing
 from fastdps.packing.executor import Executor, LocalExecutor
 from fastdps.packing.fragment import Reject, make_fragment
 from fastdps.packing.ledger import Entry, Ledger, clear_set, read_rejects, refuse_difference
@@ -21,6 +20,7 @@ from fastdps.packing.plan import DIVIDED, HELD_OUT, Part, SetPlan, ShardPlan, pl
 from fastdps.packing.share import Share
 from fastdps.packing.target import Target, target_at
 from fastdps.packing.work import Work
+from fastdps.runtime.files import writing
 from fastdps.shards import MANIFEST, Manifest, component_extensions, read_manifest
 from fastdps.storage import Location, Store, locate, open_store
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fastdps.files import PARTIAL, flush, sync_directory, write_whole, writing
 from fastdps.packing.writer import Draft
+from fastdps.runtime.files import PARTIAL, flush, sync_directory, write_whole, writing
 from fastdps.storage import Location, Store
 
 

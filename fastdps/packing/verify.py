@@ -15,7 +15,7 @@ from fastdps.packing.fragment import Member
 from fastdps.packing.images import decode
 from fastdps.packing.ledger import is_ledger
 from fastdps.packing.target import target_at
-from fastdps.report.live import track
+from fastdps.runtime.console import track
 from fastdps.shards import INDEX_HEADER, MANIFEST, SCALARS, SHARD_NAME, Manifest, Shard, read_manifest, sample_key
 from fastdps.storage import Location, Store, read_text
 

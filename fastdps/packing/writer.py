@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from fastdps.files import PARTIAL, flush, writing
 from fastdps.packing.fragment import TAR_END, Fragment, Member
+from fastdps.runtime.files import PARTIAL, flush, writing
 from fastdps.shards import Shard, index_text
 
 

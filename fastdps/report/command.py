@@ -6,12 +6,13 @@ import argparse
 import webbrowser
 from pathlib import Path
 
+from fastdps.arguments import add_quiet
 from fastdps.errors import ConfigError
-from fastdps.files import write_whole
 from fastdps.report.comparison import render_comparison
-from fastdps.report.live import add_quiet, say
 from fastdps.report.page import render_run
 from fastdps.report.reading import read_bench, read_run
+from fastdps.runtime.console import say
+from fastdps.runtime.files import write_whole
 
 COMPARISON = Path("comparison.html")
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from fastdps.errors import FastDPSError
-from fastdps.files import whole_file, writing
+from fastdps.runtime.files import whole_file, writing
 
 #: Small images are enlarged by a whole factor up to at least this width and height, in pixels.
 SMALLEST_SIDE = 112

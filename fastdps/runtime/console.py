@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,11 +15,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 Item = TypeVar("Item")
 Show = Callable[[dict[str, Any]], None]
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
-
-
-def add_quiet(parser: argparse.ArgumentParser) -> None:
-    """The option that commands with a display share."""
-    parser.add_argument("--quiet", action="store_true", help="print errors only, neither progress nor results")
 
 
 @contextmanager

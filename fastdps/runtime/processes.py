@@ -18,9 +18,9 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gath
 from torch import Tensor, nn
 
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.heartbeat import EXCHANGES, Heartbeat
-from fastdps.memory import keep_freed_memory
-from fastdps.report.live import announce
+from fastdps.runtime.console import announce
+from fastdps.runtime.heartbeat import EXCHANGES, Heartbeat
+from fastdps.runtime.memory import keep_freed_memory
 
 #: How long a process may stay at the same thing before the job is ended.
 STALLED_S = 600.0
@@ -65,7 +65,7 @@ def _check_tracker(name: str, directory: Path | None) -> None:
 
 
 def watch(accelerator: Accelerator, stalled_s: float = float("inf")) -> Heartbeat:
-    """A context in which a process that dies or hangs ends the whole job; see `fastdps.heartbeat`."""
+    """A context in which a process that dies or hangs ends the whole job; see `fastdps.runtime.heartbeat`."""
     return Heartbeat(accelerator.process_index, accelerator.num_processes, stalled_s=stalled_s)
 
 
