@@ -24,7 +24,7 @@ from fastdps.datasets.source import Sample, Source
 from fastdps.errors import ConfigError
 from fastdps.loading import open_shards
 from fastdps.packing import PackOptions, pack
-from fastdps.shards import Encoding
+from fastdps.shards.format import Encoding
 
 PHOTOS_VARIABLE = "FASTDPS_TEST_DATA"
 SIZE = 64

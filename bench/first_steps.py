@@ -9,7 +9,7 @@ from itertools import islice
 from typing import cast
 
 from fastdps.loading import Batch, ShardLoader
-from fastdps.shards import Manifest
+from fastdps.shards.format import Manifest
 
 
 class FirstSteps:

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from fastdps import storage
 from fastdps.errors import ConfigError
+from fastdps.shards import storage
 
 #: What each kind needs to be imported.
 NEEDS = {"web": ("aiohttp",), "s3": ("moto", "flask", "boto3", "s3fs")}

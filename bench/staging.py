@@ -28,9 +28,9 @@ from fastdps.loading.index_cache import KEPT_SAMPLES
 from fastdps.loading.order import EpochOrder, Visit, part_of
 from fastdps.loading.plan import places_within
 from fastdps.loading.staged import segment_bytes
-from fastdps.shards import Manifest, Shard
-from fastdps.staging import STREAMS
-from fastdps.storage import FIRST_PAUSE_S, LONGEST_PAUSE_S, PIECE_BYTES
+from fastdps.shards.cache import STREAMS
+from fastdps.shards.format import Manifest, Shard
+from fastdps.shards.storage import FIRST_PAUSE_S, LONGEST_PAUSE_S, PIECE_BYTES
 
 NODES = (1, 8, 64, 512)
 PER_NODE = 8
@@ -132,7 +132,7 @@ class Process:
 
 
 def _begun_after(shards: Sequence[Shard], samples: Sequence[int], quota: int) -> list[int]:
-    """For each visit the samples that are delivered before its shard is begun, as `fastdps.staging.Ahead` has it."""
+    """For each visit the samples that are delivered before its shard is begun, as `shards.cache.Ahead` has it."""
     held: deque[tuple[Shard, int]] = deque()
     holders: Counter[str] = Counter()
     nbytes = delivered = 0
@@ -387,7 +387,7 @@ def _loaded(text: str) -> tuple[float, int]:
     import tempfile
     from pathlib import Path
 
-    from fastdps.shards import MANIFEST, read_manifest
+    from fastdps.shards.format import MANIFEST, read_manifest
 
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / MANIFEST).write_text(text, encoding="utf-8")

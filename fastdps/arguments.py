@@ -7,11 +7,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from fastdps.errors import ConfigError, FastDPSError, StoppedError
 from fastdps.runtime.signals import Terminated, sigterm_unwinds
-from fastdps.storage import Location, locate
+from fastdps.shards.cache import Cache, make_cache
+from fastdps.shards.storage import Location, locate
 from fastdps.suggest import did_you_mean
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -58,6 +60,31 @@ def run_command(command: Callable[[], None], *, can_go_on: bool = False) -> int:
         print(f"{said}; run the same command again to go on" if can_go_on else said, file=sys.stderr)
         return status
     return 0
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that read shards by URL."""
+    group = parser.add_argument_group("shards of a URL (s3://, gs://, http://, https://)")
+    group.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="where they are staged, best on a disk of this machine (default: $FASTDPS_CACHE, or in the user's cache)",
+    )
+    group.add_argument(
+        "--cache-size",
+        type=byte_count,
+        metavar="SIZE",
+        help="what they may take there, such as 50GB (default: half of what is free); files of shards that are not "
+        "in use stay until there is no more room",
+    )
+
+
+def cache_from(arguments: argparse.Namespace) -> Cache | None:
+    """The cache that the options ask for, None if they are not given."""
+    if arguments.cache_dir is None and arguments.cache_size is None:
+        return None
+    return make_cache(arguments.cache_dir, arguments.cache_size)
 
 
 class Parser(argparse.ArgumentParser):

@@ -23,9 +23,9 @@ from fastdps.loading import Batch, LoaderName, ShardLoader, open_shards
 from fastdps.metric import PerceptualMetric
 from fastdps.runtime.console import track
 from fastdps.scores import average_precision, human_ceiling, two_afc
-from fastdps.shards import MANIFEST, Kind, read_manifest
-from fastdps.staging import Cache
-from fastdps.storage import Location, Store, has_file, locate
+from fastdps.shards.cache import Cache
+from fastdps.shards.format import MANIFEST, Kind, read_manifest
+from fastdps.shards.storage import Location, Store, has_file, locate
 
 Test = Literal["2afc", "jnd"]
 #: The kind of the sets that each test is made on.

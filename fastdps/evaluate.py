@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from accelerate import Accelerator
 
-from fastdps.arguments import add_quiet, location
+from fastdps.arguments import add_cache, add_quiet, cache_from, location
 from fastdps.backbones import Backbone
 from fastdps.bapps import score_bapps
 from fastdps.contexts import Ranking, pairs
@@ -28,8 +28,6 @@ from fastdps.runtime.console import is_quiet, say
 from fastdps.runtime.files import write_json
 from fastdps.runtime.processes import join_processes, watch
 from fastdps.scores import improved
-from fastdps.staging import add_arguments as add_cache_arguments
-from fastdps.staging import cache_from
 from fastdps.tally import Tally, tally_choices
 
 #: Draws of all distortions per image.
@@ -94,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=50, help="images per step and process (default 50)")
     parser.add_argument("--size", type=int, help="resize images to a square of this many pixels while loading")
     parser.add_argument("--loader", choices=get_args(LoaderName), default="auto")
-    add_cache_arguments(parser)
+    add_cache(parser)
     add_quiet(parser)
 
 

@@ -12,15 +12,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastdps.arguments import add_quiet, location
+from fastdps.arguments import add_cache, add_quiet, cache_from, location
 from fastdps.distortions import DISTORTIONS, apply_plan, draw_plan
 from fastdps.errors import ConfigError
 from fastdps.loading import Batch, open_shards
 from fastdps.report.sheet import Panel, draw_sheet, write_sheet
 from fastdps.runtime.console import counter, say
-from fastdps.shards import Kind, read_manifest
-from fastdps.staging import add_arguments as add_cache_arguments
-from fastdps.staging import cache_from
+from fastdps.shards.format import Kind, read_manifest
 
 #: Side in pixels at which images are shown that have no common size.
 OWN_SIZES_SHOWN_AT = 128
@@ -42,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--colors", type=int, metavar="N", help="no more colours than these, 2 to 256: a PNG of a third of the size"
     )
-    add_cache_arguments(parser)
+    add_cache(parser)
     add_quiet(parser)
 
 

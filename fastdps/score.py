@@ -17,15 +17,13 @@ from fastdps.api import ImageMetric
 from fastdps.arguments import add_quiet
 from fastdps.choosing import load
 from fastdps.datasets.folder import Folder, read_file
-from fastdps.datasets.source import UnreadableItemError
 from fastdps.errors import ConfigError, ImageError, SampleError
 from fastdps.heat_map import draw_difference
-from fastdps.packing.images import decode
-from fastdps.packing.options import Fit
 from fastdps.report.score_table import print_ranking
 from fastdps.report.sheet import write_sheet
 from fastdps.runtime.console import counter, is_quiet, say
 from fastdps.runtime.memory import keep_freed_memory
+from fastdps.shards.images import Fit, UnreadableItemError, decode
 
 Pixels = NDArray[np.uint8]
 

@@ -18,7 +18,7 @@ from fastdps.extraction import make_views, to_float
 from fastdps.loading import Batch
 from fastdps.philox import uniforms
 from fastdps.recipes import TrainConfig
-from fastdps.shards import COMPONENTS, Kind
+from fastdps.shards.format import COMPONENTS, Kind
 from fastdps.trainee import Judgements
 
 #: Streams of random numbers from here on draw pairs; those below draw distortions.

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fastdps.arguments import Parser, add_quiet, location, run_command
+from fastdps.arguments import Parser, add_cache, add_quiet, cache_from, location, run_command
 from fastdps.contexts import Ranking, select_rankings
 from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError
@@ -35,11 +35,10 @@ from fastdps.runs import Run
 from fastdps.runtime.console import announce, quietly, say
 from fastdps.runtime.files import write_json
 from fastdps.runtime.processes import STALLED_S, Alone, Processes, Together, join_processes, watch
-from fastdps.shards import read_manifest
-from fastdps.staging import Cache, cache_from
-from fastdps.staging import add_arguments as add_cache_arguments
+from fastdps.shards.cache import Cache
+from fastdps.shards.format import read_manifest
+from fastdps.shards.storage import Location
 from fastdps.step import Execution
-from fastdps.storage import Location
 from fastdps.tasks import JudgementTask, RankingTask, Task
 from fastdps.training import Saving, Training, Validation, build_metric
 from fastdps.validation import VALIDATION_SEED
@@ -234,7 +233,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with tune and scratch: all processes on one context, or each on contexts of its own",
     )
     parser.add_argument("--max-steps", type=int, metavar="N", help="end after so many steps, before --epochs are over")
-    add_cache_arguments(parser)
+    add_cache(parser)
     computing = parser.add_argument_group("how it is computed")
     computing.add_argument("--precision", choices=get_args(Precision), default="auto", help="of the backbone")
     computing.add_argument(

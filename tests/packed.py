@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fastdps.datasets.source import Source, UnreadableItemError
+from fastdps.datasets.source import Source
+from fastdps.shards.images import UnreadableItemError
 
 Pixels = np.ndarray[Any, Any]
 

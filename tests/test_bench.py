@@ -20,7 +20,7 @@ from bench.whole import Parts
 from fastdps.backbones import Backbone
 from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.shards import read_manifest
+from fastdps.shards.format import read_manifest
 
 CPU = torch.device("cpu")
 IMAGES = 20

@@ -11,7 +11,7 @@ import pytest
 import bench.__main__ as command
 from bench.staging import PER_NODE, Process, Service, _begun_after, divide, made_up, mix, simulate
 from fastdps.loading.order import EpochOrder, part_of
-from fastdps.staging import Ahead
+from fastdps.shards.cache import Ahead
 
 EVEN = Service(latency_s=0.05, latency_sigma=0, stream_bytes_per_s=100e6, stream_sigma=0, failing=0)
 

@@ -9,7 +9,7 @@ import pytest
 
 from fastdps.errors import ShardError
 from fastdps.loading.order import EpochOrder, part_of
-from fastdps.shards import MANIFEST, Manifest, Shard, read_manifest
+from fastdps.shards.format import MANIFEST, Manifest, Shard, read_manifest
 
 RANKS = 512
 

@@ -25,7 +25,7 @@ from bench.reference import loading
 from fastdps.loading import LoaderName, ShardLoader, open_shards
 from fastdps.loading.members import open_index
 from fastdps.runtime.machine import cores
-from fastdps.shards import read_manifest
+from fastdps.shards.format import read_manifest
 
 BATCH = 128
 USUAL = "Pillow in a DataLoader"

@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.bench import Bench
 from bench.measure import Compared, Measurement
 from fastdps.loading.members import open_index, read_member
-from fastdps.shards import read_manifest
+from fastdps.shards.format import read_manifest
 
 BLOCK_BYTES = 1 << 20
 

@@ -30,9 +30,9 @@ from bench.servers import missing, serving
 from fastdps.errors import FastDPSError
 from fastdps.loading import Batch, ShardLoader, open_shards
 from fastdps.loading.order import EpochOrder, part_of
-from fastdps.shards import MANIFEST, Manifest, Shard, read_manifest
-from fastdps.staging import STREAMS, Cache, StagedSet
-from fastdps.storage import PIECE_BYTES, open_store
+from fastdps.shards.cache import STREAMS, Cache, StagedSet
+from fastdps.shards.format import MANIFEST, Manifest, Shard, read_manifest
+from fastdps.shards.storage import PIECE_BYTES, open_store
 
 #: Shards of the sets, and those that a small cache holds, of which a half is read while the other half comes.
 SHARDS, FEW = 20, 4

@@ -24,7 +24,7 @@ from bench.stages.train import training_set
 from fastdps.errors import FastDPSError
 from fastdps.runs import Run
 from fastdps.runtime.machine import cores
-from fastdps.shards import read_manifest
+from fastdps.shards.format import read_manifest
 
 #: Every sample is a start of some seconds; so there are fewer and longer ones than of other stages.
 ROUNDS, LONGER = 3, 10

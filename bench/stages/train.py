@@ -21,7 +21,7 @@ from fastdps.contexts import sample_rankings
 from fastdps.distortions import NAMES
 from fastdps.runs import Run
 from fastdps.runtime.machine import cores
-from fastdps.shards import read_manifest
+from fastdps.shards.format import read_manifest
 from fastdps.train import add_arguments, run_train
 
 #: A sample of training takes this many times as long as one of a part: it has a start.

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from fastdps.datasets.folder import read_file, require_directory
-from fastdps.datasets.source import Dataset, Image, Sample, Source, UnreadableItemError, printable
+from fastdps.datasets.source import Dataset, Sample, Source, printable
 from fastdps.errors import FastDPSError
-from fastdps.shards import COMPONENTS, SCALARS
+from fastdps.shards.format import COMPONENTS, SCALARS
+from fastdps.shards.images import Image, UnreadableItemError
 
 #: The number of samples in the published sub-sets.
 PUBLISHED = {

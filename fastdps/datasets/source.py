@@ -11,22 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
+from fastdps.shards.format import Kind
+from fastdps.shards.images import Image, UnreadableItemError
 
-from fastdps.shards import Kind
-
-#: An image as its source has it: an encoded file, or uint8 RGB pixels (height, width, 3).
-Image = bytes | NDArray[np.uint8]
-#: One sample: an image, or a share of votes in [0, 1], per component (see `fastdps.shards.COMPONENTS`).
+#: One sample: an image, or a share of votes in [0, 1], per component (see `fastdps.shards.format.COMPONENTS`).
 Sample = Mapping[str, Image | float]
 
 #: The largest file that is read as an image, in bytes: whatever has an image's name, the memory of a worker is bounded.
 MAX_FILE_BYTES = 256 << 20
-
-
-class UnreadableItemError(Exception):
-    """An item gives no sample, for the reason in its message; it is rejected and packing goes on."""
 
 
 class Dataset(ABC):

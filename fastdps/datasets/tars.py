@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from fastdps.datasets.folder import EXTENSIONS, is_image_name
-from fastdps.datasets.source import Sample, Source, UnreadableItemError, printable, refuse_large
+from fastdps.datasets.source import Sample, Source, printable, refuse_large
 from fastdps.errors import FastDPSError
+from fastdps.shards.images import UnreadableItemError
 
 
 class TarMember(NamedTuple):

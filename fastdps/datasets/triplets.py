@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastdps.datasets.folder import read_file
-from fastdps.datasets.source import Image, Sample, Source, UnreadableItemError, printable
+from fastdps.datasets.source import Sample, Source, printable
 from fastdps.errors import FastDPSError
-from fastdps.shards import COMPONENTS, SCALARS
+from fastdps.shards.format import COMPONENTS, SCALARS
+from fastdps.shards.images import Image, UnreadableItemError
 
 COLUMNS = COMPONENTS["triplets"]
 

@@ -34,9 +34,9 @@ from fastdps.loading.portable import PortableReader, is_faster_than_dali
 from fastdps.loading.spec import Component, Reader, ReadSpec
 from fastdps.loading.staged import StagedEpochs
 from fastdps.runtime.machine import cores
-from fastdps.shards import SCALARS, Manifest, read_manifest
-from fastdps.staging import Cache, StagedSet, make_cache
-from fastdps.storage import Location, Store, locate
+from fastdps.shards.cache import Cache, StagedSet, make_cache
+from fastdps.shards.format import SCALARS, Manifest, read_manifest
+from fastdps.shards.storage import Location, Store, locate
 
 __all__ = ["Batch", "LoaderName", "ShardLoader", "open_shards"]
 
@@ -67,7 +67,7 @@ def open_shards(
     their own sizes. `loader` "auto" takes the faster one for these images on this device, see above. `num_threads`
     decode: by default this process's share of the cores; the portable loader takes eight at most. `components` are
     those to load, by default all. Shards of a URL are staged in `cache` while they are read, see
-    `fastdps.staging.make_cache`, which makes the default.
+    `fastdps.shards.cache.make_cache`, which makes the default.
 
     Raises `ShardError` where the set has no valid manifest, no samples, or lacks a shard or an index, and
     `ConfigError` for arguments that are out of range or ask for what the set or the machine does not have.

@@ -37,7 +37,7 @@ from fastdps.loading.background import OneAhead
 from fastdps.loading.members import sample_error
 from fastdps.loading.plan import Segment
 from fastdps.loading.spec import Component, Loaded, ReadSpec
-from fastdps.shards import INDEX_HEADER
+from fastdps.shards.format import INDEX_HEADER
 
 READ_AHEAD_BATCHES = 2
 #: How DALI names the sample of a batch that it cannot decode.

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from fastdps.loading.members import ShardIndex, open_index, shard_error
-from fastdps.shards import Manifest, Shard
+from fastdps.shards.format import Manifest, Shard
 
 #: Indexes of at most so many samples are kept, at about 150 bytes each.
 KEPT_SAMPLES = 262_144

@@ -2,7 +2,7 @@
 
     size of the image --> 1/1, 1/2, 1/4 or 1/8, no side below the target --> decode --> resize to the target
 
-The same scale, decoder settings and resizing as in `fastdps.packing.images`, and so the same pixels. simplejpeg decodes
+The same scale, decoder settings and resizing as in `fastdps.shards.images`, and so the same pixels. simplejpeg decodes
 without Python's lock and with little Python around it.
 """
 

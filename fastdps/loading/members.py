@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdps.errors import SampleError, ShardError
-from fastdps.shards import INDEX_HEADER, SCALARS, Manifest, Shard
+from fastdps.shards.format import INDEX_HEADER, SCALARS, Manifest, Shard
 
 BLOCK = 512  # bytes; tar headers and the starts of members are multiples of it
 _NAME_FIELD, _SIZE_FIELD = slice(0, 100), slice(124, 136)  # of a tar header (ustar)

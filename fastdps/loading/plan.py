@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fastdps.loading.index_cache import IndexCache
 from fastdps.loading.members import ShardIndex
 from fastdps.loading.order import EpochOrder, Visit, cut
-from fastdps.shards import Manifest
+from fastdps.shards.format import Manifest
 
 #: 0.1 s to the first batch; a quarter costs some 8 % of the throughput of raw images on 2 cores.
 SEGMENT_SAMPLES = 32_768

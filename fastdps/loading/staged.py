@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from fastdps.loading.order import EpochOrder, cut
 from fastdps.loading.plan import batch_bytes, places_within
-from fastdps.shards import Manifest, Shard
-from fastdps.staging import Ahead, StagedSet
+from fastdps.shards.cache import Ahead, StagedSet
+from fastdps.shards.format import Manifest, Shard
 
 #: Of the shards in a segment: all of them have to be here before its first batch.
 SEGMENT_BYTES = 128 << 20

@@ -9,7 +9,7 @@ from fastdps.arguments import Parser, add_quiet, location, run_command
 from fastdps.errors import ShardError
 from fastdps.packing.verify import check_set, find_sets
 from fastdps.runtime.console import quietly, say
-from fastdps.storage import Location
+from fastdps.shards.storage import Location
 
 
 def check_shards_parser() -> argparse.ArgumentParser:

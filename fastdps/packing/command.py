@@ -20,11 +20,12 @@ from fastdps.datasets.triplets import Triplets
 from fastdps.errors import ConfigError
 from fastdps.packing.executor import Executor, LocalExecutor
 from fastdps.packing.ledger import REJECTS
-from fastdps.packing.options import SAMPLES_PER_SHARD, SIZE, Fit, PackOptions
+from fastdps.packing.options import SAMPLES_PER_SHARD, SIZE, PackOptions
 from fastdps.packing.pack import PackResult, merge, pack
 from fastdps.packing.share import Share
 from fastdps.runtime.console import counter, quietly, say
-from fastdps.shards import Encoding
+from fastdps.shards.format import Encoding
+from fastdps.shards.images import Fit
 
 COUNT = 1500
 

@@ -8,11 +8,11 @@ import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from fastdps.datasets.source import Sample, Source, UnreadableItemError
-from fastdps.packing.images import pack_image
+from fastdps.datasets.source import Sample, Source
 from fastdps.packing.options import PackOptions
 from fastdps.packing.plan import Part
-from fastdps.shards import COMPONENTS, SCALARS, sample_key
+from fastdps.shards.format import COMPONENTS, SCALARS, sample_key
+from fastdps.shards.images import UnreadableItemError, pack_image
 
 #: What a tar file ends with, and is filled up to a multiple of.
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)

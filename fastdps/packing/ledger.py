@@ -20,7 +20,7 @@ from fastdps.packing.fragment import Reject
 from fastdps.packing.share import Share
 from fastdps.packing.target import Directory, Target
 from fastdps.runtime.files import PARTIAL
-from fastdps.shards import MANIFEST, Shard
+from fastdps.shards.format import MANIFEST, Shard
 
 LEDGER = "progress.jsonl"
 REJECTS = "rejects.jsonl"

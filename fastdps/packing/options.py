@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from fastdps.errors import ConfigError
-from fastdps.shards import Encoding
-
-Fit = Literal["squash", "crop"]
+from fastdps.shards.format import Encoding
+from fastdps.shards.images import Fit
 
 SIZE = 64
 SAMPLES_PER_SHARD = 5000
@@ -21,7 +20,7 @@ class PackOptions:
     """Options of packing; the number of workers is not among them, since it changes nothing.
 
     `size` is the side of the square images in pixels, None with encoding `keep`, where images keep their own. `fit`
-    says how a rectangle becomes a square (see `fastdps.packing.images.decode`). `holdout` is the fraction of the items
+    says how a rectangle becomes a square (see `fastdps.shards.images.decode`). `holdout` is the fraction of the items
     that goes to the split `val`; `max_rejects` the fraction that may be rejected before packing fails.
     """
 

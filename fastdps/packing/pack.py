@@ -21,8 +21,8 @@ from fastdps.packing.share import Share
 from fastdps.packing.target import Target, target_at
 from fastdps.packing.work import Work
 from fastdps.runtime.files import writing
-from fastdps.shards import MANIFEST, Manifest, component_extensions, read_manifest
-from fastdps.storage import Location, Store, locate, open_store
+from fastdps.shards.format import MANIFEST, Manifest, component_extensions, read_manifest
+from fastdps.shards.storage import Location, Store, locate, open_store
 
 #: As many rejects does the message of a failed run name, and as many missing shards.
 SHOWN_REJECTS = 3

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from fastdps.packing.writer import Draft
 from fastdps.runtime.files import PARTIAL, flush, sync_directory, write_whole, writing
-from fastdps.storage import Location, Store
+from fastdps.shards.storage import Location, Store
 
 
 class Target(ABC):

@@ -9,15 +9,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastdps.datasets.source import UnreadableItemError
 from fastdps.errors import ShardError
 from fastdps.packing.fragment import Member
-from fastdps.packing.images import decode
 from fastdps.packing.ledger import is_ledger
 from fastdps.packing.target import target_at
 from fastdps.runtime.console import track
-from fastdps.shards import INDEX_HEADER, MANIFEST, SCALARS, SHARD_NAME, Manifest, Shard, read_manifest, sample_key
-from fastdps.storage import Location, Store, read_text
+from fastdps.shards.format import (
+    INDEX_HEADER,
+    MANIFEST,
+    SCALARS,
+    SHARD_NAME,
+    Manifest,
+    Shard,
+    read_manifest,
+    sample_key,
+)
+from fastdps.shards.images import UnreadableItemError, decode
+from fastdps.shards.storage import Location, Store, read_text
 
 SCALAR_BYTES = 4
 

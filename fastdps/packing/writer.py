@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from fastdps.packing.fragment import TAR_END, Fragment, Member
 from fastdps.runtime.files import PARTIAL, flush, writing
-from fastdps.shards import Shard, index_text
+from fastdps.shards.format import Shard, index_text
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from fastdps.errors import FastDPSError
 from fastdps.report.charts import Line
 from fastdps.runs import Run
-from fastdps.storage import locate
+from fastdps.shards.storage import locate
 
 #: What the version of `details.json` must be; see `fastdps.examples`, which writes it.
 DETAILS_VERSION = 1

@@ -12,7 +12,7 @@ from typing import Any
 
 from packed import noise
 
-from fastdps.shards import component_extensions
+from fastdps.shards.format import component_extensions
 
 Sample = dict[str, bytes]  # the bytes of a sample's members by extension
 

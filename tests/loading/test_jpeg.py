@@ -13,7 +13,7 @@ from shard_sets import write_set
 
 from fastdps.errors import SampleError
 from fastdps.loading import jpeg, open_shards
-from fastdps.packing.images import decode as decode_for_packing
+from fastdps.shards.images import decode as decode_for_packing
 
 SIZE = 64
 

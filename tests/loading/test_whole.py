@@ -18,7 +18,7 @@ from fastdps.loading.buffers import Buffers
 from fastdps.loading.index_cache import IndexCache
 from fastdps.loading.plan import Part
 from fastdps.loading.whole import MOST_BYTES, WholeShard, WholeShards
-from fastdps.shards import read_manifest
+from fastdps.shards.format import read_manifest
 
 SIZES = (40, 60)
 

@@ -12,10 +12,11 @@ from packed import digests, encoded, noise, read_images, read_lines
 from PIL import Image
 
 from fastdps.datasets.imagenet import ImageNet
-from fastdps.datasets.source import MAX_FILE_BYTES, UnreadableItemError
+from fastdps.datasets.source import MAX_FILE_BYTES
 from fastdps.datasets.tars import TarImages
 from fastdps.errors import FastDPSError
 from fastdps.packing import PackOptions, pack
+from fastdps.shards.images import UnreadableItemError
 
 OPTIONS = PackOptions(size=16, samples_per_shard=5, max_rejects=0.4)
 CLASSES = ("n01440764", "n01443537", "n01484850")

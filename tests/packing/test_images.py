@@ -12,8 +12,7 @@ import pytest
 from packed import encoded, noise, photo
 from PIL import Image, ImageCms, ImageOps
 
-from fastdps.datasets.source import UnreadableItemError
-from fastdps.packing.images import decode, pack_image
+from fastdps.shards.images import UnreadableItemError, decode, pack_image
 
 
 def pillow(data: bytes) -> np.ndarray:

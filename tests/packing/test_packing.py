@@ -16,7 +16,7 @@ from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.datasets.folder import Folder
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.packing import PackOptions, pack
-from fastdps.shards import read_manifest
+from fastdps.shards.format import read_manifest
 
 SIDE = 16
 

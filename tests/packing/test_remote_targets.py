@@ -15,7 +15,7 @@ from fastdps.packing.on_ray import pack_shard
 from fastdps.packing.plan import plan_sets
 from fastdps.packing.target import target_at
 from fastdps.packing.work import Done, Work
-from fastdps.storage import Store, locate
+from fastdps.shards.storage import Store, locate
 
 SOURCE = Numbers(50, frozenset({3, 7}))
 OPTIONS = PackOptions(size=8, samples_per_shard=4, holdout=0.2, max_rejects=0.1)

@@ -4,7 +4,7 @@ import os
 import pytest
 from servers import s3_server, web_server
 
-from fastdps import storage
+from fastdps.shards import storage
 
 _numbers = itertools.count()
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}

@@ -12,11 +12,11 @@ import pytest
 from packed import digests
 from servers import Faults, failing_proxy
 
-from fastdps import storage
 from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.packing import PackOptions, pack
 from fastdps.packing.check_command import check_shards
-from fastdps.storage import Store
+from fastdps.shards import storage
+from fastdps.shards.storage import Store
 
 ROOT = Path(__file__).parents[2]
 SHARDS = 20

@@ -9,13 +9,14 @@ from judged_sets import noise_set
 from safetensors.torch import load_file
 from servers import Faults, failing_proxy
 
-from fastdps import cli, storage
+from fastdps import cli
 from fastdps.contexts import sample_rankings
 from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.distortions import NAMES
 from fastdps.packing import PackOptions, pack
-from fastdps.shards import read_manifest
-from fastdps.storage import open_store
+from fastdps.shards import storage
+from fastdps.shards.format import read_manifest
+from fastdps.shards.storage import open_store
 
 RANKINGS = ";".join(",".join(ranking) for ranking in sample_rankings(2, NAMES, seed=3))
 

@@ -14,12 +14,13 @@ from loading.shard_sets import raw_samples, write_set
 from packed import encoded, photo
 from servers import Faults, failing_proxy
 
-from fastdps import staging, storage
 from fastdps.errors import ConfigError, ShardError
 from fastdps.loading import open_shards
-from fastdps.shards import index_of, read_manifest
-from fastdps.staging import Cache, StagedSet
-from fastdps.storage import open_store
+from fastdps.shards import cache as staging
+from fastdps.shards import storage
+from fastdps.shards.cache import Cache, StagedSet
+from fastdps.shards.format import index_of, read_manifest
+from fastdps.shards.storage import open_store
 
 SIZES = (12, 9, 15, 12, 12, 1, 12)
 

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from servers import Faults, failing_proxy
 
-from fastdps import storage
 from fastdps.errors import ConfigError, FastDPSError, ShardError
-from fastdps.storage import Store, locate, open_store
+from fastdps.shards import storage
+from fastdps.shards.storage import Store, locate, open_store
 
 CONTENT = bytes(range(256)) * 400
 

@@ -13,7 +13,6 @@ room for what it holds next, and none waits for another.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import os
@@ -27,11 +26,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastdps.arguments import byte_count
 from fastdps.errors import ConfigError, FastDPSError, ShardError
 from fastdps.runtime.files import PARTIAL, flush, user_cache, write_whole, writing
-from fastdps.shards import Manifest, Shard, index_of
-from fastdps.storage import Store
+from fastdps.shards.format import Manifest, Shard, index_of
+from fastdps.shards.storage import Store
 
 #: Shards that a process brings at a time: one stream of an object storage gives some 100 MB/s. See docs/scaling.md for
 #: what more would give.
@@ -78,31 +76,6 @@ def make_cache(directory: Path | None = None, size: int | None = None) -> Cache:
         taken = sum(file.bytes for file in _files(directory))
         size = int((shutil.disk_usage(directory).free + taken) * DEFAULT_SHARE)
     return Cache(directory, size)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of commands that read shards by URL."""
-    group = parser.add_argument_group("shards of a URL (s3://, gs://, http://, https://)")
-    group.add_argument(
-        "--cache-dir",
-        type=Path,
-        metavar="DIR",
-        help="where they are staged, best on a disk of this machine (default: $FASTDPS_CACHE, or in the user's cache)",
-    )
-    group.add_argument(
-        "--cache-size",
-        type=byte_count,
-        metavar="SIZE",
-        help="what they may take there, such as 50GB (default: half of what is free); files of shards that are not "
-        "in use stay until there is no more room",
-    )
-
-
-def cache_from(arguments: argparse.Namespace) -> Cache | None:
-    """The cache that the options ask for, None if they are not given."""
-    if arguments.cache_dir is None and arguments.cache_size is None:
-        return None
-    return make_cache(arguments.cache_dir, arguments.cache_size)
 
 
 class StagedSet:

@@ -23,7 +23,7 @@ from operator import itemgetter
 from typing import Any, Literal, get_args
 
 from fastdps.errors import ShardError
-from fastdps.storage import Location, locate, read_text
+from fastdps.shards.storage import Location, locate, read_text
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

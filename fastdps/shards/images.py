@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageFile, UnidentifiedImageError
 
-from fastdps.datasets.source import Image, UnreadableItemError
-from fastdps.packing.options import Fit
-from fastdps.shards import Encoding
+from fastdps.shards.format import Encoding
 
 Pixels = NDArray[np.uint8]
+#: An image as its source has it: an encoded file, or uint8 RGB pixels (height, width, 3).
+Image = bytes | NDArray[np.uint8]
+#: How a rectangle becomes a square.
+Fit = Literal["squash", "crop"]
 
 #: A JPEG is decoded at 1/2, 1/4 or 1/8 scale as long as its short side stays at least this many times the target.
 #: On 700 ImageNet images at 64 px, 1 moves a value by 1.1 of 255 levels in the mean and takes 1.0 ms an image; 2 moves
@@ -38,6 +41,10 @@ _UPRIGHT = {
 }
 #: Modes with more than 8 bits: Pillow's conversion to RGB clips them, and almost all of the image becomes white.
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
+
+
+class UnreadableItemError(Exception):
+    """An item gives no sample, for the reason in its message; it is rejected and packing goes on."""
 
 
 def decode(data: bytes, size: int | None = None, fit: Fit = "squash") -> Pixels:
