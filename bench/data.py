@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastdps.datasets.deadleaves import DeadLeaves
-from fastdps.datasets.folder import Folder
-from fastdps.datasets.source import Sample, Source
 from fastdps.errors import ConfigError
 from fastdps.loading import open_shards
-from fastdps.packing import PackOptions, pack
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.deadleaves import DeadLeaves
+from fastdps.packing.sources.folder import Folder
+from fastdps.packing.sources.source import Sample, Source
 from fastdps.shards.format import Encoding
 
 PHOTOS_VARIABLE = "FASTDPS_TEST_DATA"
@@ -95,7 +96,7 @@ class Data:
     """The sets below `directory`. `photos` are real images, None to draw dead leaves; `images` is the size of sets.
 
     All methods return the directory of a finished set and pack it first where it is not there. They raise what
-    `fastdps.packing.pack` raises.
+    `fastdps.packing.pack.pack` raises.
     """
 
     directory: Path

@@ -41,8 +41,9 @@ def _imports(_: argparse.Namespace) -> None:
 
 
 def _pack(where: argparse.Namespace) -> None:
-    from fastdps.datasets.folder import Folder
-    from fastdps.packing import PackOptions, pack
+    from fastdps.packing.options import PackOptions
+    from fastdps.packing.pack import pack
+    from fastdps.packing.sources.folder import Folder
 
     with tempfile.TemporaryDirectory() as out:
         pack(Folder(where.photographs), Path(out) / "set", PackOptions(encoding="raw", size=SIZE), workers=1)

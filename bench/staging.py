@@ -399,9 +399,9 @@ def _loaded(text: str) -> tuple[float, int]:
 
 def _planned_bytes() -> float:
     """What planning takes at its peak for each item, where items are numbers."""
-    from fastdps.datasets.deadleaves import DeadLeaves
     from fastdps.packing.options import PackOptions
     from fastdps.packing.plan import plan_sets
+    from fastdps.packing.sources.deadleaves import DeadLeaves
 
     items = 1_000_000
     tracemalloc.start()

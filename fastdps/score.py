@@ -16,9 +16,9 @@ from torch import Tensor
 from fastdps.api import ImageMetric
 from fastdps.arguments import add_quiet
 from fastdps.choosing import load
-from fastdps.datasets.folder import Folder, read_file
 from fastdps.errors import ConfigError, ImageError, SampleError
 from fastdps.heat_map import draw_difference
+from fastdps.packing.sources.folder import Folder, read_file
 from fastdps.report.score_table import print_ranking
 from fastdps.report.sheet import write_sheet
 from fastdps.runtime.console import counter, is_quiet, say

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fastdps.datasets.source import Source
+from fastdps.packing.sources.source import Source
 from fastdps.shards.images import UnreadableItemError
 
 Pixels = np.ndarray[Any, Any]

@@ -11,9 +11,10 @@ import pytest
 
 from bench.stages import scaling
 from bench.stages.scaling import Case, cases, train_in_processes
-from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.errors import FastDPSError
-from fastdps.packing import PackOptions, pack
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.runs import Run
 from fastdps.runtime.machine import cores
 

@@ -11,9 +11,10 @@ from PIL import Image
 from fastdps import cli, demo, score
 from fastdps.api import ImageMetric
 from fastdps.contexts import all_rankings
-from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.distortions import NAMES
-from fastdps.packing import PackOptions, pack
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.runtime import files
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]

@@ -10,10 +10,11 @@ from PIL import Image
 
 from fastdps.cli import main
 from fastdps.contexts import all_rankings, labels, pairs, sample_rankings
-from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.distortions import NAMES
 from fastdps.examples import CHOICES, CONTEXTS, LONGEST_SIDE, worst_choices
-from fastdps.packing import PackOptions, pack
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.scores import agreement
 from fastdps.tally import Tally
 

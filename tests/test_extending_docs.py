@@ -84,7 +84,7 @@ def test_a_data_set_is_one_file_and_a_row(package, tmp_path):
     code, run = package
     (code / "fastdps/datasets/zipped.py").write_text(snippet("import zipfile"))
     command = code / "fastdps/packing/command.py"
-    add_row(command, "KINDS", snippet('    "zip"'), "from fastdps.datasets.zipped import ZippedImages")
+    add_row(command, "KINDS", snippet('    "zip"'), "from fastdps.packing.sources.zipped import ZippedImages")
     from PIL import Image
 
     with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
@@ -93,6 +93,6 @@ def test_a_data_set_is_one_file_and_a_row(package, tmp_path):
                 Image.new("RGB", (80, 60), (20 * number, 0, 0)).save(file, "png")
     run(str(code / "tools/make_shards.py"), "zip", "--source", "pictures.zip", "--out", "shards/from-command")
     assert "sound" in run(str(code / "tools/check_shards.py"), "shards/from-command/train")
-    from_python = "from fastdps.datasets.zipped import ZippedImages\nfrom pathlib import Path\n"
+    from_python = "from fastdps.packing.sources.zipped import ZippedImages\nfrom pathlib import Path\n"
     run("-c", from_python + snippet("from fastdps.packing"))
     assert (tmp_path / "shards/pictures/val/manifest.json").exists()

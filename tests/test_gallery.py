@@ -10,12 +10,13 @@ from PIL import Image
 
 from fastdps import gallery
 from fastdps.cli import main
-from fastdps.datasets.bapps import Jnd
-from fastdps.datasets.folder import Folder
-from fastdps.datasets.triplets import Triplets
 from fastdps.distortions import DISTORTIONS, apply_plan, draw_plan
 from fastdps.loading import open_shards
-from fastdps.packing import PackOptions, pack
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.bapps import Jnd
+from fastdps.packing.sources.folder import Folder
+from fastdps.packing.sources.triplets import Triplets
 from fastdps.report.sheet import CHOSEN, FRAME, GAP, LINE, Panel, draw_sheet
 
 

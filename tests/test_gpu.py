@@ -11,11 +11,12 @@ import torch
 
 from fastdps.backbones import Backbone
 from fastdps.contexts import sample_rankings
-from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.distortions import NAMES, apply_plan, draw_plan
 from fastdps.extraction import frozen_moments, make_views
 from fastdps.metric import PerceptualMetric
-from fastdps.packing import PackOptions, pack
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.deadleaves import DeadLeaves
 
 pytestmark = [
     pytest.mark.gpu,

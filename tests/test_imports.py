@@ -45,7 +45,7 @@ WITHOUT_TORCH = {
     "commands/check_shards.py",
 }
 #: Modules of the flat layout that have not moved yet: they are not looked at.
-FLAT = {path.stem for path in ROOT.glob("*.py")} - set(ORDER) - {"__init__"} | {"datasets"}
+FLAT = {path.stem for path in ROOT.glob("*.py")} - set(ORDER) - {"__init__"}
 
 
 def place_of(path: Path) -> str:

@@ -12,8 +12,9 @@ from launching import launch_command, ranks_of
 from safetensors.torch import load_file
 
 from fastdps import train
-from fastdps.datasets.deadleaves import DeadLeaves
-from fastdps.packing import PackOptions, pack
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.runs import Run
 
 

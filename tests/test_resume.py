@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from fastdps import cli
 from fastdps.contexts import sample_rankings
-from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.distortions import NAMES
-from fastdps.packing import PackOptions, pack
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.runs import Run
 from fastdps.step import Stepper
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fastdps.datasets.deadleaves import DeadLeaves
-from fastdps.packing import PackOptions, pack
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.runs import Run
 
 SCRIPT = Path(__file__).parent.parent / "docs" / "slurm.sbatch"

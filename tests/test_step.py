@@ -12,11 +12,12 @@ from torch import nn
 
 from fastdps import cli
 from fastdps.contexts import sample_rankings
-from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.distortions import NAMES
 from fastdps.errors import TrainingError
 from fastdps.loading import Batch
-from fastdps.packing import PackOptions, pack
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.precision import autocast, deterministic_algorithms, resolve_precision
 from fastdps.recipes import fast, get_recipe
 from fastdps.runs import Run

@@ -17,13 +17,14 @@ from safetensors.torch import load_file
 
 from fastdps import cli
 from fastdps.contexts import all_rankings, labels, pairs, sample_rankings
-from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.distances import Moments
 from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError
 from fastdps.loading import ShardLoader
-from fastdps.packing import PackOptions, pack
 from fastdps.packing.command import make_shards
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.recipes import config_from_json, fast, get_recipe
 from fastdps.runtime import processes
 from fastdps.trainee import Judgements, Trainee, dropout_generator, learning_rate_factor

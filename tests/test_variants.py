@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 
 from fastdps import cli
 from fastdps.contexts import sample_rankings
-from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.distortions import NAMES
 from fastdps.lpips_format import heads_to_lpips
 from fastdps.metric import PerceptualMetric
-from fastdps.packing import PackOptions, pack
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.recipes import RECIPES, config_from_json
 from fastdps.sweep import bootstrap, read_grid
 from fastdps.weights import DIGESTS, tensors_sha256

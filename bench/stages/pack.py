@@ -22,8 +22,9 @@ from PIL import Image
 from bench.bench import Bench
 from bench.data import SIZE
 from bench.measure import Compared, Measurement, Timed, Work, spread
-from fastdps.datasets.folder import Folder
-from fastdps.packing import PackOptions, pack
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.folder import Folder
 from fastdps.runtime.machine import cores
 
 #: Images of one sample: seconds of work, so that the last parts, when a core may idle, weigh little.

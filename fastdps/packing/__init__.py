@@ -4,9 +4,3 @@ source.items() -- plan.py --> shards of items -- fragment.py, in workers --> tar
 
 Who the workers are is said by an executor (`executor.py`), which shards they pack by a share (`share.py`).
 """
-
-from fastdps.packing.options import PackOptions
-from fastdps.packing.pack import PackResult, merge, pack
-from fastdps.packing.share import Share
-
-__all__ = ["PackOptions", "PackResult", "Share", "merge", "pack"]

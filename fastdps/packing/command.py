@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import get_args
 
 from fastdps.arguments import Parser, add_quiet, location, run_command
-from fastdps.datasets.bapps import Bapps
-from fastdps.datasets.deadleaves import DeadLeaves
-from fastdps.datasets.folder import Folder
-from fastdps.datasets.imagenet import ImageNet
-from fastdps.datasets.source import Dataset
-from fastdps.datasets.torchvision_sets import stl10, svhn
-from fastdps.datasets.triplets import Triplets
 from fastdps.errors import ConfigError
 from fastdps.packing.executor import Executor, LocalExecutor
 from fastdps.packing.ledger import REJECTS
 from fastdps.packing.options import SAMPLES_PER_SHARD, SIZE, PackOptions
 from fastdps.packing.pack import PackResult, merge, pack
 from fastdps.packing.share import Share
+from fastdps.packing.sources.bapps import Bapps
+from fastdps.packing.sources.deadleaves import DeadLeaves
+from fastdps.packing.sources.folder import Folder
+from fastdps.packing.sources.imagenet import ImageNet
+from fastdps.packing.sources.source import Dataset
+from fastdps.packing.sources.torchvision_sets import stl10, svhn
+from fastdps.packing.sources.triplets import Triplets
 from fastdps.runtime.console import counter, quietly, say
 from fastdps.shards.format import Encoding
 from fastdps.shards.images import Fit

@@ -20,11 +20,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, Protocol
 
-from fastdps.datasets.source import Source
 from fastdps.errors import FastDPSError
 from fastdps.packing.fragment import Fragment, make_fragment
 from fastdps.packing.options import PackOptions
 from fastdps.packing.plan import Part
+from fastdps.packing.sources.source import Source
 from fastdps.packing.target import Directory
 from fastdps.packing.work import Done, Report, Work, write_shard
 from fastdps.runtime.machine import cores

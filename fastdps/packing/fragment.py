@@ -8,9 +8,9 @@ import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from fastdps.datasets.source import Sample, Source
 from fastdps.packing.options import PackOptions
 from fastdps.packing.plan import Part
+from fastdps.packing.sources.source import Sample, Source
 from fastdps.shards.format import COMPONENTS, SCALARS, sample_key
 from fastdps.shards.images import UnreadableItemError, pack_image
 

@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastdps.datasets.source import Dataset
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.packing.executor import Executor, LocalExecutor
 from fastdps.packing.fragment import Reject, make_fragment
@@ -18,6 +17,7 @@ from fastdps.packing.ledger import Entry, Ledger, clear_set, read_rejects, refus
 from fastdps.packing.options import PackOptions
 from fastdps.packing.plan import DIVIDED, HELD_OUT, Part, SetPlan, ShardPlan, plan_sets
 from fastdps.packing.share import Share
+from fastdps.packing.sources.source import Dataset
 from fastdps.packing.target import Target, target_at
 from fastdps.packing.work import Work
 from fastdps.runtime.files import writing

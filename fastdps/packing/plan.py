@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fastdps.datasets.source import Dataset, Source
 from fastdps.errors import ConfigError
 from fastdps.packing.options import PackOptions
+from fastdps.packing.sources.source import Dataset, Source
 
 #: Samples that a worker turns into one fragment at a time, and bytes of pixels in it: they bound the memory of a worker
 #: and of the queue. The smaller of the two counts; at 64 px that is the first.

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fastdps.datasets.source import Source
 from fastdps.packing.fragment import Fragment, Reject
 from fastdps.packing.ledger import Entry
 from fastdps.packing.options import PackOptions
 from fastdps.packing.plan import ShardPlan
+from fastdps.packing.sources.source import Source
 from fastdps.packing.target import Target
 from fastdps.packing.writer import Draft, ShardWriter
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fastdps.datasets.source import Source
-from fastdps.packing import PackOptions, pack
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.source import Source
 from fastdps.shards.images import UnreadableItemError
 
 OPTIONS = PackOptions(size=8, samples_per_shard=3, holdout=0.4, max_rejects=0.5)

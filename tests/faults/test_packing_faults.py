@@ -19,9 +19,10 @@ import pytest
 from packed import digests
 from PIL import Image
 
-from fastdps.datasets.folder import Folder
 from fastdps.errors import FastDPSError
-from fastdps.packing import PackOptions, pack
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.folder import Folder
 
 ROOT = Path(__file__).parents[2]
 KILLS = 20

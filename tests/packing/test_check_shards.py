@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from packed import encoded, photo, write_noise_folder
 
-from fastdps.datasets.folder import Folder
-from fastdps.datasets.triplets import Triplets
-from fastdps.packing import PackOptions, pack
 from fastdps.packing.check_command import check_shards
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.folder import Folder
+from fastdps.packing.sources.triplets import Triplets
 
 
 @pytest.fixture(params=["raw", "jpeg", "png", "keep"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastdps.datasets.deadleaves import LARGEST, SMALLEST, DeadLeaves, draw_radius
 from fastdps.errors import ConfigError
+from fastdps.packing.sources.deadleaves import LARGEST, SMALLEST, DeadLeaves, draw_radius
 
 
 def image(number, *, seed=0, size=64, count=100):

@@ -11,11 +11,12 @@ import pytest
 from packed import digests, encoded, noise, read_images, read_lines
 from PIL import Image
 
-from fastdps.datasets.imagenet import ImageNet
-from fastdps.datasets.source import MAX_FILE_BYTES
-from fastdps.datasets.tars import TarImages
 from fastdps.errors import FastDPSError
-from fastdps.packing import PackOptions, pack
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.imagenet import ImageNet
+from fastdps.packing.sources.source import MAX_FILE_BYTES
+from fastdps.packing.sources.tars import TarImages
 from fastdps.shards.images import UnreadableItemError
 
 OPTIONS = PackOptions(size=16, samples_per_shard=5, max_rejects=0.4)

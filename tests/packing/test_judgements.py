@@ -14,11 +14,12 @@ import torch
 from packed import encoded, noise, read_lines, read_set
 from PIL import Image
 
-from fastdps.datasets.bapps import PUBLISHED, Bapps
-from fastdps.datasets.triplets import Triplets
 from fastdps.errors import FastDPSError
 from fastdps.loading import open_shards
-from fastdps.packing import PackOptions, pack
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.bapps import PUBLISHED, Bapps
+from fastdps.packing.sources.triplets import Triplets
 
 OPTIONS = PackOptions(size=64, samples_per_shard=4, max_rejects=0.5)
 IMAGES = {"triplets": ("ref", "p0", "p1"), "pairs": ("p0", "p1")}
@@ -35,7 +36,7 @@ LAYOUT = {
 
 @pytest.fixture(autouse=True)
 def quiet(caplog):
-    caplog.set_level(logging.ERROR, "fastdps.datasets.bapps")
+    caplog.set_level(logging.ERROR, "fastdps.packing.sources.bapps")
 
 
 @pytest.fixture
@@ -170,7 +171,7 @@ def test_votes_in_any_shape_of_one_number(tmp_path, example, votes):
 
 def test_a_number_of_samples_other_than_published_is_told(tmp_path, example, caplog):
     write_bapps(tmp_path / "in", example)
-    caplog.set_level(logging.WARNING, "fastdps.datasets.bapps")
+    caplog.set_level(logging.WARNING, "fastdps.packing.sources.bapps")
     Bapps(tmp_path / "in").splits()["2afc/val/cnn"].items()
     assert "2afc/val/cnn has 7 samples, and 4720 were published" in caplog.text
     caplog.clear()

@@ -12,10 +12,11 @@ import webdataset
 from packed import Numbers, digests, encoded, photo, read_images, read_set, write_noise_folder
 from PIL import Image
 
-from fastdps.datasets.deadleaves import DeadLeaves
-from fastdps.datasets.folder import Folder
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.packing import PackOptions, pack
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.deadleaves import DeadLeaves
+from fastdps.packing.sources.folder import Folder
 from fastdps.shards.format import read_manifest
 
 SIDE = 16

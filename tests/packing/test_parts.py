@@ -9,8 +9,10 @@ import pytest
 from packed import Numbers, digests, read_images
 
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.packing import PackOptions, Share, merge, pack
 from fastdps.packing.command import make_shards
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import merge, pack
+from fastdps.packing.share import Share
 
 SOURCE = Numbers(50, frozenset({3, 7}))
 

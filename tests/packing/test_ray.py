@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from packed import Numbers, digests
 
-from fastdps.datasets.imagenet import ImageNet
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.packing import PackOptions, on_ray, pack
+from fastdps.packing import on_ray
 from fastdps.packing.on_ray import Packed, RayExecutor, pack_shard, versions
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
 from fastdps.packing.plan import plan_sets
+from fastdps.packing.sources.imagenet import ImageNet
 from fastdps.packing.target import Directory
 from fastdps.packing.work import Work
 

@@ -8,10 +8,11 @@ import tracemalloc
 import pytest
 from packed import Numbers, digests, encoded, noise, read_images, read_lines, read_set, write_noise_folder
 
-from fastdps.datasets.folder import Folder
-from fastdps.datasets.source import MAX_FILE_BYTES
 from fastdps.errors import FastDPSError
-from fastdps.packing import PackOptions, pack
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.folder import Folder
+from fastdps.packing.sources.source import MAX_FILE_BYTES
 
 
 def options(**changes):

@@ -6,13 +6,16 @@ import fsspec
 import pytest
 from packed import Numbers, digests
 
-from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.packing import PackOptions, Share, ledger, merge, pack
+from fastdps.packing import ledger
 from fastdps.packing.check_command import check_shards
 from fastdps.packing.command import make_shards
 from fastdps.packing.on_ray import pack_shard
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import merge, pack
 from fastdps.packing.plan import plan_sets
+from fastdps.packing.share import Share
+from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.packing.target import target_at
 from fastdps.packing.work import Done, Work
 from fastdps.shards.storage import Store, locate

@@ -9,10 +9,11 @@ import pytest
 from packed import noise, read_images
 from torchvision.datasets import STL10, SVHN
 
-from fastdps.datasets.torchvision_sets import stl10, svhn
 from fastdps.errors import FastDPSError
 from fastdps.loading import open_shards
-from fastdps.packing import PackOptions, pack
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.torchvision_sets import stl10, svhn
 
 STL_COUNTS = {"train": 5, "test": 4, "unlabeled": 3}
 SVHN_COUNTS = {"train": 6, "test": 3, "extra": 2}

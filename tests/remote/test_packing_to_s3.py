@@ -12,9 +12,10 @@ import pytest
 from packed import digests
 from servers import Faults, failing_proxy
 
-from fastdps.datasets.deadleaves import DeadLeaves
-from fastdps.packing import PackOptions, pack
 from fastdps.packing.check_command import check_shards
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.shards import storage
 from fastdps.shards.storage import Store
 

@@ -11,9 +11,10 @@ from servers import Faults, failing_proxy
 
 from fastdps import cli
 from fastdps.contexts import sample_rankings
-from fastdps.datasets.deadleaves import DeadLeaves
 from fastdps.distortions import NAMES
-from fastdps.packing import PackOptions, pack
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import pack
+from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.shards import storage
 from fastdps.shards.format import read_manifest
 from fastdps.shards.storage import open_store

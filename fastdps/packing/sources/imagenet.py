@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastdps.datasets.folder import Folder, require_directory
-from fastdps.datasets.source import Dataset, Source
-from fastdps.datasets.tars import TarImages
+from fastdps.packing.sources.folder import Folder, require_directory
+from fastdps.packing.sources.source import Dataset, Source
+from fastdps.packing.sources.tars import TarImages
 
 NAME = "imagenet"
 #: The official tars by split; that of "train" holds one tar per class.

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from fastdps.datasets.folder import EXTENSIONS, is_image_name
-from fastdps.datasets.source import Sample, Source, printable, refuse_large
 from fastdps.errors import FastDPSError
+from fastdps.packing.sources.folder import EXTENSIONS, is_image_name
+from fastdps.packing.sources.source import Sample, Source, printable, refuse_large
 from fastdps.shards.images import UnreadableItemError
 
 

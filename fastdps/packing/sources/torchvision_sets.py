@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdps.datasets.source import Dataset, Sample, Source
 from fastdps.errors import FastDPSError
+from fastdps.packing.sources.source import Dataset, Sample, Source
 
 
 class NumberedImage(NamedTuple):

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastdps.datasets.folder import read_file
-from fastdps.datasets.source import Sample, Source, printable
 from fastdps.errors import FastDPSError
+from fastdps.packing.sources.folder import read_file
+from fastdps.packing.sources.source import Sample, Source, printable
 from fastdps.shards.format import COMPONENTS, SCALARS
 from fastdps.shards.images import Image, UnreadableItemError
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from fastdps.datasets.folder import read_file, require_directory
-from fastdps.datasets.source import Dataset, Sample, Source, printable
 from fastdps.errors import FastDPSError
+from fastdps.packing.sources.folder import read_file, require_directory
+from fastdps.packing.sources.source import Dataset, Sample, Source, printable
 from fastdps.shards.format import COMPONENTS, SCALARS
 from fastdps.shards.images import Image, UnreadableItemError
 

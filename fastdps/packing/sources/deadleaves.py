@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdps.datasets.source import Sample, Source
 from fastdps.errors import ConfigError
+from fastdps.packing.sources.source import Sample, Source
 
 #: Images are drawn this much larger and averaged down, for smooth edges.
 OVERSAMPLING = 2

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdps.datasets.source import Sample, Source, printable, refuse_large
 from fastdps.errors import FastDPSError
+from fastdps.packing.sources.source import Sample, Source, printable, refuse_large
 from fastdps.shards.images import UnreadableItemError
 
 #: File endings, in lower case, that are taken for images; other files are not part of the source.
