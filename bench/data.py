@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastdps.errors import ConfigError
-from fastdps.loading import open_shards
+from fastdps.loading.loader import open_shards
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves

@@ -25,7 +25,8 @@ from fastdps.contexts import sample_rankings
 from fastdps.distances import Moments
 from fastdps.distances import moments as compare
 from fastdps.distortions import NAMES
-from fastdps.loading import Batch, ShardLoader, open_shards
+from fastdps.loading.batch import Batch
+from fastdps.loading.loader import ShardLoader, open_shards
 from fastdps.metric import PerceptualMetric
 from fastdps.precision import autocast
 from fastdps.recipes import fast

@@ -62,7 +62,7 @@ def _bench(where: argparse.Namespace) -> Bench:
 def _load(full_size: bool) -> Case:
     def work(where: argparse.Namespace) -> None:
         from bench.parts import load_work
-        from fastdps.loading import open_shards
+        from fastdps.loading.loader import open_shards
 
         bench = _bench(where)
         directory = bench.data.photographs(None) if full_size else bench.data.small("raw")

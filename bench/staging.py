@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from fastdps.errors import ConfigError
 from fastdps.loading.index_cache import KEPT_SAMPLES
 from fastdps.loading.order import EpochOrder, Visit, part_of
-from fastdps.loading.plan import places_within
+from fastdps.loading.segments import places_within
 from fastdps.loading.staged import segment_bytes
 from fastdps.shards.cache import STREAMS
 from fastdps.shards.format import Manifest, Shard

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fastdps.errors import FastDPSError, SampleError, ShardError
 from fastdps.extraction import all_distances, to_float
-from fastdps.loading import Batch, LoaderName, ShardLoader, open_shards
+from fastdps.loading.batch import Batch
+from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
 from fastdps.metric import PerceptualMetric
 from fastdps.runtime.console import track
 from fastdps.scores import average_precision, human_ceiling, two_afc

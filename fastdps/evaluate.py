@@ -19,7 +19,7 @@ from fastdps.contexts import Ranking, pairs
 from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError
 from fastdps.examples import find_examples, write_details
-from fastdps.loading import LoaderName, ShardLoader, open_shards
+from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
 from fastdps.metric import PerceptualMetric
 from fastdps.recipes import TrainConfig, config_from_json
 from fastdps.report.tables import print_bapps, print_scores

@@ -29,7 +29,7 @@ from torch import Tensor
 from fastdps.contexts import pairs
 from fastdps.distortions import DISTORTIONS, NAMES, Interpolation, draw_plan
 from fastdps.extraction import all_distances
-from fastdps.loading import Batch
+from fastdps.loading.batch import Batch
 from fastdps.metric import PerceptualMetric
 from fastdps.runs import Run
 from fastdps.runtime.files import whole_file, write_json

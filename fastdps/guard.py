@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdps.errors import TrainingError
-from fastdps.loading import Batch
+from fastdps.loading.batch import Batch
 
 
 class BadStep(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastdps.errors import ConfigError, TrainingError
 from fastdps.extraction import frozen_moments
-from fastdps.loading import Batch
+from fastdps.loading.batch import Batch
 from fastdps.metric import PerceptualMetric
 from fastdps.precision import Precision, resolve_precision
 from fastdps.recipes import TrainConfig

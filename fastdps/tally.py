@@ -14,7 +14,8 @@ from fastdps.contexts import Ranking, labels, pairs
 from fastdps.distortions import NAMES, Interpolation, draw_plan
 from fastdps.errors import FastDPSError
 from fastdps.extraction import all_distances, make_views, to_float
-from fastdps.loading import Batch, ShardLoader
+from fastdps.loading.batch import Batch
+from fastdps.loading.loader import ShardLoader
 from fastdps.metric import PerceptualMetric
 from fastdps.runtime.console import track
 from fastdps.scores import agreement, prefers_second

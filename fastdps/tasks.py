@@ -15,7 +15,7 @@ from torch import Tensor
 from fastdps.contexts import Ranking, labels, pairs
 from fastdps.distortions import NAMES, draw_plan
 from fastdps.extraction import make_views, to_float
-from fastdps.loading import Batch
+from fastdps.loading.batch import Batch
 from fastdps.philox import uniforms
 from fastdps.recipes import TrainConfig
 from fastdps.shards.format import COMPONENTS, Kind

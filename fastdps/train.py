@@ -18,7 +18,7 @@ from fastdps.arguments import Parser, add_cache, add_quiet, cache_from, location
 from fastdps.contexts import Ranking, select_rankings
 from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError
-from fastdps.loading import LoaderName, ShardLoader, open_shards
+from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
 from fastdps.precision import Precision, deterministic_algorithms
 from fastdps.recipes import (
     RECIPES,

@@ -21,7 +21,8 @@ from fastdps.backbones import Backbone
 from fastdps.checkpoints import Checkpoint, Checkpoints
 from fastdps.errors import ConfigError, StoppedError, TrainingError
 from fastdps.guard import LossGuard
-from fastdps.loading import Batch, ShardLoader
+from fastdps.loading.batch import Batch
+from fastdps.loading.loader import ShardLoader
 from fastdps.meter import Meter
 from fastdps.metric import PerceptualMetric
 from fastdps.progress import Progress

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastdps.extraction import frozen_moments
 from fastdps.heads import distances
-from fastdps.loading import ShardLoader
+from fastdps.loading.loader import ShardLoader
 from fastdps.metric import PerceptualMetric
 from fastdps.precision import Precision
 from fastdps.runtime.processes import Processes

@@ -7,7 +7,7 @@ import torch
 
 from fastdps.contexts import sample_rankings
 from fastdps.distortions import NAMES
-from fastdps.loading import open_shards
+from fastdps.loading.loader import open_shards
 from fastdps.recipes import get_recipe
 from fastdps.runtime.processes import Together, join_processes, watch
 from fastdps.step import Execution, Stepper

@@ -14,7 +14,7 @@ from fastdps import cli
 from fastdps.contexts import sample_rankings
 from fastdps.distortions import NAMES
 from fastdps.errors import TrainingError
-from fastdps.loading import Batch
+from fastdps.loading.batch import Batch
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves

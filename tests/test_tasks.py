@@ -12,7 +12,7 @@ from fastdps.backbones import Backbone
 from fastdps.contexts import all_rankings, pairs, sample_rankings
 from fastdps.distortions import NAMES, apply_plan, draw_plan
 from fastdps.extraction import frozen_moments
-from fastdps.loading import Batch
+from fastdps.loading.batch import Batch
 from fastdps.metric import PerceptualMetric
 from fastdps.recipes import fast, get_recipe, paper
 from fastdps.tasks import JudgementTask, RankingTask

@@ -20,7 +20,7 @@ from fastdps.contexts import all_rankings, labels, pairs, sample_rankings
 from fastdps.distances import Moments
 from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError
-from fastdps.loading import ShardLoader
+from fastdps.loading.loader import ShardLoader
 from fastdps.packing.command import make_shards
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack

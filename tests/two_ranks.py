@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from fastdps import train
-from fastdps.loading import ShardLoader
+from fastdps.loading.loader import ShardLoader
 from fastdps.training import Training
 
 out = Path(sys.argv[1])

@@ -22,7 +22,7 @@ from bench.data import SIZE
 from bench.measure import Compared, Measurement, Work, spread
 from bench.parts import load_work
 from bench.reference import loading
-from fastdps.loading import LoaderName, ShardLoader, open_shards
+from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
 from fastdps.loading.members import open_index
 from fastdps.runtime.machine import cores
 from fastdps.shards.format import read_manifest

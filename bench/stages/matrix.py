@@ -18,7 +18,7 @@ from bench.measure import Compared, Measurement, repeated
 from fastdps.api import CANDIDATES, ImageMetric
 from fastdps.backbones import Backbone
 from fastdps.errors import FastDPSError
-from fastdps.loading import open_shards
+from fastdps.loading.loader import open_shards
 from fastdps.lpips_format import heads_from_lpips
 from fastdps.metric import PerceptualMetric
 

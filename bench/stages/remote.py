@@ -28,7 +28,8 @@ from bench.measure import Compared, Measurement, Timed, Work, spread
 from bench.parts import Parts, frozen
 from bench.servers import missing, serving
 from fastdps.errors import FastDPSError
-from fastdps.loading import Batch, ShardLoader, open_shards
+from fastdps.loading.batch import Batch
+from fastdps.loading.loader import ShardLoader, open_shards
 from fastdps.loading.order import EpochOrder, part_of
 from fastdps.shards.cache import STREAMS, Cache, StagedSet
 from fastdps.shards.format import MANIFEST, Manifest, Shard, read_manifest

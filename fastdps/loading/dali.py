@@ -35,7 +35,7 @@ from torch.utils.dlpack import from_dlpack
 from fastdps.errors import FastDPSError, ShardError
 from fastdps.loading.background import OneAhead
 from fastdps.loading.members import sample_error
-from fastdps.loading.plan import Segment
+from fastdps.loading.segments import Segment
 from fastdps.loading.spec import Component, Loaded, ReadSpec
 from fastdps.shards.format import INDEX_HEADER
 

@@ -30,7 +30,7 @@ from fastdps.loading.buffers import Buffers
 from fastdps.loading.decoding import decode_member
 from fastdps.loading.jpeg import scale_for
 from fastdps.loading.members import read_members, shard_error
-from fastdps.loading.plan import Entry, Part, Segment
+from fastdps.loading.segments import Entry, Part, Segment
 from fastdps.loading.spec import Component, Loaded, ReadSpec, dtype_of
 from fastdps.loading.whole import MOST_BYTES, WholeShard, WholeShards
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from fastdps.loading.plan import Segment
+    from fastdps.loading.segments import Segment
 
 #: The tensors of one batch by component, and its sample ids.
 Loaded = tuple[dict[str, Tensor], Tensor]

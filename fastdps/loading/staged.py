@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fastdps.loading.order import EpochOrder, cut
-from fastdps.loading.plan import batch_bytes, places_within
+from fastdps.loading.segments import batch_bytes, places_within
 from fastdps.shards.cache import Ahead, StagedSet
 from fastdps.shards.format import Manifest, Shard
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fastdps.loading.buffers import Buffers
 from fastdps.loading.members import BLOCK, ShardIndex, are_headers_of, read_member, shard_error
-from fastdps.loading.plan import Part
+from fastdps.loading.segments import Part
 
 #: Larger shards are read member by member: their images are larger, too, and take longer than the call for each.
 MOST_BYTES = 1 << 27

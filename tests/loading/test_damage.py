@@ -13,7 +13,7 @@ from packed import encoded, noise, photo
 from shard_sets import raw_samples, rewrite_manifest, write_index, write_set
 
 from fastdps.errors import ConfigError, SampleError, ShardError
-from fastdps.loading import open_shards
+from fastdps.loading.loader import open_shards
 
 
 @pytest.fixture

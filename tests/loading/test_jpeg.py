@@ -12,7 +12,8 @@ from PIL import Image
 from shard_sets import write_set
 
 from fastdps.errors import SampleError
-from fastdps.loading import jpeg, open_shards
+from fastdps.loading import jpeg
+from fastdps.loading.loader import open_shards
 from fastdps.shards.images import decode as decode_for_packing
 
 SIZE = 64

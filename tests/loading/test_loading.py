@@ -1,4 +1,4 @@
-"""The contract of `fastdps.loading`, for both implementations, against `tarfile`, webdataset, DALI and torchvision."""
+"""The contract of loading, for both implementations, against `tarfile`, webdataset, DALI and torchvision."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import functional as transforms
 
 from fastdps.errors import ConfigError
-from fastdps.loading import Batch, index_cache, open_shards, plan
+from fastdps.loading import index_cache, segments
+from fastdps.loading.batch import Batch
+from fastdps.loading.loader import open_shards
 
 SIZES = (5, 1, 7, 3, 7)  # shards of uneven sizes: 23 samples
 
@@ -163,15 +165,15 @@ def test_segments_do_not_change_the_batches(raw_set, loader, monkeypatch):
     opened = open_shards(raw_set, batch_size=2, loader=loader)
     whole = gather(opened.epoch(0))
     for samples, shards in ((4, 64), (1, 64), (65536, 1)):
-        monkeypatch.setattr(plan, "SEGMENT_SAMPLES", samples)
-        monkeypatch.setattr(plan, "SEGMENT_SHARDS", shards)
+        monkeypatch.setattr(segments, "SEGMENT_SAMPLES", samples)
+        monkeypatch.setattr(segments, "SEGMENT_SHARDS", shards)
         cut = gather(opened.epoch(0))
         assert cut[0] == whole[0]
         assert torch.equal(cut[1]["image"], whole[1]["image"])
 
 
 def test_an_epoch_reads_only_the_indexes_it_comes_to(raw_set, loader, monkeypatch):
-    monkeypatch.setattr(plan, "SEGMENT_SAMPLES", 2)
+    monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 2)
     opened = []
     original = index_cache.open_index
     monkeypatch.setattr(index_cache, "open_index", lambda *args: opened.append(args[2].name) or original(*args))
@@ -247,7 +249,7 @@ def test_images_of_all_sizes_are_resized_as_torchvision_does(tmp_path, jpegs, lo
         (data,) = samples[sample_id].values()
         expected = transforms.resize(as_tensor(data), [height, width], antialias=True).permute(1, 2, 0)
         difference = (image.int() - expected.int()).abs()
-        assert difference[1:-1, 1:-1].max() <= (50 if scaled else 2)  # see fastdps.loading for the border
+        assert difference[1:-1, 1:-1].max() <= (50 if scaled else 2)  # see fastdps.loading.loader for the border
         assert difference.float().mean() < (6 if scaled else 2)
 
 
@@ -351,12 +353,13 @@ def test_triplets_and_pairs(tmp_path, loader, kind, images, scalar, encoding, ex
 
 @pytest.fixture
 def no_dali(monkeypatch):
-    from fastdps import loading
+    import fastdps.loading as loading
+    from fastdps.loading import loader
 
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     monkeypatch.delitem(sys.modules, "fastdps.loading.dali", raising=False)
     monkeypatch.delattr(loading, "dali", raising=False)
-    loading._say_portable.cache_clear()
+    loader._say_portable.cache_clear()
 
 
 @pytest.fixture
@@ -412,7 +415,7 @@ def test_an_epoch_left_early_leaves_nothing_behind(tmp_path, loader, taken, monk
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    monkeypatch.setattr(plan, "SEGMENT_SAMPLES", 32)
+    monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 32)
     before = set(threading.enumerate())
     batches = open_shards(directory, batch_size=8, loader=loader).epoch(0)
     for _ in range(taken):
@@ -427,7 +430,7 @@ def test_the_interpreter_ends_quietly_in_mid_epoch(tmp_path, end):
     pytest.importorskip("nvidia.dali")
     directory = write_set(tmp_path / "set", raw_samples(300), [100, 100, 100])
     program = f"""
-from fastdps.loading import open_shards
+from fastdps.loading.loader import open_shards
 both = [open_shards({str(directory)!r}, batch_size=8, loader=name).epoch(0) for name in ("dali", "portable")]
 for batches in zip(*both):
     {end}

@@ -12,11 +12,12 @@ from packed import noise, read_set
 from shard_sets import raw_samples, write_set
 
 from fastdps.errors import SampleError, ShardError
-from fastdps.loading import index_cache, members, open_shards, plan, portable, whole
+from fastdps.loading import index_cache, members, portable, segments, whole
 from fastdps.loading.background import OneAhead
 from fastdps.loading.buffers import Buffers
 from fastdps.loading.index_cache import IndexCache
-from fastdps.loading.plan import Part
+from fastdps.loading.loader import open_shards
+from fastdps.loading.segments import Part
 from fastdps.loading.whole import MOST_BYTES, WholeShard, WholeShards
 from fastdps.shards.format import read_manifest
 
@@ -127,7 +128,7 @@ def test_a_shard_is_read_while_batches_are_made_of_the_one_before_and_then_dropp
 
 
 def test_the_first_shard_of_a_segment_is_read_ahead_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "SEGMENT_SAMPLES", 80)
+    monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 80)
     monkeypatch.setattr(OneAhead, "is_ready", property(lambda self: not self._coming.exception()))  # waits for it
     was_begun: dict[str, bool] = {}
     original = WholeShards.of

@@ -15,7 +15,7 @@ from packed import encoded, noise, read_lines, read_set
 from PIL import Image
 
 from fastdps.errors import FastDPSError
-from fastdps.loading import open_shards
+from fastdps.loading.loader import open_shards
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.bapps import PUBLISHED, Bapps

@@ -10,7 +10,7 @@ from packed import noise, read_images
 from torchvision.datasets import STL10, SVHN
 
 from fastdps.errors import FastDPSError
-from fastdps.loading import open_shards
+from fastdps.loading.loader import open_shards
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.torchvision_sets import stl10, svhn

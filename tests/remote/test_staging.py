@@ -15,7 +15,7 @@ from packed import encoded, photo
 from servers import Faults, failing_proxy
 
 from fastdps.errors import ConfigError, ShardError
-from fastdps.loading import open_shards
+from fastdps.loading.loader import open_shards
 from fastdps.shards import cache as staging
 from fastdps.shards import storage
 from fastdps.shards.cache import Cache, StagedSet
