@@ -21,10 +21,10 @@ from torch import Tensor
 from bench.bench import BATCH, Bench
 from bench.measure import Work, repeated
 from fastdps.backbones import Backbone
-from fastdps.contexts import sample_rankings
+from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.rankings import sample_rankings
 from fastdps.distances import Moments
 from fastdps.distances import moments as compare
-from fastdps.distortions import NAMES
 from fastdps.loading.batch import Batch
 from fastdps.loading.loader import ShardLoader, open_shards
 from fastdps.metric import PerceptualMetric

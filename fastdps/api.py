@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
-from fastdps.contexts import Ranking
+from fastdps.contexts.rankings import Ranking
 from fastdps.errors import ConfigError, ImageError
 from fastdps.inputs import Images, batched, check_same_size, to_unit_range
 from fastdps.maps import distance_maps

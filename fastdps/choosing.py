@@ -12,7 +12,7 @@ import torch
 
 from fastdps.api import ImageMetric
 from fastdps.backbones import BACKBONES, Backbone
-from fastdps.contexts import Ranking, parse_ranking
+from fastdps.contexts.rankings import Ranking, parse_ranking
 from fastdps.errors import ConfigError
 from fastdps.metric import PerceptualMetric, read_rankings
 from fastdps.runs import Run

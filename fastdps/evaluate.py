@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from fastdps.arguments import add_cache, add_quiet, cache_from, location
 from fastdps.backbones import Backbone
 from fastdps.bapps import score_bapps
-from fastdps.contexts import Ranking, pairs
-from fastdps.distortions import NAMES
+from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.rankings import Ranking, pairs
 from fastdps.errors import ConfigError
 from fastdps.examples import find_examples, write_details
 from fastdps.loading.loader import LoaderName, ShardLoader, open_shards

@@ -26,8 +26,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastdps.contexts import pairs
-from fastdps.distortions import DISTORTIONS, NAMES, Interpolation, draw_plan
+from fastdps.contexts.distortions import DISTORTIONS, NAMES, Interpolation, draw_plan
+from fastdps.contexts.rankings import pairs
 from fastdps.extraction import all_distances
 from fastdps.loading.batch import Batch
 from fastdps.metric import PerceptualMetric

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastdps.contexts.distortions import Interpolation, Plan, apply_plan
 from fastdps.distances import Moments
-from fastdps.distortions import Interpolation, Plan, apply_plan
 from fastdps.heads import distances
 from fastdps.metric import PerceptualMetric
 from fastdps.precision import Precision, autocast

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastdps.arguments import add_cache, add_quiet, cache_from, location
-from fastdps.distortions import DISTORTIONS, apply_plan, draw_plan
+from fastdps.contexts.distortions import DISTORTIONS, apply_plan, draw_plan
 from fastdps.errors import ConfigError
 from fastdps.loading.batch import Batch
 from fastdps.loading.loader import open_shards

@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fastdps.backbones import Backbone
-from fastdps.contexts import Ranking
+from fastdps.contexts.rankings import Ranking
 from fastdps.distances import Moments, compared_channels, moments
 from fastdps.errors import ConfigError, FastDPSError, WeightsMismatchError
 from fastdps.heads import distances

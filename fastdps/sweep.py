@@ -31,8 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdps.arguments import add_quiet
-from fastdps.contexts import select_rankings
-from fastdps.distortions import NAMES
+from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.rankings import select_rankings
 from fastdps.errors import ConfigError
 from fastdps.evaluate import add_arguments as add_evaluate_arguments
 from fastdps.evaluate import run_evaluate

@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fastdps.contexts import Ranking, labels, pairs
-from fastdps.distortions import NAMES, Interpolation, draw_plan
+from fastdps.contexts.distortions import NAMES, Interpolation, draw_plan
+from fastdps.contexts.rankings import Ranking, labels, pairs
 from fastdps.errors import FastDPSError
 from fastdps.extraction import all_distances, make_views, to_float
 from fastdps.loading.batch import Batch

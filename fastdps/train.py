@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fastdps.arguments import Parser, add_cache, add_quiet, cache_from, location, run_command
-from fastdps.contexts import Ranking, select_rankings
-from fastdps.distortions import NAMES
+from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.rankings import Ranking, select_rankings
 from fastdps.errors import ConfigError
 from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
 from fastdps.precision import Precision, deterministic_algorithms

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from fastdps.contexts import sample_rankings
-from fastdps.distortions import NAMES
+from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.rankings import sample_rankings
 from fastdps.loading.loader import open_shards
 from fastdps.recipes import get_recipe
 from fastdps.runtime.processes import Together, join_processes, watch

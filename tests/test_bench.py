@@ -18,7 +18,7 @@ from bench.measure import Compared, Measurement, Timed, Timing, spread
 from bench.stages import STAGES
 from bench.whole import Parts
 from fastdps.backbones import Backbone
-from fastdps.distortions import NAMES
+from fastdps.contexts.distortions import NAMES
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.shards.format import read_manifest
 

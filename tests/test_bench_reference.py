@@ -11,7 +11,7 @@ from PIL import Image
 
 from bench import reference
 from fastdps.backbones import Backbone
-from fastdps.distortions import NAMES
+from fastdps.contexts.distortions import NAMES
 
 CPU = torch.device("cpu")
 PARTS = {"load", "distort", "features", "distances", "heads"}

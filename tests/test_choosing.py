@@ -7,8 +7,8 @@ import torch
 
 import fastdps
 from fastdps.backbones import Backbone
-from fastdps.contexts import all_rankings
-from fastdps.distortions import NAMES
+from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.rankings import all_rankings
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.metric import PerceptualMetric
 from fastdps.runs import Run

@@ -10,8 +10,8 @@ from PIL import Image
 
 from fastdps import cli, demo, score
 from fastdps.api import ImageMetric
-from fastdps.contexts import all_rankings
-from fastdps.distortions import NAMES
+from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.rankings import all_rankings
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves

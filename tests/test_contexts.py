@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from fastdps.contexts import all_rankings, labels, pairs, parse_ranking, sample_rankings, select_rankings
-from fastdps.distortions import NAMES
+from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.rankings import all_rankings, labels, pairs, parse_ranking, sample_rankings, select_rankings
 from fastdps.errors import ConfigError
 
 

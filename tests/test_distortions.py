@@ -8,7 +8,7 @@ import torch
 import torchvision.transforms.functional as tv
 from torchvision.transforms import InterpolationMode
 
-from fastdps.distortions import DISTORTIONS, NAMES, Plan, apply_plan, draw_plan
+from fastdps.contexts.distortions import DISTORTIONS, NAMES, Plan, apply_plan, draw_plan
 
 SIZES = [(64, 64), (48, 80)]
 

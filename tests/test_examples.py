@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from fastdps.cli import main
-from fastdps.contexts import all_rankings, labels, pairs, sample_rankings
-from fastdps.distortions import NAMES
+from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.rankings import all_rankings, labels, pairs, sample_rankings
 from fastdps.examples import CHOICES, CONTEXTS, LONGEST_SIDE, worst_choices
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack

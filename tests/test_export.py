@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 import fastdps.export.export as exporting
 from fastdps.backbones import Backbone
 from fastdps.cli import main
-from fastdps.contexts import all_rankings
+from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.rankings import all_rankings
 from fastdps.distances import COMPARISONS, compared_channels
-from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.export.export import FORMATS, export
 from fastdps.export.lpips_checkpoint import LpipsCheckpoint

@@ -51,10 +51,12 @@ def test_a_seventh_distortion_is_one_entry(package, tmp_path):
     code, run = package
     shards = tmp_path / "shards"
     run(str(code / "tools/make_shards.py"), "deadleaves", "--count", "30", "--holdout", "0.3", "--out", str(shards))
-    plan = "import torch; from fastdps.distortions import draw_plan; "
+    plan = "import torch; from fastdps.contexts.distortions import draw_plan; "
     plan += "p = draw_plan(torch.arange(50), seed=3, epoch=1); print([p[n].sum().item() for n in p.distortions][:6])"
     before = run("-c", plan)
-    add_row(code / "fastdps/distortions.py", "DISTORTIONS", snippet('    "posterize"'), snippet("def _posterize"))
+    add_row(
+        code / "fastdps/contexts/distortions.py", "DISTORTIONS", snippet('    "posterize"'), snippet("def _posterize")
+    )
     assert run("-c", plan) == before
     ranking = "posterize,color,darken,zoom_in,rotate,translate,blur"
     commands = [

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fastdps import gallery
 from fastdps.cli import main
-from fastdps.distortions import DISTORTIONS, apply_plan, draw_plan
+from fastdps.contexts.distortions import DISTORTIONS, apply_plan, draw_plan
 from fastdps.loading.loader import open_shards
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fastdps.backbones import Backbone
-from fastdps.contexts import sample_rankings
-from fastdps.distortions import NAMES, apply_plan, draw_plan
+from fastdps.contexts.distortions import NAMES, apply_plan, draw_plan
+from fastdps.contexts.rankings import sample_rankings
 from fastdps.extraction import frozen_moments, make_views
 from fastdps.metric import PerceptualMetric
 from fastdps.packing.options import PackOptions

@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fastdps.backbones import Backbone
-from fastdps.contexts import all_rankings
+from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.rankings import all_rankings
 from fastdps.distances import COMPARISONS, compared_channels, moments
-from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.metric import PerceptualMetric
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastdps.philox import philox, uniforms
+from fastdps.contexts.philox import philox, uniforms
 
 # The published known-answer vectors of Random123 (Salmon et al. 2011) for philox4x32, 10 rounds: counter, key, result.
 KNOWN_ANSWERS = [

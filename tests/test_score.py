@@ -10,8 +10,8 @@ from PIL import Image
 import fastdps
 from fastdps.backbones import Backbone
 from fastdps.cli import main
-from fastdps.contexts import all_rankings
-from fastdps.distortions import NAMES
+from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.rankings import all_rankings
 from fastdps.heat_map import overlay
 from fastdps.metric import PerceptualMetric
 

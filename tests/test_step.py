@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from fastdps import cli
-from fastdps.contexts import sample_rankings
-from fastdps.distortions import NAMES
+from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.rankings import sample_rankings
 from fastdps.errors import TrainingError
 from fastdps.loading.batch import Batch
 from fastdps.packing.options import PackOptions

@@ -9,8 +9,8 @@ from lpips_oracle import lpips_oracle
 from safetensors.torch import load_file
 
 from fastdps.backbones import Backbone
-from fastdps.contexts import all_rankings, pairs, sample_rankings
-from fastdps.distortions import NAMES, apply_plan, draw_plan
+from fastdps.contexts.distortions import NAMES, apply_plan, draw_plan
+from fastdps.contexts.rankings import all_rankings, pairs, sample_rankings
 from fastdps.extraction import frozen_moments
 from fastdps.loading.batch import Batch
 from fastdps.metric import PerceptualMetric

@@ -16,9 +16,9 @@ from launching import launch_command
 from safetensors.torch import load_file
 
 from fastdps import cli
-from fastdps.contexts import all_rankings, labels, pairs, sample_rankings
+from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.rankings import all_rankings, labels, pairs, sample_rankings
 from fastdps.distances import Moments
-from fastdps.distortions import NAMES
 from fastdps.errors import ConfigError
 from fastdps.loading.loader import ShardLoader
 from fastdps.packing.command import make_shards

@@ -12,8 +12,8 @@ from lpips_oracle import lpips_oracle
 from safetensors.torch import load_file
 
 from fastdps import cli
-from fastdps.contexts import sample_rankings
-from fastdps.distortions import NAMES
+from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.rankings import sample_rankings
 from fastdps.lpips_format import heads_to_lpips
 from fastdps.metric import PerceptualMetric
 from fastdps.packing.options import PackOptions

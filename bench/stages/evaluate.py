@@ -12,8 +12,8 @@ from bench.first_steps import FirstSteps
 from bench.measure import Measurement, Timed, Work
 from bench.parts import Parts
 from bench.whole import Parts as PartsOfWhole
-from fastdps.contexts import all_rankings
-from fastdps.distortions import NAMES
+from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.rankings import all_rankings
 from fastdps.evaluate import DRAWS
 from fastdps.metric import PerceptualMetric
 from fastdps.runtime.processes import join_processes

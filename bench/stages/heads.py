@@ -12,8 +12,8 @@ from bench.flops import Product, fastest, products
 from bench.measure import Measurement, Work, repeated
 from bench.parts import head_step
 from fastdps.backbones import Backbone
+from fastdps.contexts.distortions import NAMES
 from fastdps.distances import Moments
-from fastdps.distortions import NAMES
 from fastdps.recipes import fast
 
 CONTEXTS = (1, 24, 720)

@@ -17,8 +17,8 @@ from bench.parts import Parts
 from bench.reference import BATCH as REFERENCE_BATCH
 from bench.reference import Reference
 from bench.whole import Parts as PartsOfWhole
-from fastdps.contexts import sample_rankings
-from fastdps.distortions import NAMES
+from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.rankings import sample_rankings
 from fastdps.runs import Run
 from fastdps.runtime.machine import cores
 from fastdps.shards.format import read_manifest

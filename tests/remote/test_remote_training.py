@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from servers import Faults, failing_proxy
 
 from fastdps import cli
-from fastdps.contexts import sample_rankings
-from fastdps.distortions import NAMES
+from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.rankings import sample_rankings
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves

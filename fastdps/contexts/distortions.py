@@ -25,7 +25,7 @@ from kornia.geometry.transform import get_rotation_matrix2d, translate, warp_aff
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastdps.philox import uniforms
+from fastdps.contexts.philox import uniforms
 
 Interpolation = Literal["nearest", "bilinear"]
 

@@ -1,0 +1,1 @@
+"""What judges: distortions and how they are drawn, and rankings of them."""
