@@ -20,15 +20,15 @@ from torch import Tensor
 
 from bench.bench import BATCH, Bench
 from bench.measure import Work, repeated
-from fastdps.backbones import Backbone
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import sample_rankings
-from fastdps.distances import Moments
-from fastdps.distances import moments as compare
 from fastdps.loading.batch import Batch
 from fastdps.loading.loader import ShardLoader, open_shards
-from fastdps.metric import PerceptualMetric
-from fastdps.precision import autocast
+from fastdps.metric.backbones import Backbone
+from fastdps.metric.distances import Moments
+from fastdps.metric.distances import moments as compare
+from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.precision import autocast
 from fastdps.recipes import fast
 from fastdps.runtime.processes import Together, join_processes, watch
 from fastdps.step import Stepper
@@ -37,7 +37,7 @@ from fastdps.tasks import RankingTask
 
 @contextmanager
 def frozen(device: torch.device) -> Iterator[None]:
-    """How `fastdps.extraction` runs what it does not train: without autograd, in the precision of the device."""
+    """How `fastdps.metric.extraction` runs what it does not train: without autograd, in the precision of the device."""
     with torch.inference_mode(), autocast("auto", device):
         yield
 

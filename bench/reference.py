@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import functional
 
 from bench.measure import Work, repeated
-from fastdps.weights import load_pretrained
+from fastdps.metric.weights import load_pretrained
 
 BATCH = 50
 SIZE = 64

@@ -15,18 +15,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastdps.api import ImageMetric, Ranked
-    from fastdps.choosing import load
     from fastdps.errors import FastDPSError
+    from fastdps.metric.image_metric import ImageMetric, Ranked
+    from fastdps.metric.load import load
 
 __all__ = ["FastDPSError", "ImageMetric", "Ranked", "load"]
 
 #: The module of each public name.
 _HOME = {
     "FastDPSError": "fastdps.errors",
-    "ImageMetric": "fastdps.api",
-    "Ranked": "fastdps.api",
-    "load": "fastdps.choosing",
+    "ImageMetric": "fastdps.metric.image_metric",
+    "Ranked": "fastdps.metric.image_metric",
+    "load": "fastdps.metric.load",
 }
 
 

@@ -18,12 +18,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from fastdps.errors import FastDPSError, SampleError, ShardError
-from fastdps.extraction import all_distances, to_float
 from fastdps.loading.batch import Batch
 from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.extraction import all_distances, to_float
+from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.scores import average_precision, human_ceiling, two_afc
 from fastdps.runtime.console import track
-from fastdps.scores import average_precision, human_ceiling, two_afc
 from fastdps.shards.cache import Cache
 from fastdps.shards.format import MANIFEST, Kind, read_manifest
 from fastdps.shards.storage import Location, Store, has_file, locate

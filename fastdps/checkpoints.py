@@ -23,8 +23,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fastdps.errors import CheckpointError
+from fastdps.metric.weights import tensors_sha256
 from fastdps.runtime.files import PARTIAL, whole_file
-from fastdps.weights import tensors_sha256
 
 FORMAT = "fastdps-checkpoint"
 FORMAT_VERSION = 1

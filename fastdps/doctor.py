@@ -88,7 +88,7 @@ def check_dali() -> list[Check]:
 
 def check_weights() -> list[Check]:
     """Pretrained weights that are on this machine, and whether they are the right ones."""
-    from fastdps.weights import DIGESTS, VARIABLE, cache_dir
+    from fastdps.metric.weights import DIGESTS, VARIABLE, cache_dir
 
     checks = []
     given = os.environ.get(VARIABLE)
@@ -114,7 +114,7 @@ def _check_file(backbone: str, path: Path, digest: str) -> Check:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from fastdps.weights import tensors_sha256
+    from fastdps.metric.weights import tensors_sha256
 
     name = f"weights of {backbone}"
     try:

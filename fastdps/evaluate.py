@@ -13,21 +13,21 @@ from typing import Any, get_args
 from accelerate import Accelerator
 
 from fastdps.arguments import add_cache, add_quiet, cache_from, location
-from fastdps.backbones import Backbone
 from fastdps.bapps import score_bapps
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import Ranking, pairs
 from fastdps.errors import ConfigError
 from fastdps.examples import find_examples, write_details
 from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.backbones import Backbone
+from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.scores import improved
 from fastdps.recipes import TrainConfig, config_from_json
 from fastdps.report.tables import print_bapps, print_scores
-from fastdps.runs import Run, training_throughput
+from fastdps.run_directory import Run, training_throughput
 from fastdps.runtime.console import is_quiet, say
 from fastdps.runtime.files import write_json
 from fastdps.runtime.processes import join_processes, watch
-from fastdps.scores import improved
 from fastdps.tally import Tally, tally_choices
 
 #: Draws of all distortions per image.

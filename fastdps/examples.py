@@ -28,10 +28,10 @@ from torch import Tensor
 
 from fastdps.contexts.distortions import DISTORTIONS, NAMES, Interpolation, draw_plan
 from fastdps.contexts.rankings import pairs
-from fastdps.extraction import all_distances
 from fastdps.loading.batch import Batch
-from fastdps.metric import PerceptualMetric
-from fastdps.runs import Run
+from fastdps.metric.extraction import all_distances
+from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.run_directory import Run
 from fastdps.runtime.files import whole_file, write_json
 from fastdps.tally import EVALUATION_SEED, Tally, evaluation_views
 

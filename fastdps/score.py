@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdps.api import ImageMetric
 from fastdps.arguments import add_quiet
-from fastdps.choosing import load
 from fastdps.errors import ConfigError, ImageError, SampleError
 from fastdps.heat_map import draw_difference
+from fastdps.metric.image_metric import ImageMetric
+from fastdps.metric.load import load
 from fastdps.packing.sources.folder import Folder, read_file
 from fastdps.report.score_table import print_ranking
 from fastdps.report.sheet import write_sheet

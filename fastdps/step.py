@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from fastdps.errors import ConfigError, TrainingError
-from fastdps.extraction import frozen_moments
 from fastdps.loading.batch import Batch
-from fastdps.metric import PerceptualMetric
-from fastdps.precision import Precision, resolve_precision
+from fastdps.metric.extraction import frozen_moments
+from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.precision import Precision, resolve_precision
 from fastdps.recipes import TrainConfig
 from fastdps.runtime.processes import Processes
 from fastdps.tasks import Task
@@ -29,8 +29,8 @@ from fastdps.trainee import Judgements, Trainee, dropout_generator
 class Execution:
     """How a training is computed; what it learns depends on this by rounding only.
 
-    precision: see `fastdps.precision`. accumulate: in how many pieces each process computes its part of a step, one
-    after another, which divides the memory that is needed; the gradients are those of the whole. compile: run the
+    precision: see `fastdps.metric.precision`. accumulate: in how many pieces each process computes its part of a step,
+    one after another, which divides the memory that is needed; the gradients are those of the whole. compile: run the
     backbone through `torch.compile`, for long trainings on a GPU; on a CPU it was slower (see docs/design.md).
     """
 

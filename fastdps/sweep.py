@@ -38,7 +38,7 @@ from fastdps.evaluate import add_arguments as add_evaluate_arguments
 from fastdps.evaluate import run_evaluate
 from fastdps.recipes import TrainConfig, config_from_json, get_recipe
 from fastdps.report.tables import print_sweep
-from fastdps.runs import Run
+from fastdps.run_directory import Run
 from fastdps.runtime.console import is_quiet, say
 from fastdps.runtime.files import write_json, write_whole
 from fastdps.train import OVERRIDES, run_train

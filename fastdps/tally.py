@@ -13,12 +13,12 @@ from torch import Tensor
 from fastdps.contexts.distortions import NAMES, Interpolation, draw_plan
 from fastdps.contexts.rankings import Ranking, labels, pairs
 from fastdps.errors import FastDPSError
-from fastdps.extraction import all_distances, make_views, to_float
 from fastdps.loading.batch import Batch
 from fastdps.loading.loader import ShardLoader
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.extraction import all_distances, make_views, to_float
+from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.scores import agreement, prefers_second
 from fastdps.runtime.console import track
-from fastdps.scores import agreement, prefers_second
 
 #: Seed of the held-out distortions, the same for every run so that their scores compare.
 EVALUATION_SEED = 0x5EED_E7A1_0000_0001

@@ -15,8 +15,8 @@ from torch import Tensor
 from fastdps.contexts.distortions import NAMES, draw_plan
 from fastdps.contexts.philox import uniforms
 from fastdps.contexts.rankings import Ranking, labels, pairs
-from fastdps.extraction import make_views, to_float
 from fastdps.loading.batch import Batch
+from fastdps.metric.extraction import make_views, to_float
 from fastdps.recipes import TrainConfig
 from fastdps.shards.format import COMPONENTS, Kind
 from fastdps.trainee import Judgements

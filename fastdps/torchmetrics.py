@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastdps.api import ImageMetric
-from fastdps.choosing import Context, load
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.inputs import Images
+from fastdps.metric.image_metric import ImageMetric
+from fastdps.metric.inputs import Images
+from fastdps.metric.load import Context, load
 from fastdps.suggest import did_you_mean
 
 try:

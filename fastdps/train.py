@@ -19,7 +19,7 @@ from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import Ranking, select_rankings
 from fastdps.errors import ConfigError
 from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
-from fastdps.precision import Precision, deterministic_algorithms
+from fastdps.metric.precision import Precision, deterministic_algorithms
 from fastdps.recipes import (
     RECIPES,
     Comparison,
@@ -31,7 +31,7 @@ from fastdps.recipes import (
     config_from_json,
     get_recipe,
 )
-from fastdps.runs import Run
+from fastdps.run_directory import Run
 from fastdps.runtime.console import announce, quietly, say
 from fastdps.runtime.files import write_json
 from fastdps.runtime.processes import STALLED_S, Alone, Processes, Together, join_processes, watch

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastdps.distances import Moments
-from fastdps.heads import Heads, LogisticJudge, MLPJudge
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.distances import Moments
+from fastdps.metric.heads import Heads, LogisticJudge, MLPJudge
+from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.precision import Precision, autocast
+from fastdps.metric.scores import two_afc
 from fastdps.objective import LOSSES, sync_loss
-from fastdps.precision import Precision, autocast
 from fastdps.recipes import TrainConfig
-from fastdps.scores import two_afc
 
 
 @dataclass(frozen=True)

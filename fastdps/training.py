@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from fastdps.agreement import Agreement
-from fastdps.backbones import Backbone
 from fastdps.checkpoints import Checkpoint, Checkpoints
 from fastdps.errors import ConfigError, StoppedError, TrainingError
 from fastdps.guard import LossGuard
 from fastdps.loading.batch import Batch
 from fastdps.loading.loader import ShardLoader
 from fastdps.meter import Meter
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.backbones import Backbone
+from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.progress import Progress
 from fastdps.recipes import TrainConfig
-from fastdps.runs import Run
+from fastdps.run_directory import Run
 from fastdps.runtime.console import Show, training_display
 from fastdps.runtime.processes import Processes
 from fastdps.runtime.signals import stop_request

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fastdps.extraction import frozen_moments
-from fastdps.heads import distances
 from fastdps.loading.loader import ShardLoader
-from fastdps.metric import PerceptualMetric
-from fastdps.precision import Precision
+from fastdps.metric.extraction import frozen_moments
+from fastdps.metric.heads import distances
+from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.precision import Precision
+from fastdps.metric.scores import two_afc
 from fastdps.runtime.processes import Processes
-from fastdps.scores import two_afc
 from fastdps.tasks import Task
 
 #: Seed of the distortions that choose the epoch; what is reported is scored on others.

@@ -106,7 +106,7 @@ def write_log(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def write_metric(path: Path, weights: np.ndarray[Any, Any], rankings: list[list[str]], **metadata: str) -> None:
-    """A metric's file, as `fastdps.metric` documents it."""
+    """A metric's file, as `fastdps.metric.perceptual` documents it."""
     of_alexnet = {"taps": "[1, 4, 7, 9, 11]", "channels": json.dumps(CHANNELS), "comparison": "spatial"}
     path.parent.mkdir(exist_ok=True)
     save_file(

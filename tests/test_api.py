@@ -12,11 +12,11 @@ from lpips_oracle import lpips_oracle
 from safetensors.torch import load_file
 
 import fastdps
-from fastdps.api import ImageMetric, smallest_side
-from fastdps.backbones import Backbone
-from fastdps.distances import COMPARISONS, compared_channels
 from fastdps.errors import ConfigError, ImageError
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.backbones import Backbone
+from fastdps.metric.distances import COMPARISONS, compared_channels
+from fastdps.metric.image_metric import ImageMetric, smallest_side
+from fastdps.metric.perceptual import PerceptualMetric
 
 NETS = [("alex", "alexnet"), ("vgg", "vgg16")]
 

@@ -11,10 +11,10 @@ from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms.functional import normalize
 
-from fastdps.backbones import BACKBONES, HALF, Backbone, backbone_spec
-from fastdps.distances import moments
 from fastdps.errors import ConfigError, WeightsMismatchError
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.backbones import BACKBONES, HALF, Backbone, backbone_spec
+from fastdps.metric.distances import moments
+from fastdps.metric.perceptual import PerceptualMetric
 
 #: Models that torchvision's pretrained constructors make otherwise than its plain ones.
 PRETRAINED_OPTIONS = {
@@ -81,7 +81,7 @@ def test_a_training_step_changes_all_weights(backbone):
 
 
 def test_a_tuned_backbone_is_saved_and_loaded(backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastdps.backbones.load_pretrained", None)  # must not be looked for
+    monkeypatch.setattr("fastdps.metric.backbones.load_pretrained", None)  # must not be looked for
     metric = PerceptualMetric(backbone, comparison="mean")
     metric.save(tmp_path / "metric.safetensors", include_backbone=True)
     loaded = PerceptualMetric.load(tmp_path / "metric.safetensors")

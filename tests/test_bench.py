@@ -17,9 +17,9 @@ from bench.flops import count_flops
 from bench.measure import Compared, Measurement, Timed, Timing, spread
 from bench.stages import STAGES
 from bench.whole import Parts
-from fastdps.backbones import Backbone
 from fastdps.contexts.distortions import NAMES
 from fastdps.errors import ConfigError, FastDPSError
+from fastdps.metric.backbones import Backbone
 from fastdps.shards.format import read_manifest
 
 CPU = torch.device("cpu")

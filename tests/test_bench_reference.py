@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from bench import reference
-from fastdps.backbones import Backbone
 from fastdps.contexts.distortions import NAMES
+from fastdps.metric.backbones import Backbone
 
 CPU = torch.device("cpu")
 PARTS = {"load", "distort", "features", "distances", "heads"}

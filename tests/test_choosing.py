@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import fastdps
-from fastdps.backbones import Backbone
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.metric import PerceptualMetric
-from fastdps.runs import Run
+from fastdps.metric.backbones import Backbone
+from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.run_directory import Run
 
 RANKINGS = all_rankings(NAMES)[::101]
 IMAGES = torch.rand(2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(0))

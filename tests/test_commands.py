@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from fastdps import cli, demo, score
-from fastdps.api import ImageMetric
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings
+from fastdps.metric.image_metric import ImageMetric
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves

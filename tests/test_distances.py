@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastdps import distances
-from fastdps.distances import COMPARISONS, compared_channels, moments, unit_normalize
 from fastdps.errors import ConfigError
+from fastdps.metric import distances
+from fastdps.metric.distances import COMPARISONS, compared_channels, moments, unit_normalize
 
 
 def make_features(n: int, views: int) -> list[torch.Tensor]:

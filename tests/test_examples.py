@@ -12,10 +12,10 @@ from fastdps.cli import main
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings, labels, pairs, sample_rankings
 from fastdps.examples import CHOICES, CONTEXTS, LONGEST_SIDE, worst_choices
+from fastdps.metric.scores import agreement
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
-from fastdps.scores import agreement
 from fastdps.tally import Tally
 
 RANKINGS = sample_rankings(5, NAMES, seed=0)

@@ -14,17 +14,17 @@ from lpips_oracle import lpips_oracle
 from safetensors.torch import load_file
 
 import fastdps.export.export as exporting
-from fastdps.backbones import Backbone
 from fastdps.cli import main
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings
-from fastdps.distances import COMPARISONS, compared_channels
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.export.export import FORMATS, export
 from fastdps.export.lpips_checkpoint import LpipsCheckpoint
 from fastdps.export.plain import PlainMetric
-from fastdps.metric import PerceptualMetric
-from fastdps.runs import Run
+from fastdps.metric.backbones import Backbone
+from fastdps.metric.distances import COMPARISONS, compared_channels
+from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.run_directory import Run
 
 RANKINGS = all_rankings(NAMES)[::300]
 

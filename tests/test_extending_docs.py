@@ -74,10 +74,10 @@ def test_a_seventh_distortion_is_one_entry(package, tmp_path):
 
 def test_a_backbone_is_one_row(package):
     code, run = package
-    add_row(code / "fastdps/backbones.py", "BACKBONES", snippet('    "mobilenet_v3_large"'))
+    add_row(code / "fastdps/metric/backbones.py", "BACKBONES", snippet('    "mobilenet_v3_large"'))
     run(
         "-c",
-        "import torch; from fastdps.backbones import Backbone; "
+        "import torch; from fastdps.metric.backbones import Backbone; "
         "maps = Backbone('mobilenet_v3_large', pretrained=False)(torch.rand(2, 3, 64, 64)); assert len(maps) == 4",
     )
 

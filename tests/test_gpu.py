@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdps.backbones import Backbone
 from fastdps.contexts.distortions import NAMES, apply_plan, draw_plan
 from fastdps.contexts.rankings import sample_rankings
-from fastdps.extraction import frozen_moments, make_views
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.backbones import Backbone
+from fastdps.metric.extraction import frozen_moments, make_views
+from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastdps.distances import moments, unit_normalize
 from fastdps.errors import ConfigError
-from fastdps.heads import CONVOLVED_CONTEXTS, Heads, LogisticJudge, MLPJudge, distances, dropout_distances
+from fastdps.metric.distances import moments, unit_normalize
+from fastdps.metric.heads import CONVOLVED_CONTEXTS, Heads, LogisticJudge, MLPJudge, distances, dropout_distances
 
 DRAWS = 4000
 

@@ -12,11 +12,11 @@ from lpips_oracle import lpips_oracle
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
-from fastdps.backbones import Backbone
 from fastdps.bapps import score_bapps
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.lpips_format import heads_from_lpips, heads_to_lpips
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.backbones import Backbone
+from fastdps.metric.lpips_format import heads_from_lpips, heads_to_lpips
+from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.runtime.processes import join_processes
 
 SHIPPED = Path(lpips.__file__).parent / "weights" / "v0.1"

@@ -11,12 +11,12 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fastdps.backbones import Backbone
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings
-from fastdps.distances import COMPARISONS, compared_channels, moments
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.backbones import Backbone
+from fastdps.metric.distances import COMPARISONS, compared_channels, moments
+from fastdps.metric.perceptual import PerceptualMetric
 
 #: net of `lpips`, our backbone, and its documented example distances (ref, p0) and (ref, p1).
 EXAMPLES = [("alex", "alexnet", (0.72188, 0.13757)), ("vgg", "vgg16", (0.56861, 0.42166))]
@@ -115,7 +115,7 @@ def test_a_tuned_backbone_is_included(tmp_path, monkeypatch):
     assert metadata["backbone_weights"] == "included"
     assert names == {"weights", *(f"backbone.{name}" for name in backbone.state_dict())}
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(tmp_path))  # no pretrained weights are looked for
-    monkeypatch.setattr("fastdps.backbones.load_pretrained", None)
+    monkeypatch.setattr("fastdps.metric.backbones.load_pretrained", None)
     x, y = torch.rand(2, 2, 3, 64, 64)
     assert torch.equal(metric(x, y), PerceptualMetric.load(path)(x, y))
 

@@ -3,8 +3,8 @@
 import torch
 from torch.nn import functional as F
 
+from fastdps.metric.scores import two_afc
 from fastdps.objective import cross_entropy, expected_error, sync_loss
-from fastdps.scores import two_afc
 
 
 def test_cross_entropy_per_image_and_context():

@@ -6,13 +6,13 @@ import torch
 from lpips_oracle import lpips_oracle
 from safetensors.torch import load_file
 
-import fastdps.pairwise
-from fastdps.api import ImageMetric
-from fastdps.backbones import Backbone
-from fastdps.distances import COMPARISONS, compared_channels
+import fastdps.metric.matrix
 from fastdps.errors import ConfigError
-from fastdps.metric import PerceptualMetric
-from fastdps.pairwise import distance_matrix, vectors
+from fastdps.metric.backbones import Backbone
+from fastdps.metric.distances import COMPARISONS, compared_channels
+from fastdps.metric.image_metric import ImageMetric
+from fastdps.metric.matrix import distance_matrix, vectors
+from fastdps.metric.perceptual import PerceptualMetric
 
 
 @pytest.fixture(autouse=True)
@@ -91,8 +91,8 @@ def test_little_memory_gives_the_same(monkeypatch):
     metric = PerceptualMetric(Backbone("alexnet"), noise(1, 1152))
     images, blocks = smooth(23), []
     whole = distance_matrix(metric, images, memory_bytes=2**30)
-    make = fastdps.pairwise._block
-    monkeypatch.setattr(fastdps.pairwise, "_block", lambda *a: blocks.append(len(a[1])) or make(*a))
+    make = fastdps.metric.matrix._block
+    monkeypatch.setattr(fastdps.metric.matrix, "_block", lambda *a: blocks.append(len(a[1])) or make(*a))
     row_bytes = vectors(metric, images[:1]).nbytes
     for fitting in (1, 10, 20):
         blocks.clear()

@@ -15,7 +15,7 @@ from fastdps import train
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
-from fastdps.runs import Run
+from fastdps.run_directory import Run
 
 
 @pytest.fixture(autouse=True)

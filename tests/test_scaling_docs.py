@@ -10,7 +10,7 @@ import pytest
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
-from fastdps.runs import Run
+from fastdps.run_directory import Run
 
 SCRIPT = Path(__file__).parent.parent / "docs" / "slurm.sbatch"
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, average_precision_score
 
-from fastdps.scores import agreement, average_precision, human_ceiling, improved, prefers_second, two_afc
+from fastdps.metric.scores import agreement, average_precision, human_ceiling, improved, prefers_second, two_afc
 
 
 def test_two_afc_by_hand():

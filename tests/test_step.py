@@ -15,12 +15,12 @@ from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import sample_rankings
 from fastdps.errors import TrainingError
 from fastdps.loading.batch import Batch
+from fastdps.metric.precision import autocast, deterministic_algorithms, resolve_precision
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
-from fastdps.precision import autocast, deterministic_algorithms, resolve_precision
 from fastdps.recipes import fast, get_recipe
-from fastdps.runs import Run
+from fastdps.run_directory import Run
 from fastdps.runtime.heartbeat import Heartbeat
 from fastdps.runtime.processes import Together, join_processes
 from fastdps.step import Execution, Stepper, split

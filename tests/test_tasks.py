@@ -8,12 +8,12 @@ import torch
 from lpips_oracle import lpips_oracle
 from safetensors.torch import load_file
 
-from fastdps.backbones import Backbone
 from fastdps.contexts.distortions import NAMES, apply_plan, draw_plan
 from fastdps.contexts.rankings import all_rankings, pairs, sample_rankings
-from fastdps.extraction import frozen_moments
 from fastdps.loading.batch import Batch
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.backbones import Backbone
+from fastdps.metric.extraction import frozen_moments
+from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.recipes import fast, get_recipe, paper
 from fastdps.tasks import JudgementTask, RankingTask
 from fastdps.trainee import Trainee

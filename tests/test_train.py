@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from fastdps import cli
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings, labels, pairs, sample_rankings
-from fastdps.distances import Moments
 from fastdps.errors import ConfigError
 from fastdps.loading.loader import ShardLoader
+from fastdps.metric.distances import Moments
 from fastdps.packing.command import make_shards
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack

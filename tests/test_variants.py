@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 from fastdps import cli
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import sample_rankings
-from fastdps.lpips_format import heads_to_lpips
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.lpips_format import heads_to_lpips
+from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.weights import DIGESTS, tensors_sha256
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.recipes import RECIPES, config_from_json
 from fastdps.sweep import bootstrap, read_grid
-from fastdps.weights import DIGESTS, tensors_sha256
 
 RANKINGS = [",".join(ranking) for ranking in sample_rankings(2, NAMES, seed=3)]
 

@@ -14,9 +14,9 @@ import torchvision
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fastdps import weights
-from fastdps.backbones import Backbone
 from fastdps.errors import WeightsMismatchError, WeightsNotFoundError
+from fastdps.metric import weights
+from fastdps.metric.backbones import Backbone
 
 KEYS = ["features.0.weight", "features.0.bias"]
 

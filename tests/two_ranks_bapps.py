@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from fastdps.backbones import Backbone
 from fastdps.bapps import score_bapps
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.backbones import Backbone
+from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.runtime.processes import join_processes
 
 sets, out, heads = (Path(argument) for argument in sys.argv[1:])

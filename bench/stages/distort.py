@@ -13,7 +13,7 @@ from bench.measure import Compared, Measurement, repeated
 from bench.parts import Parts
 from bench.reference import draw_and_distort
 from fastdps.contexts.distortions import DISTORTIONS, apply_plan, draw_plan
-from fastdps.extraction import to_float
+from fastdps.metric.extraction import to_float
 
 #: Images of a call of the per-sample way.
 FEW = 5

@@ -15,7 +15,7 @@ from bench.whole import Parts as PartsOfWhole
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings
 from fastdps.evaluate import DRAWS
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.runtime.processes import join_processes
 from fastdps.tally import tally_choices
 

@@ -11,9 +11,9 @@ from bench.bench import BATCH, Bench
 from bench.flops import Product, fastest, products
 from bench.measure import Measurement, Work, repeated
 from bench.parts import head_step
-from fastdps.backbones import Backbone
 from fastdps.contexts.distortions import NAMES
-from fastdps.distances import Moments
+from fastdps.metric.backbones import Backbone
+from fastdps.metric.distances import Moments
 from fastdps.recipes import fast
 
 CONTEXTS = (1, 24, 720)

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from bench.bench import Bench
 from bench.measure import Compared, Measurement, repeated
-from fastdps.api import CANDIDATES, ImageMetric
-from fastdps.backbones import Backbone
 from fastdps.errors import FastDPSError
 from fastdps.loading.loader import open_shards
-from fastdps.lpips_format import heads_from_lpips
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.backbones import Backbone
+from fastdps.metric.image_metric import CANDIDATES, ImageMetric
+from fastdps.metric.lpips_format import heads_from_lpips
+from fastdps.metric.perceptual import PerceptualMetric
 
 #: What `m.matrix` is promised for.
 IMAGES = 200

@@ -22,7 +22,7 @@ from bench.launch import launch_command
 from bench.measure import Compared, Measurement, Timed, Timing, Work
 from bench.stages.train import training_set
 from fastdps.errors import FastDPSError
-from fastdps.runs import Run
+from fastdps.run_directory import Run
 from fastdps.runtime.machine import cores
 from fastdps.shards.format import read_manifest
 

@@ -19,7 +19,7 @@ from bench.reference import Reference
 from bench.whole import Parts as PartsOfWhole
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import sample_rankings
-from fastdps.runs import Run
+from fastdps.run_directory import Run
 from fastdps.runtime.machine import cores
 from fastdps.shards.format import read_manifest
 from fastdps.train import add_arguments, run_train

@@ -12,13 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fastdps.choosing import Place
 from fastdps.errors import FastDPSError
 from fastdps.export.export import Verified
 from fastdps.export.format import Format
-from fastdps.metric import PerceptualMetric
-from fastdps.runs import Run
-from fastdps.weights import tensors_sha256
+from fastdps.metric.load import Place
+from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.weights import tensors_sha256
+from fastdps.run_directory import Run
 
 CARD_VERSION = 1
 LICENCE = (

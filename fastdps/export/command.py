@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 
 from fastdps.arguments import add_quiet
-from fastdps.choosing import load_with_place
 from fastdps.errors import ConfigError
 from fastdps.export.card import describe, finish, paths_beside, to_markdown
 from fastdps.export.export import FORMATS, export
 from fastdps.export.lpips_checkpoint import LpipsCheckpoint
-from fastdps.runs import Run
+from fastdps.metric.load import load_with_place
+from fastdps.run_directory import Run
 from fastdps.runtime.console import announce, say
 from fastdps.runtime.files import write_json, write_whole
 from fastdps.runtime.signals import ending_at_once

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastdps.api import smallest_side
 from fastdps.errors import FastDPSError
 from fastdps.export.format import Distances, Format
 from fastdps.export.lpips_checkpoint import LpipsCheckpoint
 from fastdps.export.onnx_model import OnnxModel
 from fastdps.export.program import ExportedProgram
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.image_metric import smallest_side
+from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.runtime.files import sync_directory, writing
 
 FORMATS: Mapping[str, Format] = {form.name: form for form in (LpipsCheckpoint(), OnnxModel(), ExportedProgram())}

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from fastdps.errors import ConfigError
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.perceptual import PerceptualMetric
 
 #: Image batches x and y (n, 3, H, W), RGB float in [0, 1], to distances (n,).
 Distances = Callable[[Tensor, Tensor], Tensor]

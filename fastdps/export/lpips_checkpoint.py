@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdps.backbones import BACKBONES, Backbone
 from fastdps.errors import ConfigError, FastDPSError, WeightsNotFoundError
 from fastdps.export.format import Distances, Format
-from fastdps.lpips_format import heads_to_lpips
-from fastdps.metric import PerceptualMetric
-from fastdps.weights import tensors_sha256
+from fastdps.metric.backbones import BACKBONES, Backbone
+from fastdps.metric.lpips_format import heads_to_lpips
+from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.weights import tensors_sha256
 
 #: What LPIPS calls the backbones that it has.
 NETS = {"alexnet": "alex", "vgg16": "vgg", "squeezenet1_1": "squeeze"}

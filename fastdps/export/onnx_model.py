@@ -18,7 +18,7 @@ from torch import Tensor
 from fastdps.export.format import Distances, Format
 from fastdps.export.plain import PlainMetric
 from fastdps.export.program import DYNAMIC, example
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.perceptual import PerceptualMetric
 
 
 class OnnxModel(Format):

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from fastdps.distances import unit_normalize
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.distances import unit_normalize
+from fastdps.metric.perceptual import PerceptualMetric
 
 #: What each kind of comparison makes of maps (n, C, H, W): vectors along axis 1 at positions, (n, C, P).
 _VECTORS: Mapping[str, Callable[[Tensor], Tensor]] = {

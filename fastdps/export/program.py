@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from fastdps.api import smallest_side
 from fastdps.export.format import Distances, Format
 from fastdps.export.plain import PlainMetric
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.image_metric import smallest_side
+from fastdps.metric.perceptual import PerceptualMetric
 
 #: Batch, height and width are free, and the same for both images.
 _AXES = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from fastdps.errors import FastDPSError
 from fastdps.report.charts import Line
-from fastdps.runs import Run
+from fastdps.run_directory import Run
 from fastdps.shards.storage import locate
 
 #: What the version of `details.json` must be; see `fastdps.examples`, which writes it.

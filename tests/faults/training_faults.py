@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
-from fastdps.runs import Run
+from fastdps.run_directory import Run
 
 ROOT = Path(__file__).parents[2]
 #: What a fault may take to end the job.

@@ -34,7 +34,7 @@ def dropout_distances(weights: Tensor, mean: Tensor, var: Tensor, noise: Tensor,
 
     Under dropout a distance is a sum of many independent terms and so close to a Gaussian, with mean W . mean and
     variance W^2 . var * p / (1 - p) (fast dropout). weights (K, C); mean and var (..., C), the two of
-    `fastdps.distances.Moments`; noise (..., K) standard normal. Returns (..., K).
+    `fastdps.metric.distances.Moments`; noise (..., K) standard normal. Returns (..., K).
     """
     variance = _product(weights.square(), var) * (p / (1 - p))
     # The square root has no finite gradient at zero, where there is nothing to draw either.

@@ -5,9 +5,9 @@ backbone, and metadata, all strings:
 
     format, format_version    FORMAT and FORMAT_VERSION
     backbone, taps            torchvision's name of the network, and JSON: the indices of its tapped layers
-    backbone_weights          "included", or "pretrained": to be found by `fastdps.weights`
+    backbone_weights          "included", or "pretrained": to be found by `fastdps.metric.weights`
     backbone_sha256           of the backbone's tensors, in either case
-    comparison, channels      see `fastdps.distances`, and JSON: the channels of every tap; their sum is C
+    comparison, channels      see `fastdps.metric.distances`, and JSON: the channels of every tap; their sum is C
     rankings                  JSON: K lists of names, least disruptive first, or none
 """
 
@@ -22,13 +22,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fastdps.backbones import Backbone
 from fastdps.contexts.rankings import Ranking
-from fastdps.distances import Moments, compared_channels, moments
 from fastdps.errors import ConfigError, FastDPSError, WeightsMismatchError
-from fastdps.heads import distances
+from fastdps.metric.backbones import Backbone
+from fastdps.metric.distances import Moments, compared_channels, moments
+from fastdps.metric.heads import distances
+from fastdps.metric.weights import tensors_sha256
 from fastdps.runtime.files import whole_file
-from fastdps.weights import tensors_sha256
 
 FORMAT = "fastdps-metric"
 FORMAT_VERSION = 1
@@ -40,7 +40,7 @@ class PerceptualMetric(nn.Module):
     """A deep perceptual similarity metric in K contexts.
 
     `weights` (K, C) are the channel weights, all ones for the unadapted metric; `rankings` names the K contexts, or is
-    empty for a metric that belongs to none. `comparison` is one of `fastdps.distances.COMPARISONS`.
+    empty for a metric that belongs to none. `comparison` is one of `fastdps.metric.distances.COMPARISONS`.
 
     >>> metric = PerceptualMetric.load("runs/sample/metric.safetensors")  # doctest: +SKIP
     >>> metric(images, others).shape  # doctest: +SKIP
@@ -80,7 +80,7 @@ class PerceptualMetric(nn.Module):
         return compared_channels(self.backbone.channels, self.comparison)
 
     def moments(self, views: Tensor) -> Moments:
-        """Moments of views (n, 1 + D, 3, H, W), RGB in [0, 1], the reference first; see `fastdps.distances`."""
+        """Moments of views (n, 1 + D, 3, H, W), RGB in [0, 1], the reference first; see `fastdps.metric.distances`."""
         return moments(self.backbone(views.flatten(0, 1)), views.shape[1] - 1, self.comparison)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class PerceptualMetric(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> PerceptualMetric:
-        """Read what `save` wrote, and unless it is included the backbone from where `fastdps.weights` finds it.
+        """Read what `save` wrote, and unless it is included the backbone from where `fastdps.metric.weights` finds it.
 
         Raises `FastDPSError` when the file is missing, is not such a file, is damaged, or belongs to other backbone
         weights than those found.

@@ -17,10 +17,10 @@ import math
 import torch
 from torch import Tensor
 
-from fastdps.distances import normalized_vectors
 from fastdps.errors import ConfigError
-from fastdps.inputs import to_unit_range
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.distances import normalized_vectors
+from fastdps.metric.inputs import to_unit_range
+from fastdps.metric.perceptual import PerceptualMetric
 
 #: Distances below this share of |a_i|^2 + |a_j|^2 are computed from the difference: above it the product leaves them a
 #: relative error of some 1e-4.

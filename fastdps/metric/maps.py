@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastdps.distances import normalized_vectors
 from fastdps.errors import ConfigError
-from fastdps.metric import PerceptualMetric
+from fastdps.metric.distances import normalized_vectors
+from fastdps.metric.perceptual import PerceptualMetric
 
 
 def distance_maps(metric: PerceptualMetric, x: Sequence[Tensor], y: Sequence[Tensor], size: tuple[int, int]) -> Tensor:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from fastdps.contexts.distortions import Interpolation, Plan, apply_plan
-from fastdps.distances import Moments
-from fastdps.heads import distances
-from fastdps.metric import PerceptualMetric
-from fastdps.precision import Precision, autocast
+from fastdps.metric.distances import Moments
+from fastdps.metric.heads import distances
+from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.precision import Precision, autocast
 
 
 def to_float(images: Tensor) -> Tensor:

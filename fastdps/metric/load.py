@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from fastdps.api import ImageMetric
-from fastdps.backbones import BACKBONES, Backbone
 from fastdps.contexts.rankings import Ranking, parse_ranking
 from fastdps.errors import ConfigError
-from fastdps.metric import PerceptualMetric, read_rankings
-from fastdps.runs import Run
+from fastdps.metric.backbones import BACKBONES, Backbone
+from fastdps.metric.image_metric import ImageMetric
+from fastdps.metric.perceptual import PerceptualMetric, read_rankings
+from fastdps.run_directory import Run
 from fastdps.suggest import did_you_mean
 
 Context = str | Sequence[str]

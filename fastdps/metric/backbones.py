@@ -22,7 +22,7 @@ from torch.func import functional_call
 from torchvision import models
 
 from fastdps.errors import ConfigError, WeightsMismatchError
-from fastdps.weights import load_pretrained
+from fastdps.metric.weights import load_pretrained
 
 Triple = tuple[float, float, float]
 
@@ -117,7 +117,7 @@ class Backbone(nn.Module):
     noise images, without which the features of a deep one would vanish.
 
     Raises `ConfigError` for an unknown model or tap and for layers that do not run one after another, what
-    `fastdps.weights.load_pretrained` raises, and `WeightsMismatchError` for a `state` that does not fit.
+    `fastdps.metric.weights.load_pretrained` raises, and `WeightsMismatchError` for a `state` that does not fit.
     """
 
     mean: Tensor

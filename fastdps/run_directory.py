@@ -3,7 +3,7 @@
 RUN/config.json          settings, contexts, data and versions
 RUN/log.jsonl            one record per log line; "event": "end" sums a training up
 RUN/checkpoints/         what an interrupted training goes on from (see `fastdps.checkpoints`)
-RUN/metric.safetensors   the adapted metric (see `fastdps.metric`)
+RUN/metric.safetensors   the adapted metric (see `fastdps.metric.perceptual`)
 RUN/scores.json          what `fastdps evaluate` found
 RUN/details.json         what it found besides on held-out images, for the report; see `fastdps.examples`
 RUN/examples/            pictures of choices that the adapted metric gets wrong, named in `details.json`

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from fastdps.contexts.rankings import Ranking
 from fastdps.errors import ConfigError, ImageError
-from fastdps.inputs import Images, batched, check_same_size, to_unit_range
-from fastdps.maps import distance_maps
-from fastdps.metric import PerceptualMetric
-from fastdps.pairwise import distance_matrix, mebibytes
+from fastdps.metric.inputs import Images, batched, check_same_size, to_unit_range
+from fastdps.metric.maps import distance_maps
+from fastdps.metric.matrix import distance_matrix, mebibytes
+from fastdps.metric.perceptual import PerceptualMetric
 
 #: Candidates of a ranking that are compared at a time.
 CANDIDATES = 64
@@ -109,8 +109,8 @@ class ImageMetric(nn.Module):
     def matrix(self, images: Images, *, memory_MiB: float = MATRIX_MIB) -> Tensor:  # noqa: N803
         """Distances (N, N) of all pairs of images (N, 3, H, W), or of a list: symmetric, zeros on the diagonal.
 
-        The features of each image are computed once, where `fastdps.pairwise` gets them into `memory_MiB`, which is
-        what is taken besides images and result. No gradients.
+        The features of each image are computed once, where `fastdps.metric.matrix` gets them into `memory_MiB`, which
+        is what is taken besides images and result. No gradients.
 
         >>> import torch, fastdps
         >>> m = fastdps.load("alexnet")
