@@ -9,8 +9,8 @@ import torch
 from bench.data import Data
 from bench.measure import Timing
 from fastdps.errors import ConfigError
-from fastdps.recipes import fast
 from fastdps.runtime.memory import keep_freed_memory
+from fastdps.training.recipes import fast
 
 #: Images per training step, as `fastdps train` has them by default.
 BATCH = fast().batch_size

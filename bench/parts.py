@@ -29,10 +29,10 @@ from fastdps.metric.distances import Moments
 from fastdps.metric.distances import moments as compare
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.precision import autocast
-from fastdps.recipes import fast
 from fastdps.runtime.processes import Together, join_processes, watch
-from fastdps.step import Stepper
-from fastdps.tasks import RankingTask
+from fastdps.training.recipes import fast
+from fastdps.training.step import Stepper
+from fastdps.training.tasks import RankingTask
 
 
 @contextmanager

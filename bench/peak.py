@@ -35,7 +35,7 @@ Case = Callable[[argparse.Namespace], None]
 
 def _imports(_: argparse.Namespace) -> None:
     """Nothing but what training imports."""
-    names = ["fastdps.train", "torchvision", "kornia", "safetensors.torch"]
+    names = ["fastdps.training.run", "torchvision", "kornia", "safetensors.torch"]
     for name in names + ["nvidia.dali.fn"] * bool(find_spec("nvidia") and find_spec("nvidia.dali")):
         import_module(name)
 
@@ -83,7 +83,7 @@ def _part(name: str, *arguments: int) -> Case:
 
 def _train(*options: str) -> Case:
     def work(where: argparse.Namespace) -> None:
-        from fastdps.train import add_arguments, run_train
+        from fastdps.training.run import add_arguments, run_train
 
         parser = argparse.ArgumentParser()
         add_arguments(parser)

@@ -23,7 +23,7 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command("fastdps.train", "adapt a metric to one context, to many or to all"),
+    "train": Command("fastdps.training.run", "adapt a metric to one context, to many or to all"),
     "evaluate": Command("fastdps.evaluate", "score a run on held-out images and on human judgement, before and after"),
     "report": Command("fastdps.report.command", "show a run as a page that stands alone, or compare several"),
     "sweep": Command("fastdps.sweep", "train and evaluate all cases of a grid, and put them into one table"),

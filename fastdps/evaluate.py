@@ -22,13 +22,13 @@ from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.scores import improved
-from fastdps.recipes import TrainConfig, config_from_json
 from fastdps.report.tables import print_bapps, print_scores
 from fastdps.run_directory import Run, training_throughput
 from fastdps.runtime.console import is_quiet, say
 from fastdps.runtime.files import write_json
 from fastdps.runtime.processes import join_processes, watch
 from fastdps.tally import Tally, tally_choices
+from fastdps.training.recipes import TrainConfig, config_from_json
 
 #: Draws of all distortions per image.
 DRAWS = 5

@@ -2,7 +2,7 @@
 
 RUN/config.json          settings, contexts, data and versions
 RUN/log.jsonl            one record per log line; "event": "end" sums a training up
-RUN/checkpoints/         what an interrupted training goes on from (see `fastdps.checkpoints`)
+RUN/checkpoints/         what an interrupted training goes on from (see `fastdps.training.checkpoints`)
 RUN/metric.safetensors   the adapted metric (see `fastdps.metric.perceptual`)
 RUN/scores.json          what `fastdps evaluate` found
 RUN/details.json         what it found besides on held-out images, for the report; see `fastdps.examples`

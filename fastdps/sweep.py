@@ -36,13 +36,13 @@ from fastdps.contexts.rankings import select_rankings
 from fastdps.errors import ConfigError
 from fastdps.evaluate import add_arguments as add_evaluate_arguments
 from fastdps.evaluate import run_evaluate
-from fastdps.recipes import TrainConfig, config_from_json, get_recipe
 from fastdps.report.tables import print_sweep
 from fastdps.run_directory import Run
 from fastdps.runtime.console import is_quiet, say
 from fastdps.runtime.files import write_json, write_whole
-from fastdps.train import OVERRIDES, run_train
-from fastdps.train import add_arguments as add_train_arguments
+from fastdps.training.recipes import TrainConfig, config_from_json, get_recipe
+from fastdps.training.run import OVERRIDES, run_train
+from fastdps.training.run import add_arguments as add_train_arguments
 
 #: Resamples of a bootstrap confidence interval, and the share of them that it holds.
 RESAMPLES, CONFIDENCE = 2000, 0.95

@@ -8,11 +8,11 @@ import torch
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import sample_rankings
 from fastdps.loading.loader import open_shards
-from fastdps.recipes import get_recipe
 from fastdps.runtime.processes import Together, join_processes, watch
-from fastdps.step import Execution, Stepper
-from fastdps.tasks import RankingTask
-from fastdps.training import build_metric
+from fastdps.training.loop import build_metric
+from fastdps.training.recipes import get_recipe
+from fastdps.training.step import Execution, Stepper
+from fastdps.training.tasks import RankingTask
 
 
 def main(shards: str, out: str, *cases: str) -> None:

@@ -11,8 +11,8 @@ from fastdps.arguments import Parser, byte_count, location
 from fastdps.cli import COMMANDS, main
 from fastdps.completion import INSTALL
 from fastdps.errors import ConfigError
-from fastdps.recipes import get_recipe
 from fastdps.suggest import did_you_mean
+from fastdps.training.recipes import get_recipe
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import signal
 import pytest
 import torch
 
-from fastdps.checkpoints import Checkpoint, Checkpoints
 from fastdps.errors import CheckpointError, FastDPSError
+from fastdps.training.checkpoints import Checkpoint, Checkpoints
 
 STATE = {"progress": {"step": 3, "left": [[0, 5]]}, "rate": 0.1}
 

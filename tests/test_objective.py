@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from fastdps.metric.scores import two_afc
-from fastdps.objective import cross_entropy, expected_error, sync_loss
+from fastdps.training.losses import cross_entropy, expected_error, sync_loss
 
 
 def test_cross_entropy_per_image_and_context():

@@ -17,7 +17,7 @@ from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.run_directory import Run
-from fastdps.step import Stepper
+from fastdps.training.step import Stepper
 
 RANKINGS = ";".join(",".join(ranking) for ranking in sample_rankings(2, NAMES, seed=3))
 

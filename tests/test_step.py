@@ -19,13 +19,13 @@ from fastdps.metric.precision import autocast, deterministic_algorithms, resolve
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
-from fastdps.recipes import fast, get_recipe
 from fastdps.run_directory import Run
 from fastdps.runtime.heartbeat import Heartbeat
 from fastdps.runtime.processes import Together, join_processes
-from fastdps.step import Execution, Stepper, split
-from fastdps.tasks import RankingTask
-from fastdps.training import build_metric
+from fastdps.training.loop import build_metric
+from fastdps.training.recipes import fast, get_recipe
+from fastdps.training.step import Execution, Stepper, split
+from fastdps.training.tasks import RankingTask
 
 RANKINGS = sample_rankings(3, NAMES, seed=3)
 CPU = torch.device("cpu")

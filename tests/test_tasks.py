@@ -14,9 +14,9 @@ from fastdps.loading.batch import Batch
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.extraction import frozen_moments
 from fastdps.metric.perceptual import PerceptualMetric
-from fastdps.recipes import fast, get_recipe, paper
-from fastdps.tasks import JudgementTask, RankingTask
-from fastdps.trainee import Trainee
+from fastdps.training.model import Trainee
+from fastdps.training.recipes import fast, get_recipe, paper
+from fastdps.training.tasks import JudgementTask, RankingTask
 
 CPU = torch.device("cpu")
 

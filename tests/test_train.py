@@ -25,9 +25,9 @@ from fastdps.packing.command import make_shards
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
-from fastdps.recipes import config_from_json, fast, get_recipe
 from fastdps.runtime import processes
-from fastdps.trainee import Judgements, Trainee, dropout_generator, learning_rate_factor
+from fastdps.training.model import Judgements, Trainee, dropout_generator, learning_rate_factor
+from fastdps.training.recipes import config_from_json, fast, get_recipe
 
 RANKINGS = ";".join(",".join(ranking) for ranking in sample_rankings(3, NAMES, seed=3))
 

@@ -20,8 +20,8 @@ from fastdps.metric.weights import DIGESTS, tensors_sha256
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
-from fastdps.recipes import RECIPES, config_from_json
 from fastdps.sweep import bootstrap, read_grid
+from fastdps.training.recipes import RECIPES, config_from_json
 
 RANKINGS = [",".join(ranking) for ranking in sample_rankings(2, NAMES, seed=3)]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from fastdps import train
 from fastdps.loading.loader import ShardLoader
-from fastdps.training import Training
+from fastdps.training import run as train
+from fastdps.training.loop import Training
 
 out = Path(sys.argv[1])
 parser = argparse.ArgumentParser()

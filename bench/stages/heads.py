@@ -14,7 +14,7 @@ from bench.parts import head_step
 from fastdps.contexts.distortions import NAMES
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.distances import Moments
-from fastdps.recipes import fast
+from fastdps.training.recipes import fast
 
 CONTEXTS = (1, 24, 720)
 

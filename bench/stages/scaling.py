@@ -49,7 +49,7 @@ class Case:
     def command(self, arguments: list[str]) -> list[str]:
         """The command line that trains in these processes."""
         launch = launch_command(self.processes) if self.processes > 1 else [sys.executable]
-        return [*launch, "-m", "fastdps.train", *arguments]
+        return [*launch, "-m", "fastdps.training.run", *arguments]
 
 
 def cases(gpus: int) -> list[Case]:

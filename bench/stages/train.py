@@ -22,7 +22,7 @@ from fastdps.contexts.rankings import sample_rankings
 from fastdps.run_directory import Run
 from fastdps.runtime.machine import cores
 from fastdps.shards.format import read_manifest
-from fastdps.train import add_arguments, run_train
+from fastdps.training.run import add_arguments, run_train
 
 #: A sample of training takes this many times as long as one of a part: it has a start.
 LONGER = 5

@@ -17,9 +17,9 @@ from fastdps.contexts.philox import uniforms
 from fastdps.contexts.rankings import Ranking, labels, pairs
 from fastdps.loading.batch import Batch
 from fastdps.metric.extraction import make_views, to_float
-from fastdps.recipes import TrainConfig
 from fastdps.shards.format import COMPONENTS, Kind
-from fastdps.trainee import Judgements
+from fastdps.training.model import Judgements
+from fastdps.training.recipes import TrainConfig
 
 #: Streams of random numbers from here on draw pairs; those below draw distortions.
 PAIR_STREAMS = 1 << 16

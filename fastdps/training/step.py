@@ -19,10 +19,10 @@ from fastdps.loading.batch import Batch
 from fastdps.metric.extraction import frozen_moments
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.precision import Precision, resolve_precision
-from fastdps.recipes import TrainConfig
 from fastdps.runtime.processes import Processes
-from fastdps.tasks import Task
-from fastdps.trainee import Judgements, Trainee, dropout_generator
+from fastdps.training.model import Judgements, Trainee, dropout_generator
+from fastdps.training.recipes import TrainConfig
+from fastdps.training.tasks import Task
 
 
 @dataclass(frozen=True)

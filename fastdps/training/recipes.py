@@ -26,7 +26,8 @@ class TrainConfig:
 
     variant: what is trained: `baseline` nothing, `lin` the heads, `tune` heads and backbone, `scratch` the same from a
         random backbone. taps: None for the backbone's own.
-    loss: one of `fastdps.objective.LOSSES`; sync_loss adds the paper's. pairs: `all` pairs of an image's distortions
+    loss: one of `fastdps.training.losses.LOSSES`; sync_loss adds the paper's. pairs: `all` pairs of an image's
+    distortions
         in each step, or `one` per image and context, drawn anew each epoch.
     head_init: `constant`, every channel weight at `initial_weight`, or as `lpips` draws them. `initial_temperature` is
         the logistic judge's. dropout: the probability of dropping an element of z.

@@ -14,7 +14,7 @@ from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.precision import Precision
 from fastdps.metric.scores import two_afc
 from fastdps.runtime.processes import Processes
-from fastdps.tasks import Task
+from fastdps.training.tasks import Task
 
 #: Seed of the distortions that choose the epoch; what is reported is scored on others.
 VALIDATION_SEED = 0x5EED_7A11_0000_0002

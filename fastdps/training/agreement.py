@@ -6,9 +6,9 @@ import time
 
 import torch
 
-from fastdps.guard import LossGuard, loss_error
 from fastdps.runtime.processes import Processes
 from fastdps.runtime.signals import StopRequest
+from fastdps.training.guard import LossGuard, loss_error
 
 #: How often processes ask each other, in time and in steps at most.
 AGREE_S, AGREE_STEPS = 1.0, 20

@@ -16,25 +16,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdps.agreement import Agreement
-from fastdps.checkpoints import Checkpoint, Checkpoints
 from fastdps.errors import ConfigError, StoppedError, TrainingError
-from fastdps.guard import LossGuard
 from fastdps.loading.batch import Batch
 from fastdps.loading.loader import ShardLoader
-from fastdps.meter import Meter
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
-from fastdps.progress import Progress
-from fastdps.recipes import TrainConfig
 from fastdps.run_directory import Run
 from fastdps.runtime.console import Show, training_display
 from fastdps.runtime.processes import Processes
 from fastdps.runtime.signals import stop_request
-from fastdps.step import Execution, Stepper
-from fastdps.tasks import Task
-from fastdps.trainee import learning_rate_factor
-from fastdps.validation import BestEpoch, validation_scores
+from fastdps.training.agreement import Agreement
+from fastdps.training.best_epoch import BestEpoch, validation_scores
+from fastdps.training.checkpoints import Checkpoint, Checkpoints
+from fastdps.training.guard import LossGuard
+from fastdps.training.meter import Meter
+from fastdps.training.model import learning_rate_factor
+from fastdps.training.progress import Progress
+from fastdps.training.recipes import TrainConfig
+from fastdps.training.step import Execution, Stepper
+from fastdps.training.tasks import Task
 
 #: Steps between two log lines; values on the device are read only then.
 LOG_EVERY = 20

@@ -20,8 +20,8 @@ from fastdps.metric.heads import Heads, LogisticJudge, MLPJudge
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.precision import Precision, autocast
 from fastdps.metric.scores import two_afc
-from fastdps.objective import LOSSES, sync_loss
-from fastdps.recipes import TrainConfig
+from fastdps.training.losses import LOSSES, sync_loss
+from fastdps.training.recipes import TrainConfig
 
 
 @dataclass(frozen=True)

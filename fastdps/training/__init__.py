@@ -1,0 +1,1 @@
+"""Training: a task, a step, the loop around it, and what is saved of it."""
