@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fastdps.arguments import Parser, run_command
+from fastdps.commands.options import Parser, run_command
 from fastdps.errors import ConfigError
 
 #: (rounds, seconds of a sample, images of the 64 px sets)

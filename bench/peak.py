@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdps.arguments import Parser
+from fastdps.commands.options import Parser
 
 if TYPE_CHECKING:
     from bench.bench import Bench

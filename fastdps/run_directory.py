@@ -5,7 +5,7 @@ RUN/log.jsonl            one record per log line; "event": "end" sums a training
 RUN/checkpoints/         what an interrupted training goes on from (see `fastdps.training.checkpoints`)
 RUN/metric.safetensors   the adapted metric (see `fastdps.metric.perceptual`)
 RUN/scores.json          what `fastdps evaluate` found
-RUN/details.json         what it found besides on held-out images, for the report; see `fastdps.examples`
+RUN/details.json         what it found besides on held-out images, for the report; see `fastdps.evaluation.examples`
 RUN/examples/            pictures of choices that the adapted metric gets wrong, named in `details.json`
 RUN/report.html          what `fastdps report` made of all that
 """

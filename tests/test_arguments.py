@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fastdps.arguments import Parser, byte_count, location
-from fastdps.cli import COMMANDS, main
-from fastdps.completion import INSTALL
+from fastdps.commands.cli import COMMANDS, main
+from fastdps.commands.completion import INSTALL
+from fastdps.commands.options import Parser, byte_count, location
 from fastdps.errors import ConfigError
 from fastdps.suggest import did_you_mean
 from fastdps.training.recipes import get_recipe

@@ -13,11 +13,11 @@ from launching import launch_command
 from loading.shard_sets import raw_samples, write_set
 from sklearn.metrics import average_precision_score
 
-from fastdps.bapps import SUBSETS, score_bapps
+from fastdps.commands.tables import print_bapps
 from fastdps.errors import FastDPSError, SampleError, ShardError
+from fastdps.evaluation.judgements import SUBSETS, score_bapps
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
-from fastdps.report.tables import print_bapps
 from fastdps.runtime.processes import join_processes
 
 CONTEXTS = 3

@@ -8,7 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
-from fastdps import cli, demo, score
+from fastdps.commands import cli, demo, score
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings
 from fastdps.metric.image_metric import ImageMetric

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastdps.cli import main, make_parser
-from fastdps.packing.check_command import check_shards, check_shards_parser
-from fastdps.packing.command import make_shards, make_shards_parser
+from fastdps.commands.check_shards import check_shards, check_shards_parser
+from fastdps.commands.cli import main, make_parser
+from fastdps.commands.make_shards import make_shards, make_shards_parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "shards/README.md", ROOT / "bench/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,7 +79,7 @@ def test_a_command_that_a_page_names_is_one(page, words, capsys):
     if words[0] in ("accelerate", "torchrun"):
         module = words.index("-m")
         words = ["fastdps", *words[module + 1 :]]
-        words[1:2] = {"fastdps.train": ["train"], "fastdps.cli": []}[words[1]]
+        words[1:2] = {"fastdps.train": ["train"], "fastdps": []}[words[1]]
     try:
         if words[0] == "fastdps":
             make_parser(words[1:2]).parse_args(words[1:])

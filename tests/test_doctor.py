@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastdps import doctor
-from fastdps.cli import main
-from fastdps.report.checks import Check, print_checks
+from fastdps.commands import doctor
+from fastdps.commands.checks import Check, print_checks
+from fastdps.commands.cli import main
 
 
 @pytest.fixture

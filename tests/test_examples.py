@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdps.cli import main
+from fastdps.commands.cli import main
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings, labels, pairs, sample_rankings
-from fastdps.examples import CHOICES, CONTEXTS, LONGEST_SIDE, worst_choices
+from fastdps.evaluation.examples import CHOICES, CONTEXTS, LONGEST_SIDE, worst_choices
+from fastdps.evaluation.tally import Tally
 from fastdps.metric.scores import agreement
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
-from fastdps.tally import Tally
 
 RANKINGS = sample_rankings(5, NAMES, seed=0)
 

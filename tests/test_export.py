@@ -14,7 +14,7 @@ from lpips_oracle import lpips_oracle
 from safetensors.torch import load_file
 
 import fastdps.export.export as exporting
-from fastdps.cli import main
+from fastdps.commands.cli import main
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings
 from fastdps.errors import ConfigError, FastDPSError

@@ -65,7 +65,9 @@ def test_a_seventh_distortion_is_one_entry(package, tmp_path):
         f"train --shards {shards}/train --epochs 2 --out one --contexts {ranking}",
         f"gallery {shards}/val --out grid.png",
     ]
-    in_turn = "import sys; from fastdps.cli import main; sys.exit(any(main(line.split()) for line in sys.argv[1:]))"
+    in_turn = (
+        "import sys; from fastdps.commands.cli import main; sys.exit(any(main(line.split()) for line in sys.argv[1:]))"
+    )
     said = run("-c", in_turn, *commands)
     assert "7 distortions have 5,040 contexts; 720 of them are drawn" in said
     assert "mean over 720 contexts" in " ".join(said.split())
@@ -85,7 +87,7 @@ def test_a_backbone_is_one_row(package):
 def test_a_data_set_is_one_file_and_a_row(package, tmp_path):
     code, run = package
     (code / "fastdps/datasets/zipped.py").write_text(snippet("import zipfile"))
-    command = code / "fastdps/packing/command.py"
+    command = code / "fastdps/commands/make_shards.py"
     add_row(command, "KINDS", snippet('    "zip"'), "from fastdps.packing.sources.zipped import ZippedImages")
     from PIL import Image
 

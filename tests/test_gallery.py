@@ -8,8 +8,8 @@ import torch
 from packed import encoded, noise, photo, read_images, write_noise_folder
 from PIL import Image
 
-from fastdps import gallery
-from fastdps.cli import main
+from fastdps.commands import gallery
+from fastdps.commands.cli import main
 from fastdps.contexts.distortions import DISTORTIONS, apply_plan, draw_plan
 from fastdps.loading.loader import open_shards
 from fastdps.packing.options import PackOptions
@@ -17,7 +17,7 @@ from fastdps.packing.pack import pack
 from fastdps.packing.sources.bapps import Jnd
 from fastdps.packing.sources.folder import Folder
 from fastdps.packing.sources.triplets import Triplets
-from fastdps.report.sheet import CHOSEN, FRAME, GAP, LINE, Panel, draw_sheet
+from fastdps.report.pictures import CHOSEN, FRAME, GAP, LINE, Panel, draw_sheet
 
 
 @pytest.fixture

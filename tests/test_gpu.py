@@ -70,7 +70,7 @@ def test_a_run_scores_as_on_the_cpu(leaves, tmp_path, weights_dir, variant):
         out = tmp_path / f"devices{devices}"
         train = ["--shards", str(leaves / "train"), "--out", str(out), "--contexts", RANKINGS, "--variant", variant]
         for argv in (["train", *train, "--epochs", "5"], ["evaluate", str(out), "--shards", str(leaves / "val")]):
-            command = [sys.executable, "-m", "fastdps.cli", *argv, "--loader", "portable"]
+            command = [sys.executable, "-m", "fastdps", *argv, "--loader", "portable"]
             result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
             assert result.returncode == 0, result.stderr
         accuracies.append(json.loads((out / "scores.json").read_text())["summary"]["adapted_accuracy"])

@@ -12,8 +12,8 @@ from lpips_oracle import lpips_oracle
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
-from fastdps.bapps import score_bapps
 from fastdps.errors import ConfigError, FastDPSError
+from fastdps.evaluation.judgements import score_bapps
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.lpips_format import heads_from_lpips, heads_to_lpips
 from fastdps.metric.perceptual import PerceptualMetric

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 import fastdps
-from fastdps.cli import main
+from fastdps.commands.cli import main
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings
-from fastdps.heat_map import overlay
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.report.heat_map import overlay
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastdps import cli
+from fastdps.commands import cli
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import sample_rankings
 from fastdps.errors import TrainingError
@@ -207,7 +207,7 @@ def test_scalars_go_to_a_tracker(leaves, tmp_path):
 
     argv = ["train", "--shards", str(leaves), "--contexts", "3", "--batch-size", "10", "--epochs", "3"]
     argv += ["--validation", str(leaves), "--log-with", "tensorboard", "--out", str(tmp_path / "run")]
-    command = [sys.executable, "-m", "fastdps.cli", *argv]  # trackers stay in a process for good
+    command = [sys.executable, "-m", "fastdps", *argv]  # trackers stay in a process for good
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 0, result.stderr
     events = EventAccumulator(str(tmp_path / "run" / "fastdps")).Reload()

@@ -15,13 +15,13 @@ import torch
 from launching import launch_command
 from safetensors.torch import load_file
 
-from fastdps import cli
+from fastdps.commands import cli
+from fastdps.commands.make_shards import make_shards
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings, labels, pairs, sample_rankings
 from fastdps.errors import ConfigError
 from fastdps.loading.loader import ShardLoader
 from fastdps.metric.distances import Moments
-from fastdps.packing.command import make_shards
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
@@ -302,7 +302,7 @@ def test_all_contexts_on_real_images(imagenet_sample, tmp_path):
     shards, out = tmp_path / "shards", tmp_path / "run"
     make = ["folder", "--source", str(imagenet_sample), "--out", str(shards), "--size", "64"]
     assert make_shards([*make, "--encoding", "raw", "--holdout", "0.2"]) == 0
-    measured = "import resource, sys; from fastdps.cli import main; status = main(sys.argv[2:]); "
+    measured = "import resource, sys; from fastdps.commands.cli import main; status = main(sys.argv[2:]); "
     measured += (
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=open(sys.argv[1], 'w')); sys.exit(status)"
     )

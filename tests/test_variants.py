@@ -11,7 +11,8 @@ from judged_sets import noise_set, write_judged
 from lpips_oracle import lpips_oracle
 from safetensors.torch import load_file
 
-from fastdps import cli
+from fastdps.commands import cli
+from fastdps.commands.sweep import bootstrap, read_grid
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import sample_rankings
 from fastdps.metric.lpips_format import heads_to_lpips
@@ -20,7 +21,6 @@ from fastdps.metric.weights import DIGESTS, tensors_sha256
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
-from fastdps.sweep import bootstrap, read_grid
 from fastdps.training.recipes import RECIPES, config_from_json
 
 RANKINGS = [",".join(ranking) for ranking in sample_rankings(2, NAMES, seed=3)]

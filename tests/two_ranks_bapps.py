@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fastdps.bapps import score_bapps
+from fastdps.evaluation.judgements import score_bapps
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.runtime.processes import join_processes

@@ -2,7 +2,7 @@
 
 import sys
 
-from fastdps.packing.check_command import check_shards
+from fastdps.commands.check_shards import check_shards
 
 if __name__ == "__main__":
     sys.exit(check_shards())

@@ -14,10 +14,10 @@ from bench.parts import Parts
 from bench.whole import Parts as PartsOfWhole
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings
-from fastdps.evaluate import DRAWS
+from fastdps.evaluation.evaluate import DRAWS
+from fastdps.evaluation.tally import tally_choices
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.runtime.processes import join_processes
-from fastdps.tally import tally_choices
 
 #: A sample of scoring takes this many times as long as one of a part: it has a start.
 LONGER = 5

@@ -22,11 +22,11 @@ def run(bench: Bench) -> Iterator[Measurement]:
     """Seconds; what they are held against is Python's own start, and the import of what training needs."""
     shards = bench.data.small("raw", BATCH)
     imports = IMPORTS + ("; import nvidia.dali.fn" if find_spec("nvidia.dali") else "")
-    training = ["-m", "fastdps.cli", "train", "--shards", str(shards), "--epochs", "1", "--overwrite"]
+    training = ["-m", "fastdps", "train", "--shards", str(shards), "--epochs", "1", "--overwrite"]
     with tempfile.TemporaryDirectory() as directory:
         cases: dict[str, Work] = {
             "python": _process(["-c", "import argparse"]),
-            "help": _process(["-m", "fastdps.cli", "--help"]),
+            "help": _process(["-m", "fastdps", "--help"]),
             "imports": _process(["-c", f"{imports}; print('imported', flush=True)"], until="imported"),
             "first step": _process([*training, "--out", f"{directory}/run"], until="epoch 1/1"),
         }

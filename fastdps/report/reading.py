@@ -18,7 +18,7 @@ from fastdps.report.charts import Line
 from fastdps.run_directory import Run
 from fastdps.shards.storage import locate
 
-#: What the version of `details.json` must be; see `fastdps.examples`, which writes it.
+#: What the version of `details.json` must be; see `fastdps.evaluation.examples`, which writes it.
 DETAILS_VERSION = 1
 #: The names that pictures of examples have, which reach nowhere else.
 _PICTURE = re.compile(r"[\w-]+\.png", re.ASCII)
@@ -65,7 +65,7 @@ class RunRecord:
 
     @property
     def bapps(self) -> dict[str, Any] | None:
-        """What `fastdps.bapps.score_bapps` returned."""
+        """What `fastdps.evaluation.judgements.score_bapps` returned."""
         return self.scores["bapps"] if self.scores else None
 
     @property

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fastdps.arguments import Parser, add_cache, add_quiet, cache_from, location, run_command
+from fastdps.commands.options import Parser, add_cache, add_quiet, cache_from, location, run_command
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import Ranking, select_rankings
 from fastdps.errors import ConfigError

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from packed import encoded, photo, write_noise_folder
 
-from fastdps.packing.check_command import check_shards
+from fastdps.commands.check_shards import check_shards
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.folder import Folder

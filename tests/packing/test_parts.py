@@ -8,8 +8,8 @@ import threading
 import pytest
 from packed import Numbers, digests, read_images
 
+from fastdps.commands.make_shards import make_shards
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.packing.command import make_shards
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import merge, pack
 from fastdps.packing.share import Share

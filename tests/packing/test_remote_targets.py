@@ -6,10 +6,10 @@ import fsspec
 import pytest
 from packed import Numbers, digests
 
+from fastdps.commands.check_shards import check_shards
+from fastdps.commands.make_shards import make_shards
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.packing import ledger
-from fastdps.packing.check_command import check_shards
-from fastdps.packing.command import make_shards
 from fastdps.packing.on_ray import pack_shard
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import merge, pack

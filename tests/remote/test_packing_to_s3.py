@@ -12,7 +12,7 @@ import pytest
 from packed import digests
 from servers import Faults, failing_proxy
 
-from fastdps.packing.check_command import check_shards
+from fastdps.commands.check_shards import check_shards
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
@@ -86,7 +86,7 @@ def fetch(store: Store, directory: Path) -> None:
 
 
 def test_credentials_that_are_wrong_are_an_error_and_not_a_wait(tmp_path, bucket, monkeypatch, capsys):
-    from fastdps.packing.command import make_shards
+    from fastdps.commands.make_shards import make_shards
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)

@@ -9,7 +9,7 @@ from judged_sets import noise_set
 from safetensors.torch import load_file
 from servers import Faults, failing_proxy
 
-from fastdps import cli
+from fastdps.commands import cli
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import sample_rankings
 from fastdps.packing.options import PackOptions

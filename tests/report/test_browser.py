@@ -8,7 +8,7 @@ from browser import chromium, prefer, resize
 from made_up_runs import make_run
 from selenium.webdriver.common.by import By
 
-from fastdps.cli import main
+from fastdps.commands.cli import main
 
 PHONE = 360
 

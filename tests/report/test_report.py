@@ -10,7 +10,7 @@ from made_up_runs import NAMES, judged, make_run, step, write_log, write_metric
 from safetensors.numpy import load_file
 
 from bench.measure import Measurement
-from fastdps.cli import main
+from fastdps.commands.cli import main
 from fastdps.report.reading import read_run
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;"

@@ -53,7 +53,7 @@ def print_scores(scores: Mapping[str, Any], pair_rows: Sequence[tuple[str, float
 
 
 def print_bapps(bapps: Mapping[str, Any]) -> None:
-    """Print what `fastdps.bapps.score_bapps` returns: a row per sub-set, and below each test its averages.
+    """Print what `score_bapps` of `fastdps.evaluation.judgements` returns: a row per sub-set, and its averages below.
 
     "after" is the mean over contexts. Averages that are null are left out.
     """

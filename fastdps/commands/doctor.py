@@ -15,8 +15,8 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from fastdps.commands.checks import Check, print_checks
 from fastdps.errors import FastDPSError
-from fastdps.report.checks import Check, print_checks
 from fastdps.runtime.console import track
 from fastdps.runtime.machine import cores
 from fastdps.runtime.signals import ending_at_once

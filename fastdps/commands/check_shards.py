@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from fastdps.arguments import Parser, add_quiet, location, run_command
+from fastdps.commands.options import Parser, add_quiet, location, run_command
 from fastdps.errors import ShardError
 from fastdps.packing.verify import check_set, find_sets
 from fastdps.runtime.console import quietly, say

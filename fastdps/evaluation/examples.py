@@ -28,12 +28,12 @@ from torch import Tensor
 
 from fastdps.contexts.distortions import DISTORTIONS, NAMES, Interpolation, draw_plan
 from fastdps.contexts.rankings import pairs
+from fastdps.evaluation.tally import EVALUATION_SEED, Tally, evaluation_views
 from fastdps.loading.batch import Batch
 from fastdps.metric.extraction import all_distances
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.run_directory import Run
 from fastdps.runtime.files import whole_file, write_json
-from fastdps.tally import EVALUATION_SEED, Tally, evaluation_views
 
 DETAILS_VERSION = 1
 #: How many contexts are shown, how many wrong choices of each, and the longest side of their pictures in pixels.

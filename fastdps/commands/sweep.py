@@ -30,13 +30,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdps.arguments import add_quiet
+from fastdps.commands.options import add_quiet
+from fastdps.commands.tables import print_sweep
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import select_rankings
 from fastdps.errors import ConfigError
-from fastdps.evaluate import add_arguments as add_evaluate_arguments
-from fastdps.evaluate import run_evaluate
-from fastdps.report.tables import print_sweep
+from fastdps.evaluation.evaluate import add_arguments as add_evaluate_arguments
+from fastdps.evaluation.evaluate import run_evaluate
 from fastdps.run_directory import Run
 from fastdps.runtime.console import is_quiet, say
 from fastdps.runtime.files import write_json, write_whole

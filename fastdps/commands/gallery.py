@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastdps.arguments import add_cache, add_quiet, cache_from, location
+from fastdps.commands.options import add_cache, add_quiet, cache_from, location
 from fastdps.contexts.distortions import DISTORTIONS, apply_plan, draw_plan
 from fastdps.errors import ConfigError
 from fastdps.loading.batch import Batch
 from fastdps.loading.loader import open_shards
-from fastdps.report.sheet import Panel, draw_sheet, write_sheet
+from fastdps.report.pictures import Panel, draw_sheet, write_sheet
 from fastdps.runtime.console import counter, say
 from fastdps.shards.format import Kind, read_manifest
 

@@ -6,7 +6,7 @@ import argparse
 import webbrowser
 from pathlib import Path
 
-from fastdps.arguments import add_quiet
+from fastdps.commands.options import add_quiet
 from fastdps.errors import ConfigError
 from fastdps.report.comparison import render_comparison
 from fastdps.report.page import render_run

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastdps.report.sheet import Panel, draw_sheet
+from fastdps.report.pictures import Panel, draw_sheet
 
 Pixels = NDArray[np.uint8]
 

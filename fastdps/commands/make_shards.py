@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from fastdps.arguments import Parser, add_quiet, location, run_command
+from fastdps.commands.options import Parser, add_quiet, location, run_command
 from fastdps.errors import ConfigError
 from fastdps.packing.executor import Executor, LocalExecutor
 from fastdps.packing.ledger import REJECTS

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from fastdps.arguments import Parser, run_command
+from fastdps.commands.options import Parser, run_command
 from fastdps.runtime.signals import ending_at_once
 
 #: The entry of a command: takes its arguments, returns the exit status.
@@ -24,15 +24,21 @@ class Command:
 
 COMMANDS = {
     "train": Command("fastdps.training.run", "adapt a metric to one context, to many or to all"),
-    "evaluate": Command("fastdps.evaluate", "score a run on held-out images and on human judgement, before and after"),
-    "report": Command("fastdps.report.command", "show a run as a page that stands alone, or compare several"),
-    "sweep": Command("fastdps.sweep", "train and evaluate all cases of a grid, and put them into one table"),
-    "score": Command("fastdps.score", "compare images with one, nearest first; show where two of them differ"),
-    "export": Command("fastdps.export.command", "write a metric for the lpips package, as ONNX, or for torch.export"),
-    "doctor": Command("fastdps.doctor", "look at this machine: what training would find, and what to do about it"),
-    "gallery": Command("fastdps.gallery", "show samples of a shard set, distorted or with their votes, as a picture"),
-    "demo": Command("fastdps.demo", "pack, adapt and score on made-up images, in minutes"),
-    "completion": Command("fastdps.completion", "print what makes a shell complete these commands"),
+    "evaluate": Command(
+        "fastdps.evaluation.evaluate", "score a run on held-out images and on human judgement, before and after"
+    ),
+    "report": Command("fastdps.commands.report", "show a run as a page that stands alone, or compare several"),
+    "sweep": Command("fastdps.commands.sweep", "train and evaluate all cases of a grid, and put them into one table"),
+    "score": Command("fastdps.commands.score", "compare images with one, nearest first; show where two of them differ"),
+    "export": Command("fastdps.commands.export", "write a metric for the lpips package, as ONNX, or for torch.export"),
+    "doctor": Command(
+        "fastdps.commands.doctor", "look at this machine: what training would find, and what to do about it"
+    ),
+    "gallery": Command(
+        "fastdps.commands.gallery", "show samples of a shard set, distorted or with their votes, as a picture"
+    ),
+    "demo": Command("fastdps.commands.demo", "pack, adapt and score on made-up images, in minutes"),
+    "completion": Command("fastdps.commands.completion", "print what makes a shell complete these commands"),
 }
 
 
@@ -59,7 +65,3 @@ def make_parser(complete: Collection[str]) -> Parser:
         if name in complete:
             importlib.import_module(command.module).add_arguments(sub)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

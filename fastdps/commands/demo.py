@@ -8,9 +8,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from fastdps import cli
-from fastdps.arguments import add_quiet
-from fastdps.packing.command import make_shards
+from fastdps.commands import cli
+from fastdps.commands.make_shards import make_shards
+from fastdps.commands.options import add_quiet
 from fastdps.runtime.console import is_quiet, say
 
 IMAGES = 800

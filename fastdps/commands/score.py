@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdps.arguments import add_quiet
+from fastdps.commands.options import add_quiet
+from fastdps.commands.score_table import print_ranking
 from fastdps.errors import ConfigError, ImageError, SampleError
-from fastdps.heat_map import draw_difference
 from fastdps.metric.image_metric import ImageMetric
 from fastdps.metric.load import load
 from fastdps.packing.sources.folder import Folder, read_file
-from fastdps.report.score_table import print_ranking
-from fastdps.report.sheet import write_sheet
+from fastdps.report.heat_map import draw_difference
+from fastdps.report.pictures import write_sheet
 from fastdps.runtime.console import counter, is_quiet, say
 from fastdps.runtime.memory import keep_freed_memory
 from fastdps.shards.images import Fit, UnreadableItemError, decode

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import shtab
 
-from fastdps import cli
+from fastdps.commands import cli
 
 #: How each shell is told, once.
 INSTALL = {

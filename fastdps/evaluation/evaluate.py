@@ -12,22 +12,22 @@ from typing import Any, get_args
 
 from accelerate import Accelerator
 
-from fastdps.arguments import add_cache, add_quiet, cache_from, location
-from fastdps.bapps import score_bapps
+from fastdps.commands.options import add_cache, add_quiet, cache_from, location
+from fastdps.commands.tables import print_bapps, print_scores
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import Ranking, pairs
 from fastdps.errors import ConfigError
-from fastdps.examples import find_examples, write_details
+from fastdps.evaluation.examples import find_examples, write_details
+from fastdps.evaluation.judgements import score_bapps
+from fastdps.evaluation.tally import Tally, tally_choices
 from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.scores import improved
-from fastdps.report.tables import print_bapps, print_scores
 from fastdps.run_directory import Run, training_throughput
 from fastdps.runtime.console import is_quiet, say
 from fastdps.runtime.files import write_json
 from fastdps.runtime.processes import join_processes, watch
-from fastdps.tally import Tally, tally_choices
 from fastdps.training.recipes import TrainConfig, config_from_json
 
 #: Draws of all distortions per image.

@@ -1,0 +1,1 @@
+"""Scores of a run: on held-out images, and against human judgements."""
