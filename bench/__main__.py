@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from fastdps.commands.options import Parser, run_command
 from fastdps.errors import ConfigError
@@ -15,7 +16,7 @@ from fastdps.errors import ConfigError
 FULL = (5, 0.4, 20_000)
 QUICK = (3, 0.1, 2_000)
 SHARDS = Path("shards/bench")
-#: What can be made of results. Each is a module with `add_arguments(parser)` and `run(arguments)`.
+#: What can be made of results.
 COMMANDS = {
     "compare": "what moved between two results files beyond the noise",
     "picture": "where the time of an end-to-end image goes, as a PNG",
@@ -23,6 +24,8 @@ COMMANDS = {
     "staging": "what staging a large set on many nodes would take, simulated",
     "readme": "the headline rows, between the markers of the README",
 }
+#: Their modules in `bench.analyse`, each with `add_arguments(parser)` and `run(arguments)`, where the name is another.
+MODULES = {"plan": "capacity", "staging": "simulate_staging"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parse(argv)
     if argv and argv[0] in COMMANDS:
-        command = importlib.import_module(f"bench.{argv[0]}")
+        command = _module(argv[0])
         return run_command(lambda: command.run(arguments))
     return run_command(lambda: run_measure(arguments))
 
@@ -40,8 +43,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if not (argv and argv[0] in COMMANDS):
         return measure_parser().parse_args(argv)
     parser = Parser(prog=f"python -m bench {argv[0]}", description=f"Show {COMMANDS[argv[0]]}.")
-    importlib.import_module(f"bench.{argv[0]}").add_arguments(parser)
+    _module(argv[0]).add_arguments(parser)
     return parser.parse_args(argv[1:])
+
+
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(f"bench.analyse.{MODULES.get(command, command)}")
 
 
 def measure_parser() -> argparse.ArgumentParser:
@@ -71,12 +78,12 @@ def run_measure(arguments: argparse.Namespace) -> None:
     """Measure, show, and write after every stage, so that a later one that fails takes nothing with it."""
     from rich.console import Console
 
-    from bench.bench import Bench, find_device
-    from bench.data import Data, find_photos
-    from bench.measure import Measurement, Timing
-    from bench.results import describe_run, with_measurements
+    from bench.analyse.results import describe_run, with_measurements
+    from bench.analyse.tables import print_results
+    from bench.harness.bench import Bench, find_device
+    from bench.harness.data import Data, find_photos
+    from bench.harness.measure import Measurement, Timing
     from bench.stages import run_stage, select
-    from bench.tables import print_results
     from fastdps.runtime.files import write_json
 
     names = select(arguments.stages)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from bench.launch import launch_command
+from bench.harness.launch import launch_command
 
 __all__ = ["launch_command", "ranks_of"]
 

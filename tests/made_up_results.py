@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.measure import Measurement
+from bench.harness.measure import Measurement
 
 
 def results(rows: list[Measurement], *, date: str = "2026-01-02T03:04:05+00:00", **changes: Any) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import bench.__main__ as command
-from bench.data import Data
-from bench.flops import count_flops
-from bench.measure import Compared, Measurement, Timed, Timing, spread
+from bench.harness.data import Data
+from bench.harness.flops import count_flops
+from bench.harness.measure import Compared, Measurement, Timed, Timing, spread
+from bench.harness.whole import Parts
 from bench.stages import STAGES
-from bench.whole import Parts
 from fastdps.contexts.distortions import NAMES
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.metric.backbones import Backbone

@@ -9,8 +9,8 @@ import pytest
 from made_up_results import results, write
 
 import bench.__main__ as command
-from bench.compare import Change, Value, compare
-from bench.measure import Compared, Measurement
+from bench.analyse.compare import Change, Value, compare
+from bench.harness.measure import Compared, Measurement
 
 SAMPLES = (100.0, 101.0, 102.0, 103.0, 104.0)
 

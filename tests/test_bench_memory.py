@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from bench.peak import CASES, main, peak_MiB
+from bench.harness.peak import CASES, main, peak_MiB
 from bench.stages.memory import IMPORTS, PACK, PROMISED
 
 MIB = 2**20
 
 
 def peak_of_child(code: str) -> float:
-    code = f"{code}\nfrom bench.peak import peak_MiB\nprint(peak_MiB())"
+    code = f"{code}\nfrom bench.harness.peak import peak_MiB\nprint(peak_MiB())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(result.stdout)
 

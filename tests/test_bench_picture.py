@@ -9,8 +9,8 @@ from made_up_results import results, write
 from PIL import Image
 
 import bench.__main__ as command
-from bench.measure import Measurement
-from bench.picture import COLOURS, bars
+from bench.analyse.picture import COLOURS, bars
+from bench.harness.measure import Measurement
 from fastdps.errors import ConfigError
 
 PARTS_S = {"load": 1e-5, "distort": 2e-4, "features": 1e-3, "distances": 1e-4, "heads": 1e-4}
@@ -88,7 +88,7 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
         return import_as_before(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    from bench.picture import draw
+    from bench.analyse.picture import draw
 
     with pytest.raises(ConfigError, match=r"pip install 'fastdps\[bench\]'"):
         draw(bars(rows()), "a machine", tmp_path / "p.png")

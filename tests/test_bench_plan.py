@@ -11,10 +11,10 @@ import pytest
 from made_up_results import results, write
 
 import bench.__main__ as command
-from bench.measure import Measurement
-from bench.model import Cluster, Rates, all_reduce_s, measured_cases, predict, rates_from
-from bench.plan import CHANNELS
-from bench.results import DIRECTORY
+from bench.analyse.capacity import CHANNELS
+from bench.analyse.model import Cluster, Rates, all_reduce_s, measured_cases, predict, rates_from
+from bench.analyse.results import DIRECTORY
+from bench.harness.measure import Measurement
 from fastdps.errors import ConfigError
 
 #: How far the model may be from a measured case.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import reference
+from bench.harness import reference
 from fastdps.contexts.distortions import NAMES
 from fastdps.metric.backbones import Backbone
 

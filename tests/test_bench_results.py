@@ -6,8 +6,8 @@ import pytest
 from made_up_results import results, write
 
 import bench.__main__ as command
-from bench.measure import Compared, Measurement
-from bench.tables import BEGIN, END
+from bench.analyse.tables import BEGIN, END
+from bench.harness.measure import Compared, Measurement
 
 
 def results_file(path, date, median):
@@ -57,7 +57,7 @@ def test_readme_without_its_markers_stays_as_it_is(tmp_path, text, capsys):
 
 
 def test_readme_takes_the_newest_results(tmp_path, monkeypatch):
-    monkeypatch.setattr("bench.results.DIRECTORY", tmp_path)
+    monkeypatch.setattr("bench.analyse.results.DIRECTORY", tmp_path)
     results_file(tmp_path / "z.json", "2026-01-01T00:00:00+00:00", 111.0)
     results_file(tmp_path / "a.json", "2026-01-02T00:00:00+00:00", 222.0)
     readme = tmp_path / "README.md"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bench.__main__ as command
-from bench.staging import PER_NODE, Process, Service, _begun_after, divide, made_up, mix, simulate
+from bench.analyse.simulate_staging import PER_NODE, Process, Service, _begun_after, divide, made_up, mix, simulate
 from fastdps.loading.order import EpochOrder, part_of
 from fastdps.shards.cache import Ahead
 

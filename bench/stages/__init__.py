@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from fastdps.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bench.bench import Bench
-    from bench.measure import Measurement
+    from bench.harness.bench import Bench
+    from bench.harness.measure import Measurement
 
 #: What each stage measures, in the order in which they are run and shown: that of the data.
 STAGES: dict[str, str] = {

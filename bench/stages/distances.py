@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.bench import Bench
-from bench.measure import Compared, Measurement, repeated
-from bench.parts import Parts, frozen
+from bench.harness.bench import Bench
+from bench.harness.measure import Compared, Measurement, repeated
+from bench.harness.parts import Parts, frozen
 
 
 def run(bench: Bench) -> Iterator[Measurement]:

@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.bench import Bench
-from bench.measure import Compared, Measurement, repeated
-from bench.parts import Parts
-from bench.reference import draw_and_distort
+from bench.harness.bench import Bench
+from bench.harness.measure import Compared, Measurement, repeated
+from bench.harness.parts import Parts
+from bench.harness.reference import draw_and_distort
 from fastdps.contexts.distortions import DISTORTIONS, apply_plan, draw_plan
 from fastdps.metric.extraction import to_float
 

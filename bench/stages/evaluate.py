@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterator
 from contextlib import redirect_stderr
 
-from bench.bench import Bench
-from bench.first_steps import FirstSteps
-from bench.measure import Measurement, Timed, Work
-from bench.parts import Parts
-from bench.whole import Parts as PartsOfWhole
+from bench.harness.bench import Bench
+from bench.harness.first_steps import FirstSteps
+from bench.harness.measure import Measurement, Timed, Work
+from bench.harness.parts import Parts
+from bench.harness.whole import Parts as PartsOfWhole
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings
 from fastdps.evaluation.evaluate import DRAWS

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.bench import BATCH, Bench
-from bench.flops import count_flops, fastest, large_products
-from bench.measure import Measurement
-from bench.parts import Parts
+from bench.harness.bench import BATCH, Bench
+from bench.harness.flops import count_flops, fastest, large_products
+from bench.harness.measure import Measurement
+from bench.harness.parts import Parts
 
 #: The backbones that are measured, and images of a batch on a CPU, where a whole one of the larger would take seconds.
 CPU_BATCHES = {"alexnet": BATCH, "vgg16": 5}

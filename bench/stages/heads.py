@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bench.bench import BATCH, Bench
-from bench.flops import Product, fastest, products
-from bench.measure import Measurement, Work, repeated
-from bench.parts import head_step
+from bench.harness.bench import BATCH, Bench
+from bench.harness.flops import Product, fastest, products
+from bench.harness.measure import Measurement, Work, repeated
+from bench.harness.parts import head_step
 from fastdps.contexts.distortions import NAMES
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.distances import Moments

@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import resize
 
-from bench.bench import Bench
-from bench.data import SIZE
-from bench.measure import Compared, Measurement, Work, spread
-from bench.parts import load_work
-from bench.reference import loading
+from bench.harness.bench import Bench
+from bench.harness.data import SIZE
+from bench.harness.measure import Compared, Measurement, Work, spread
+from bench.harness.parts import load_work
+from bench.harness.reference import loading
 from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
 from fastdps.loading.members import open_index
 from fastdps.runtime.machine import cores

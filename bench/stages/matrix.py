@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.bench import Bench
-from bench.measure import Compared, Measurement, repeated
+from bench.harness.bench import Bench
+from bench.harness.measure import Compared, Measurement, repeated
 from fastdps.errors import FastDPSError
 from fastdps.loading.loader import open_shards
 from fastdps.metric.backbones import Backbone

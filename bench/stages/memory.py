@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from bench.bench import Bench
-from bench.data import DISTINCT, Data
-from bench.measure import Compared, Measurement
-from bench.peak import CASES
+from bench.harness.bench import Bench
+from bench.harness.data import DISTINCT, Data
+from bench.harness.measure import Compared, Measurement
+from bench.harness.peak import CASES
 from bench.stages.pack import photographs
 from fastdps.errors import FastDPSError
 
@@ -53,7 +53,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
 
 def peak(name: str, data: Data, source: Path) -> dict[str, float]:
     """What the process of one case reports. Raises `FastDPSError` with its output if it fails."""
-    command = [sys.executable, "-m", "bench.peak", name, "--shards", str(data.directory)]
+    command = [sys.executable, "-m", "bench.harness.peak", name, "--shards", str(data.directory)]
     command += ["--photographs", str(source), "--images", str(data.images)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:

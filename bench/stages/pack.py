@@ -19,9 +19,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from bench.bench import Bench
-from bench.data import SIZE
-from bench.measure import Compared, Measurement, Timed, Work, spread
+from bench.harness.bench import Bench
+from bench.harness.data import SIZE
+from bench.harness.measure import Compared, Measurement, Timed, Work, spread
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.folder import Folder

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.bench import Bench
-from bench.measure import Compared, Measurement
+from bench.harness.bench import Bench
+from bench.harness.measure import Compared, Measurement
 from fastdps.loading.members import open_index, read_member
 from fastdps.shards.format import read_manifest
 

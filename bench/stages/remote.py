@@ -23,10 +23,10 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 
-from bench.bench import BATCH, Bench
-from bench.measure import Compared, Measurement, Timed, Work, spread
-from bench.parts import Parts, frozen
-from bench.servers import missing, serving
+from bench.harness.bench import BATCH, Bench
+from bench.harness.measure import Compared, Measurement, Timed, Work, spread
+from bench.harness.parts import Parts, frozen
+from bench.harness.servers import missing, serving
 from fastdps.errors import FastDPSError
 from fastdps.loading.batch import Batch
 from fastdps.loading.loader import ShardLoader, open_shards

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from bench.bench import BATCH, Bench
-from bench.launch import launch_command
-from bench.measure import Compared, Measurement, Timed, Timing, Work
+from bench.harness.bench import BATCH, Bench
+from bench.harness.launch import launch_command
+from bench.harness.measure import Compared, Measurement, Timed, Timing, Work
 from bench.stages.train import training_set
 from fastdps.errors import FastDPSError
 from fastdps.run_directory import Run

@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from bench.bench import BATCH, Bench
-from bench.measure import Compared, Measurement, Samples, Timed, Timing, Work
+from bench.harness.bench import BATCH, Bench
+from bench.harness.measure import Compared, Measurement, Samples, Timed, Timing, Work
 from fastdps.errors import FastDPSError
 
 #: A start takes seconds, and varies little; if quick there is one round.

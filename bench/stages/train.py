@@ -11,12 +11,12 @@ from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.bench import BATCH, Bench
-from bench.measure import Compared, Measurement, Samples, Timed, Work, spread
-from bench.parts import Parts
-from bench.reference import BATCH as REFERENCE_BATCH
-from bench.reference import Reference
-from bench.whole import Parts as PartsOfWhole
+from bench.harness.bench import BATCH, Bench
+from bench.harness.measure import Compared, Measurement, Samples, Timed, Work, spread
+from bench.harness.parts import Parts
+from bench.harness.reference import BATCH as REFERENCE_BATCH
+from bench.harness.reference import Reference
+from bench.harness.whole import Parts as PartsOfWhole
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import sample_rankings
 from fastdps.run_directory import Run

@@ -9,7 +9,7 @@ from made_up_results import results, write
 from made_up_runs import NAMES, judged, make_run, step, write_log, write_metric
 from safetensors.numpy import load_file
 
-from bench.measure import Measurement
+from bench.harness.measure import Measurement
 from fastdps.commands.cli import main
 from fastdps.report.reading import read_run
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bench.measure import Compared, Samples, spread
+from bench.harness.measure import Compared, Samples, spread
 
 
 @dataclass(frozen=True)

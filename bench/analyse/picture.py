@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.results import newest_results, read_results
-from bench.tables import describe
+from bench.analyse.results import newest_results, read_results
+from bench.analyse.tables import describe
 from fastdps.errors import ConfigError
 
 #: The parts in the order of the data, with the colours of Okabe and Ito (2008), which the colour-blind tell apart.

@@ -18,8 +18,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from bench.bench import BATCH, Bench
-from bench.measure import Work, repeated
+from bench.harness.bench import BATCH, Bench
+from bench.harness.measure import Work, repeated
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import sample_rankings
 from fastdps.loading.batch import Batch

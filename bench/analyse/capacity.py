@@ -7,9 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from bench.model import BANDWIDTH_BYTES_PER_S, LATENCY_S, RAW, Cluster, Plan, Rates, measured_cases, predict, rates_from
-from bench.results import find_row, read_results
-from bench.tables import format_number
+from bench.analyse.model import (
+    BANDWIDTH_BYTES_PER_S,
+    LATENCY_S,
+    RAW,
+    Cluster,
+    Plan,
+    Rates,
+    measured_cases,
+    predict,
+    rates_from,
+)
+from bench.analyse.results import find_row, read_results
+from bench.analyse.tables import format_number
 from fastdps.errors import ConfigError
 
 #: Channels of the comparison that is measured: all taps of AlexNet.

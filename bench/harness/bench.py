@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.data import Data
-from bench.measure import Timing
+from bench.harness.data import Data
+from bench.harness.measure import Timing
 from fastdps.errors import ConfigError
 from fastdps.runtime.memory import keep_freed_memory
 from fastdps.training.recipes import fast

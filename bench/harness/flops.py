@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.measure import Compared, Samples, Work, spread
+from bench.harness.measure import Compared, Samples, Work, spread
 
 #: Makes a function that computes a @ b.T from two matrices (m, k) and (n, k).
 Product = Callable[[Tensor, Tensor], Callable[[], Tensor]]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from bench.measure import COSTS
-from bench.results import read_results
-from bench.tables import BUSY, PLAIN_WIDTH, describe, format_value
+from bench.analyse.results import read_results
+from bench.analyse.tables import BUSY, PLAIN_WIDTH, describe, format_value
+from bench.harness.measure import COSTS
 from fastdps.errors import ConfigError, FastDPSError
 
 #: Runs of the same code differ by so much, whatever the quartiles within each say: a start lands on another core or

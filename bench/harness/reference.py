@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import functional
 
-from bench.measure import Work, repeated
+from bench.harness.measure import Work, repeated
 from fastdps.metric.weights import load_pretrained
 
 BATCH = 50

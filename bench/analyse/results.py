@@ -8,22 +8,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.measure import Measurement
+from bench.harness.measure import Measurement
 from fastdps.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bench.bench import Bench
+    from bench.harness.bench import Bench
 
 FORMAT = "fastdps-bench"
 FORMAT_VERSION = 1
-DIRECTORY = Path(__file__).resolve().parent / "results"
+DIRECTORY = Path(__file__).resolve().parent.parent / "results"
 
 
 def describe_run(bench: Bench) -> dict[str, Any]:
     """All of a results file but the measurements; to be taken before them."""
     import torch  # here, so that what only reads results starts fast
 
-    from bench.machine import describe_commit, describe_machine, describe_versions
+    from bench.harness.machine import describe_commit, describe_machine, describe_versions
 
     return {
         "format": FORMAT,

@@ -1,4 +1,4 @@
-"""The most memory that one piece of work takes: `python -m bench.peak CASE`, a process of its own for each case.
+"""The most memory of one piece of work: `python -m bench.harness.peak CASE`, in a process of its own for each case.
 
 It prints one line of JSON: `peak_MiB`, of the process; `cuda_peak_MiB`, of the GPU, or null without one.
 """
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from fastdps.commands.options import Parser
 
 if TYPE_CHECKING:
-    from bench.bench import Bench
+    from bench.harness.bench import Bench
 
 #: Batches that a part is given: the first ones are where memory grows.
 BATCHES = 5
@@ -51,9 +51,9 @@ def _pack(where: argparse.Namespace) -> None:
 
 def _bench(where: argparse.Namespace) -> Bench:
     """What stages get, on the device that training takes."""
-    from bench.bench import Bench, find_device
-    from bench.data import Data, find_photos
-    from bench.measure import Timing
+    from bench.harness.bench import Bench, find_device
+    from bench.harness.data import Data, find_photos
+    from bench.harness.measure import Timing
 
     device = find_device(None)
     return Bench(device, Timing(1, 0, device), Data(where.shards, where.images, find_photos()), quick=True)
@@ -61,7 +61,7 @@ def _bench(where: argparse.Namespace) -> Bench:
 
 def _load(full_size: bool) -> Case:
     def work(where: argparse.Namespace) -> None:
-        from bench.parts import load_work
+        from bench.harness.parts import load_work
         from fastdps.loading.loader import open_shards
 
         bench = _bench(where)
@@ -73,7 +73,7 @@ def _load(full_size: bool) -> Case:
 
 def _part(name: str, *arguments: int) -> Case:
     def work(where: argparse.Namespace) -> None:
-        from bench.parts import Parts
+        from bench.harness.parts import Parts
 
         bench = _bench(where)
         getattr(Parts(bench, bench.data.small("raw")), name)(*arguments)(BATCHES)
@@ -96,7 +96,7 @@ def _train(*options: str) -> Case:
 
 
 def _evaluate(where: argparse.Namespace) -> None:
-    from bench.parts import Parts
+    from bench.harness.parts import Parts
     from bench.stages.evaluate import score_work
 
     bench = _bench(where)
@@ -143,7 +143,7 @@ def cuda_peak_MiB() -> float | None:  # noqa: N802
 
 def main() -> None:
     """Do the work of one case, and print what it took."""
-    parser = Parser(prog="python -m bench.peak")
+    parser = Parser(prog="python -m bench.harness.peak")
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--photographs", type=Path, required=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench.results import newest_results, read_results
-from bench.tables import write_readme
+from bench.analyse.results import newest_results, read_results
+from bench.analyse.tables import write_readme
 from fastdps.errors import ConfigError
 
 

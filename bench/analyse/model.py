@@ -18,7 +18,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from bench.results import find_row
+from bench.analyse.results import find_row
 from fastdps.errors import ConfigError
 
 FLOAT_BYTES = 4

@@ -13,7 +13,7 @@ import torch
 
 from fastdps.runtime.machine import cores
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = (
     "fastdps",
     "torch",

@@ -1,7 +1,7 @@
 """Servers on loopback in a process of their own, so that they and their client do not share an interpreter.
 
-`python -m bench.servers web DIRECTORY` gives files and parts of them, `python -m bench.servers s3 DIRECTORY` is moto's
-S3 server with a bucket of the same files. Either prints its port and ends with its standard input.
+`python -m bench.harness.servers web DIRECTORY` gives files and parts of them, `python -m bench.harness.servers s3
+DIRECTORY` is moto's S3 server with a bucket of the same files. Either prints its port and ends with its standard input.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def missing(kind: str) -> list[str]:
 @contextmanager
 def serving(kind: str, directory: Path) -> Iterator[tuple[str, str]]:
     """The URL that fastdps is given for a directory on a server of a kind, and the one by which HTTP gets the same."""
-    command = [sys.executable, "-m", "bench.servers", kind, str(directory)]
+    command = [sys.executable, "-m", "bench.harness.servers", kind, str(directory)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin
         assert process.stdout

@@ -1,0 +1,1 @@
+"""What is made of results: comparisons, plans, pictures, tables."""

@@ -1,0 +1,1 @@
+"""What the stages measure with: timing, data, the machine, the usual way."""
