@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from packed import digests
 from PIL import Image
 
 from fastdps.errors import FastDPSError
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.folder import Folder
+from helpers.packed import digests
 
 ROOT = Path(__file__).parents[2]
 KILLS = 20

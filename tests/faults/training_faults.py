@@ -24,13 +24,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from launching import launch_command, ranks_of
 from safetensors.torch import load_file
 
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.run_directory import Run
+from helpers.launching import launch_command, ranks_of
 
 ROOT = Path(__file__).parents[2]
 #: What a fault may take to end the job.

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from packed import encoded, noise, photo
-from shard_sets import raw_samples, rewrite_manifest, write_index, write_set
 
 from fastdps.errors import ConfigError, SampleError, ShardError
 from fastdps.loading.loader import open_shards
+from helpers.packed import encoded, noise, photo
+from helpers.shard_sets import raw_samples, rewrite_manifest, write_index, write_set
 
 
 @pytest.fixture

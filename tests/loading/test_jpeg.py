@@ -7,14 +7,14 @@ import itertools
 
 import numpy as np
 import pytest
-from packed import encoded, noise, photo
 from PIL import Image
-from shard_sets import write_set
 
 from fastdps.errors import SampleError
 from fastdps.loading import jpeg
 from fastdps.loading.loader import open_shards
 from fastdps.shards.images import decode as decode_for_packing
+from helpers.packed import encoded, noise, photo
+from helpers.shard_sets import write_set
 
 SIZE = 64
 

@@ -15,9 +15,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from packed import encoded, noise, photo, read_set
 from PIL import Image
-from shard_sets import raw_samples, write_set
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import functional as transforms
 
@@ -25,6 +23,8 @@ from fastdps.errors import ConfigError
 from fastdps.loading import index_cache, segments
 from fastdps.loading.batch import Batch
 from fastdps.loading.loader import open_shards
+from helpers.packed import encoded, noise, photo, read_set
+from helpers.shard_sets import raw_samples, write_set
 
 SIZES = (5, 1, 7, 3, 7)  # shards of uneven sizes: 23 samples
 

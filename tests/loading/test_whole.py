@@ -8,8 +8,6 @@ import threading
 import numpy as np
 import pytest
 import torch
-from packed import noise, read_set
-from shard_sets import raw_samples, write_set
 
 from fastdps.errors import SampleError, ShardError
 from fastdps.loading import index_cache, members, portable, segments, whole
@@ -20,6 +18,8 @@ from fastdps.loading.loader import open_shards
 from fastdps.loading.segments import Part
 from fastdps.loading.whole import MOST_BYTES, WholeShard, WholeShards
 from fastdps.shards.format import read_manifest
+from helpers.packed import noise, read_set
+from helpers.shard_sets import raw_samples, write_set
 
 SIZES = (40, 60)
 
@@ -249,9 +249,9 @@ def test_the_portable_loader_makes_the_next_batches_meanwhile_and_no_more(tmp_pa
 def test_dali_is_given_the_next_batches_meanwhile_and_no_more(tmp_path, monkeypatch, encoding):
     pytest.importorskip("nvidia.dali")
     from nvidia.dali.pipeline import Pipeline
-    from packed import encoded
 
     from fastdps.loading import dali
+    from helpers.packed import encoded
 
     counts = {"schedule_run": 0, "share_outputs": 0}
 

@@ -10,13 +10,13 @@ import struct
 
 import numpy as np
 import pytest
-from packed import encoded, photo, write_noise_folder
 
 from fastdps.commands.check_shards import check_shards
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.folder import Folder
 from fastdps.packing.sources.triplets import Triplets
+from helpers.packed import encoded, photo, write_noise_folder
 
 
 @pytest.fixture(params=["raw", "jpeg", "png", "keep"])

@@ -8,7 +8,6 @@ import tarfile
 
 import numpy as np
 import pytest
-from packed import digests, encoded, noise, read_images, read_lines
 from PIL import Image
 
 from fastdps.errors import FastDPSError
@@ -18,6 +17,7 @@ from fastdps.packing.sources.imagenet import ImageNet
 from fastdps.packing.sources.source import MAX_FILE_BYTES
 from fastdps.packing.sources.tars import TarImages
 from fastdps.shards.images import UnreadableItemError
+from helpers.packed import digests, encoded, noise, read_images, read_lines
 
 OPTIONS = PackOptions(size=16, samples_per_shard=5, max_rejects=0.4)
 CLASSES = ("n01440764", "n01443537", "n01484850")

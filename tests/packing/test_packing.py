@@ -9,7 +9,6 @@ import tarfile
 import numpy as np
 import pytest
 import webdataset
-from packed import Numbers, digests, encoded, photo, read_images, read_set, write_noise_folder
 from PIL import Image
 
 from fastdps.errors import ConfigError, FastDPSError
@@ -18,6 +17,7 @@ from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.packing.sources.folder import Folder
 from fastdps.shards.format import read_manifest
+from helpers.packed import Numbers, digests, encoded, photo, read_images, read_set, write_noise_folder
 
 SIDE = 16
 

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from packed import encoded, noise, read_images, write_noise_folder
+
+from helpers.packed import encoded, noise, read_images, write_noise_folder
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from packed import Numbers, digests
 
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.packing import on_ray
@@ -21,6 +20,7 @@ from fastdps.packing.plan import plan_sets
 from fastdps.packing.sources.imagenet import ImageNet
 from fastdps.packing.target import Directory
 from fastdps.packing.work import Work
+from helpers.packed import Numbers, digests
 
 PROGRAM = Path(__file__).parents[1] / "faults/ray_cluster.py"
 

@@ -6,13 +6,13 @@ import os
 import tracemalloc
 
 import pytest
-from packed import Numbers, digests, encoded, noise, read_images, read_lines, read_set, write_noise_folder
 
 from fastdps.errors import FastDPSError
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.folder import Folder
 from fastdps.packing.sources.source import MAX_FILE_BYTES
+from helpers.packed import Numbers, digests, encoded, noise, read_images, read_lines, read_set, write_noise_folder
 
 
 def options(**changes):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fsspec
 import pytest
-from packed import Numbers, digests
 
 from fastdps.commands.check_shards import check_shards
 from fastdps.commands.make_shards import make_shards
@@ -19,6 +18,7 @@ from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.packing.target import target_at
 from fastdps.packing.work import Done, Work
 from fastdps.shards.storage import Store, locate
+from helpers.packed import Numbers, digests
 
 SOURCE = Numbers(50, frozenset({3, 7}))
 OPTIONS = PackOptions(size=8, samples_per_shard=4, holdout=0.2, max_rejects=0.1)

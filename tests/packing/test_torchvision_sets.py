@@ -6,7 +6,6 @@ import hashlib
 
 import numpy as np
 import pytest
-from packed import noise, read_images
 from torchvision.datasets import STL10, SVHN
 
 from fastdps.errors import FastDPSError
@@ -14,6 +13,7 @@ from fastdps.loading.loader import open_shards
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.torchvision_sets import stl10, svhn
+from helpers.packed import noise, read_images
 
 STL_COUNTS = {"train": 5, "test": 4, "unlabeled": 3}
 SVHN_COUNTS = {"train": 6, "test": 3, "extra": 2}

@@ -4,11 +4,11 @@ import base64
 import json
 
 import pytest
-from browser import chromium, prefer, resize
-from made_up_runs import make_run
 from selenium.webdriver.common.by import By
 
 from fastdps.commands.cli import main
+from helpers.browser import chromium, prefer, resize
+from helpers.made_up_runs import make_run
 
 PHONE = 360
 

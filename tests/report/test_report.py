@@ -5,13 +5,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made_up_results import results, write
-from made_up_runs import NAMES, judged, make_run, step, write_log, write_metric
 from safetensors.numpy import load_file
 
 from bench.harness.measure import Measurement
 from fastdps.commands.cli import main
 from fastdps.report.reading import read_run
+from helpers.made_up_results import results, write
+from helpers.made_up_runs import NAMES, judged, make_run, step, write_log, write_metric
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;"
 VOID = {"meta", "link", "br", "img"}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import builtins
 
 import pytest
-from made_up_results import results, write
 from PIL import Image
 
 import bench.__main__ as command
 from bench.analyse.picture import COLOURS, bars
 from bench.harness.measure import Measurement
 from fastdps.errors import ConfigError
+from helpers.made_up_results import results, write
 
 PARTS_S = {"load": 1e-5, "distort": 2e-4, "features": 1e-3, "distances": 1e-4, "heads": 1e-4}
 

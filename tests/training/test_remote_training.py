@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from judged_sets import noise_set
 from safetensors.torch import load_file
-from servers import Faults, failing_proxy
 
 from fastdps.commands import cli
 from fastdps.contexts.distortions import NAMES
@@ -18,6 +16,8 @@ from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.shards import storage
 from fastdps.shards.format import read_manifest
 from fastdps.shards.storage import open_store
+from helpers.judged_sets import noise_set
+from helpers.servers import Faults, failing_proxy
 
 RANKINGS = ";".join(",".join(ranking) for ranking in sample_rankings(2, NAMES, seed=3))
 

@@ -10,7 +10,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from lpips_oracle import lpips_oracle
 from safetensors.torch import load_file
 
 import fastdps.export.export as exporting
@@ -25,6 +24,7 @@ from fastdps.metric.backbones import Backbone
 from fastdps.metric.distances import COMPARISONS, compared_channels
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.run_directory import Run
+from helpers.lpips_oracle import lpips_oracle
 
 RANKINGS = all_rankings(NAMES)[::300]
 

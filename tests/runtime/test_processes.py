@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import launch_command, ranks_of
 from safetensors.torch import load_file
 
 from fastdps import train
@@ -16,6 +15,7 @@ from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.run_directory import Run
+from helpers.launching import launch_command, ranks_of
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def gradients(tmp_path_factory, weights_dir):
     """Where the gradients of one process and of both ranks of two lie."""
     out = tmp_path_factory.mktemp("gradients")
     shards = leaves(out / "leaves", 20, samples_per_shard=10)
-    script = [str(Path(__file__).with_name("gradients_of_ranks.py")), str(shards), str(out)]
+    script = [str(Path(__file__).parents[1] / "helpers" / "gradients_of_ranks.py"), str(shards), str(out)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
         patch.setenv("OMP_NUM_THREADS", "1")

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from packed import noise
-
 from fastdps.shards.format import component_extensions
+from helpers.packed import noise
 
 Sample = dict[str, bytes]  # the bytes of a sample's members by extension
 

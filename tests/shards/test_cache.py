@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from loading.shard_sets import raw_samples, write_set
-from packed import encoded, photo
-from servers import Faults, failing_proxy
 
 from fastdps.errors import ConfigError, ShardError
 from fastdps.loading.loader import open_shards
@@ -21,6 +18,9 @@ from fastdps.shards import storage
 from fastdps.shards.cache import Cache, StagedSet
 from fastdps.shards.format import index_of, read_manifest
 from fastdps.shards.storage import open_store
+from helpers.packed import encoded, photo
+from helpers.servers import Faults, failing_proxy
+from helpers.shard_sets import raw_samples, write_set
 
 SIZES = (12, 9, 15, 12, 12, 1, 12)
 

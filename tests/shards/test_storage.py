@@ -1,11 +1,11 @@
 from pathlib import Path
 
 import pytest
-from servers import Faults, failing_proxy
 
 from fastdps.errors import ConfigError, FastDPSError, ShardError
 from fastdps.shards import storage
 from fastdps.shards.storage import Store, locate, open_store
+from helpers.servers import Faults, failing_proxy
 
 CONTENT = bytes(range(256)) * 400
 

@@ -6,7 +6,6 @@ import lpips
 import numpy as np
 import pytest
 import torch
-from lpips_oracle import lpips_oracle
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -17,6 +16,7 @@ from fastdps.errors import ConfigError, FastDPSError
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.distances import COMPARISONS, compared_channels, moments
 from fastdps.metric.perceptual import PerceptualMetric
+from helpers.lpips_oracle import lpips_oracle
 
 #: net of `lpips`, our backbone, and its documented example distances (ref, p0) and (ref, p1).
 EXAMPLES = [("alex", "alexnet", (0.72188, 0.13757)), ("vgg", "vgg16", (0.56861, 0.42166))]

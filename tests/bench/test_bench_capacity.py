@@ -8,7 +8,6 @@ import math
 import re
 
 import pytest
-from made_up_results import results, write
 
 import bench.__main__ as command
 from bench.analyse.capacity import CHANNELS
@@ -16,6 +15,7 @@ from bench.analyse.model import Cluster, Rates, all_reduce_s, measured_cases, pr
 from bench.analyse.results import DIRECTORY
 from bench.harness.measure import Measurement
 from fastdps.errors import ConfigError
+from helpers.made_up_results import results, write
 
 #: How far the model may be from a measured case.
 WITHIN = 0.25

@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from packed import digests
-from servers import Faults, failing_proxy
 
 from fastdps.commands.check_shards import check_shards
 from fastdps.packing.options import PackOptions
@@ -18,6 +16,8 @@ from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.shards import storage
 from fastdps.shards.storage import Store
+from helpers.packed import digests
+from helpers.servers import Faults, failing_proxy
 
 ROOT = Path(__file__).parents[2]
 SHARDS = 20

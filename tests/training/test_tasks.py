@@ -5,7 +5,6 @@ import dataclasses
 import lpips
 import pytest
 import torch
-from lpips_oracle import lpips_oracle
 from safetensors.torch import load_file
 
 from fastdps.contexts.distortions import NAMES, apply_plan, draw_plan
@@ -17,6 +16,7 @@ from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.training.model import Trainee
 from fastdps.training.recipes import fast, get_recipe, paper
 from fastdps.training.tasks import JudgementTask, RankingTask
+from helpers.lpips_oracle import lpips_oracle
 
 CPU = torch.device("cpu")
 

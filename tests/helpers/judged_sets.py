@@ -6,8 +6,9 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from loading.shard_sets import write_set
 from PIL import Image, ImageFilter
+
+from helpers.shard_sets import write_set
 
 SCALAR = {"triplets": "judge", "pairs": "same"}
 IMAGES = {"triplets": ("ref", "p0", "p1"), "pairs": ("p0", "p1")}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from packed import encoded, noise, photo, read_images, write_noise_folder
 from PIL import Image
 
 from fastdps.commands import gallery
@@ -18,6 +17,7 @@ from fastdps.packing.sources.bapps import Jnd
 from fastdps.packing.sources.folder import Folder
 from fastdps.packing.sources.triplets import Triplets
 from fastdps.report.pictures import CHOSEN, FRAME, GAP, LINE, Panel, draw_sheet
+from helpers.packed import encoded, noise, photo, read_images, write_noise_folder
 
 
 @pytest.fixture

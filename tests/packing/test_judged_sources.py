@@ -11,7 +11,6 @@ import struct
 import numpy as np
 import pytest
 import torch
-from packed import encoded, noise, read_lines, read_set
 from PIL import Image
 
 from fastdps.errors import FastDPSError
@@ -20,6 +19,7 @@ from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.bapps import PUBLISHED, Bapps
 from fastdps.packing.sources.triplets import Triplets
+from helpers.packed import encoded, noise, read_lines, read_set
 
 OPTIONS = PackOptions(size=64, samples_per_shard=4, max_rejects=0.5)
 IMAGES = {"triplets": ("ref", "p0", "p1"), "pairs": ("p0", "p1")}

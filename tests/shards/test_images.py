@@ -9,10 +9,10 @@ import zlib
 
 import numpy as np
 import pytest
-from packed import encoded, noise, photo
 from PIL import Image, ImageCms, ImageOps
 
 from fastdps.shards.images import UnreadableItemError, decode, pack_image
+from helpers.packed import encoded, noise, photo
 
 
 def pillow(data: bytes) -> np.ndarray:

@@ -6,13 +6,13 @@ import shutil
 import threading
 
 import pytest
-from packed import Numbers, digests, read_images
 
 from fastdps.commands.make_shards import make_shards
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import merge, pack
 from fastdps.packing.share import Share
+from helpers.packed import Numbers, digests, read_images
 
 SOURCE = Numbers(50, frozenset({3, 7}))
 

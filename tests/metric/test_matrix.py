@@ -3,7 +3,6 @@
 import lpips
 import pytest
 import torch
-from lpips_oracle import lpips_oracle
 from safetensors.torch import load_file
 
 import fastdps.metric.matrix
@@ -13,6 +12,7 @@ from fastdps.metric.distances import COMPARISONS, compared_channels
 from fastdps.metric.image_metric import ImageMetric
 from fastdps.metric.matrix import distance_matrix, vectors
 from fastdps.metric.perceptual import PerceptualMetric
+from helpers.lpips_oracle import lpips_oracle
 
 
 @pytest.fixture(autouse=True)

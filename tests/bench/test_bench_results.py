@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from made_up_results import results, write
 
 import bench.__main__ as command
 from bench.analyse.tables import BEGIN, END
 from bench.harness.measure import Compared, Measurement
+from helpers.made_up_results import results, write
 
 
 def results_file(path, date, median):

@@ -8,7 +8,6 @@ import sys
 import lpips
 import pytest
 import torch
-from lpips_oracle import lpips_oracle
 from safetensors.torch import load_file
 
 import fastdps
@@ -17,6 +16,7 @@ from fastdps.metric.backbones import Backbone
 from fastdps.metric.distances import COMPARISONS, compared_channels
 from fastdps.metric.image_metric import ImageMetric, smallest_side
 from fastdps.metric.perceptual import PerceptualMetric
+from helpers.lpips_oracle import lpips_oracle
 
 NETS = [("alex", "alexnet"), ("vgg", "vgg16")]
 

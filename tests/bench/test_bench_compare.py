@@ -6,11 +6,11 @@ import itertools
 
 import numpy as np
 import pytest
-from made_up_results import results, write
 
 import bench.__main__ as command
 from bench.analyse.compare import Change, Value, compare
 from bench.harness.measure import Compared, Measurement
+from helpers.made_up_results import results, write
 
 SAMPLES = (100.0, 101.0, 102.0, 103.0, 104.0)
 

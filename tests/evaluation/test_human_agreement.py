@@ -8,9 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from judged_sets import noise_set, real_pairs, real_triplets, write_judged
-from launching import launch_command
-from loading.shard_sets import raw_samples, write_set
 from sklearn.metrics import average_precision_score
 
 from fastdps.commands.tables import print_bapps
@@ -19,6 +16,9 @@ from fastdps.evaluation.judgements import SUBSETS, score_bapps
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.runtime.processes import join_processes
+from helpers.judged_sets import noise_set, real_pairs, real_triplets, write_judged
+from helpers.launching import launch_command
+from helpers.shard_sets import raw_samples, write_set
 
 CONTEXTS = 3
 
@@ -233,7 +233,7 @@ def test_two_processes_score_as_one(tmp_path, weights_dir, monkeypatch, accelera
     noise_set(sets / "jnd" / "val" / "traditional", "pairs", 1)
     noise_set(sets / "2afc" / "val" / "color", "triplets", 1)
     torch.save(random_heads(CONTEXTS), tmp_path / "heads.pt")
-    script = Path(__file__).with_name("two_ranks_bapps.py")
+    script = Path(__file__).parents[1] / "helpers" / "two_ranks_bapps.py"
     command = [*launch_command(2), script, sets, tmp_path, tmp_path / "heads.pt"]
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr

@@ -7,8 +7,6 @@ import lpips
 import numpy as np
 import pytest
 import torch
-from judged_sets import real_pairs, real_triplets, write_judged
-from lpips_oracle import lpips_oracle
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
@@ -18,6 +16,8 @@ from fastdps.metric.backbones import Backbone
 from fastdps.metric.lpips_format import heads_from_lpips, heads_to_lpips
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.runtime.processes import join_processes
+from helpers.judged_sets import real_pairs, real_triplets, write_judged
+from helpers.lpips_oracle import lpips_oracle
 
 SHIPPED = Path(lpips.__file__).parent / "weights" / "v0.1"
 ALEXNET = (64, 192, 384, 256, 256)

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from launching import launch_command
 from safetensors.torch import load_file
 
 from fastdps.commands import cli
@@ -28,6 +27,7 @@ from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.runtime import processes
 from fastdps.training.model import Judgements, Trainee, dropout_generator, learning_rate_factor
 from fastdps.training.recipes import config_from_json, fast, get_recipe
+from helpers.launching import launch_command
 
 RANKINGS = ";".join(",".join(ranking) for ranking in sample_rankings(3, NAMES, seed=3))
 
@@ -272,7 +272,7 @@ def test_recipes_refuse_what_they_do_not_know():
 
 def test_two_processes(leaves, tmp_path):
     """Two ranks see every sample once per epoch, end with the same heads, and score as one process does."""
-    script = Path(__file__).with_name("two_ranks.py")
+    script = Path(__file__).parents[1] / "helpers" / "two_ranks.py"
     options = ["--shards", str(leaves / "train"), "--contexts", "24", "--epochs", "6"]
     command = [*launch_command(2), str(script), str(tmp_path), *options, "--out", str(tmp_path / "two")]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from judged_sets import noise_set, write_judged
-from lpips_oracle import lpips_oracle
 from safetensors.torch import load_file
 
 from fastdps.commands import cli
@@ -22,6 +20,8 @@ from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.training.recipes import RECIPES, config_from_json
+from helpers.judged_sets import noise_set, write_judged
+from helpers.lpips_oracle import lpips_oracle
 
 RANKINGS = [",".join(ranking) for ranking in sample_rankings(2, NAMES, seed=3)]
 
