@@ -86,7 +86,7 @@ def test_a_backbone_is_one_row(package):
 
 def test_a_data_set_is_one_file_and_a_row(package, tmp_path):
     code, run = package
-    (code / "fastdps/datasets/zipped.py").write_text(snippet("import zipfile"))
+    (code / "fastdps/packing/sources/zipped.py").write_text(snippet("import zipfile"))
     command = code / "fastdps/commands/make_shards.py"
     add_row(command, "KINDS", snippet('    "zip"'), "from fastdps.packing.sources.zipped import ZippedImages")
     from PIL import Image

@@ -114,7 +114,7 @@ class Signals:
         if name == "torch":
             signal.raise_signal({int(number)})
 sys.meta_path.insert(0, Signals())
-from fastdps.cli import main
+from fastdps.commands.cli import main
 sys.exit(main([{command!r}, "--help"]))
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

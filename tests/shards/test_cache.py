@@ -292,9 +292,9 @@ def test_failing_slow_and_cut_requests_change_nothing(place, raw, tmp_path, requ
 BRING = """
 import sys, threading
 from pathlib import Path
-from fastdps.shards import read_manifest
-from fastdps.staging import Cache, StagedSet
-from fastdps.storage import open_store
+from fastdps.shards.format import read_manifest
+from fastdps.shards.cache import Cache, StagedSet
+from fastdps.shards.storage import open_store
 url, cache = sys.argv[1:]
 manifest = read_manifest(url)
 staged = StagedSet(open_store(url), manifest, Cache(Path(cache), 1 << 30), processes=1)
@@ -317,6 +317,7 @@ def test_a_killed_process_is_in_nobodys_way(raw, tmp_path, when):
         with process:
             if when == "while it brings":
                 while not (faults.paths["/set/shard-000000.tar"] and list(cache.rglob("*.partial"))):
+                    assert process.poll() is None
                     time.sleep(0.01)
             else:
                 assert process.stdout.readline() == b"held\n"
