@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.runtime.files import writing
+from fastdps.runtime.files import write_errors
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Run:
 
     def append_log(self, record: dict[str, Any]) -> None:
         """Add one record to `log.jsonl`."""
-        with writing(self.log), self.log.open("a", encoding="utf-8") as file:
+        with write_errors(self.log), self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def mend_log(self) -> None:

@@ -13,7 +13,7 @@ from fastdps.export.lpips_checkpoint import LpipsCheckpoint
 from fastdps.metric.load import load_with_place
 from fastdps.run_directory import Run
 from fastdps.runtime.console import announce, say
-from fastdps.runtime.files import write_json, write_whole
+from fastdps.runtime.files import write_json, write_text
 from fastdps.runtime.signals import ending_at_once
 
 
@@ -53,7 +53,7 @@ def run_export(arguments: argparse.Namespace) -> None:
     verified = export(loaded.metric, form, out, card)
     whole = finish(card, form, loaded.metric, out.name, verified)
     markdown, as_json = paths_beside(out)
-    write_whole(markdown, to_markdown(whole))
+    write_text(markdown, to_markdown(whole))
     write_json(as_json, whole)
     say(
         f"{out}: {whole['verified']['with']} measures the same on {verified.pairs} pairs of random images "

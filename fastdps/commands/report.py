@@ -12,7 +12,7 @@ from fastdps.report.comparison import render_comparison
 from fastdps.report.page import render_run
 from fastdps.report.reading import read_bench, read_run
 from fastdps.runtime.console import say
-from fastdps.runtime.files import write_whole
+from fastdps.runtime.files import write_text
 
 COMPARISON = Path("comparison.html")
 
@@ -41,7 +41,7 @@ def run_report(arguments: argparse.Namespace) -> None:
         page = render_comparison(records)
     if out.is_dir():
         raise ConfigError(f"{out} is a directory. Name a file such as {out / 'report.html'} with --out.")
-    write_whole(out, page)
+    write_text(out, page)
     say(str(out))
     if arguments.open:
         webbrowser.open(out.resolve().as_uri())

@@ -39,7 +39,7 @@ from fastdps.evaluation.evaluate import add_arguments as add_evaluate_arguments
 from fastdps.evaluation.evaluate import run_evaluate
 from fastdps.run_directory import Run
 from fastdps.runtime.console import is_quiet, say
-from fastdps.runtime.files import write_json, write_whole
+from fastdps.runtime.files import write_json, write_text
 from fastdps.training.recipes import TrainConfig, config_from_json, get_recipe
 from fastdps.training.run import OVERRIDES, run_train
 from fastdps.training.run import add_arguments as add_train_arguments
@@ -178,7 +178,7 @@ def write_table(out: Path, scores: Mapping[str, Mapping[str, Any]], summary: Map
     writer = csv.DictWriter(table, COLUMNS)
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(out / "sweep.csv", table.getvalue())
+    write_text(out / "sweep.csv", table.getvalue())
     write_json(out / "sweep.json", {"summary": summary, "rows": rows})
 
 

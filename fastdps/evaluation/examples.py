@@ -33,7 +33,7 @@ from fastdps.loading.batch import Batch
 from fastdps.metric.extraction import all_distances
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.run_directory import Run
-from fastdps.runtime.files import whole_file, write_json
+from fastdps.runtime.files import atomic_write, write_json
 
 DETAILS_VERSION = 1
 #: How many contexts are shown, how many wrong choices of each, and the longest side of their pictures in pixels.
@@ -135,7 +135,7 @@ def write_details(run: Run, details: Mapping[str, Any], examples: Sequence[Examp
     run.examples.mkdir(exist_ok=True)
     for example in examples:
         for file, pixels in example.pictures.items():
-            with whole_file(run.examples / file) as opened:
+            with atomic_write(run.examples / file) as opened:
                 opened.write(_png(pixels))
     write_json(
         run.details,

@@ -16,7 +16,7 @@ from fastdps.export.onnx_model import OnnxModel
 from fastdps.export.program import ExportedProgram
 from fastdps.metric.image_metric import smallest_side
 from fastdps.metric.perceptual import PerceptualMetric
-from fastdps.runtime.files import sync_directory, writing
+from fastdps.runtime.files import fsync_directory, write_errors
 
 FORMATS: Mapping[str, Format] = {form.name: form for form in (LpipsCheckpoint(), OnnxModel(), ExportedProgram())}
 
@@ -42,7 +42,7 @@ def export(metric: PerceptualMetric, form: Format, path: Path, card: Mapping[str
     """
     form.require()
     form.check(metric)
-    with writing(path):
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Beside its place, so that it can be moved there, and under its own name, which some formats go by.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as directory:
@@ -50,7 +50,7 @@ def export(metric: PerceptualMetric, form: Format, path: Path, card: Mapping[str
             form.write(metric, unverified, card)
             verified = verify(metric, form, form.read_back(metric, unverified))
             unverified.replace(path)
-        sync_directory(path.parent)
+        fsync_directory(path.parent)
     return verified
 
 

@@ -28,7 +28,7 @@ from fastdps.metric.backbones import Backbone
 from fastdps.metric.distances import Moments, compared_channels, moments
 from fastdps.metric.heads import distances
 from fastdps.metric.weights import tensors_sha256
-from fastdps.runtime.files import whole_file
+from fastdps.runtime.files import atomic_write
 
 FORMAT = "fastdps-metric"
 FORMAT_VERSION = 1
@@ -117,7 +117,7 @@ class PerceptualMetric(nn.Module):
             tensors |= {_PREFIX + name: tensor for name, tensor in state.items()}
         # Row-major copies, because safetensors knows no channels-last.
         content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
-        with whole_file(Path(path)) as file:
+        with atomic_write(Path(path)) as file:
             file.write(content)
 
     @classmethod

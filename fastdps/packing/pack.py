@@ -20,7 +20,7 @@ from fastdps.packing.share import Share
 from fastdps.packing.sources.source import Dataset
 from fastdps.packing.target import Target, target_at
 from fastdps.packing.work import Work
-from fastdps.runtime.files import writing
+from fastdps.runtime.files import write_errors
 from fastdps.shards.format import MANIFEST, Manifest, component_extensions, read_manifest
 from fastdps.shards.storage import Location, Store, locate, open_store
 
@@ -161,7 +161,7 @@ def _only_run(out: Location, share: Share | None = None) -> Iterator[None]:
     if isinstance(out, Store):  # no locks there
         yield
         return
-    with writing(out):
+    with write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fastdps.packing.writer import Draft
-from fastdps.runtime.files import PARTIAL, flush, sync_directory, write_whole, writing
+from fastdps.runtime.files import PARTIAL, fsync_directory, fsync_file, write_errors, write_text
 from fastdps.shards.storage import Location, Store
 
 
@@ -110,16 +110,16 @@ class Directory(Target):
 
     def write(self, name: str, text: str) -> None:
         """As in `Target`."""
-        with writing(self.location):
+        with write_errors(self.location):
             self.location.mkdir(parents=True, exist_ok=True)
-        write_whole(self.location / name, text)
+        write_text(self.location / name, text)
 
     def append(self, name: str, line: str) -> None:
         """Add a line to a file, and bring it to disk."""
         path = self.location / name
-        with writing(path), path.open("ab") as file:
+        with write_errors(path), path.open("ab") as file:
             file.write(line.encode())
-            flush(file)
+            fsync_file(file)
 
     def remove(self, name: str) -> None:
         """As in `Target`."""
@@ -132,16 +132,16 @@ class Directory(Target):
     def scratch(self, temporary: Path) -> Path:
         """Its own, so that a shard is put in place by a change of names."""
         del temporary
-        with writing(self.location):
+        with write_errors(self.location):
             self.location.mkdir(parents=True, exist_ok=True)  # on another machine it may not be there
         return self.location
 
     def deliver(self, draft: Draft) -> None:
         """As in `Target`."""
-        with writing(self.location / draft.shard.name):
+        with write_errors(self.location / draft.shard.name):
             draft.index.replace(self.location / draft.shard.index_name)
             draft.tar.replace(self.location / draft.shard.name)
-            sync_directory(self.location)
+            fsync_directory(self.location)
 
     def clear(self) -> None:
         """As in `Target`."""
@@ -179,7 +179,7 @@ class Remote(Target):
         """As in `Target`: a copy, which is removed after it."""
         with TemporaryDirectory(prefix="fastdps-") as directory:
             path = Path(directory) / name
-            with writing(path), path.open("wb") as file:
+            with write_errors(path), path.open("wb") as file:
                 for piece in self.location.pieces(name, size):
                     file.write(piece)
             yield path

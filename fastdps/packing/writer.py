@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from fastdps.packing.fragment import TAR_END, Fragment, Member
-from fastdps.runtime.files import PARTIAL, flush, writing
+from fastdps.runtime.files import PARTIAL, fsync_file, write_errors
 from fastdps.shards.format import Shard, index_text
 
 
@@ -48,7 +48,7 @@ class ShardWriter:
         self._digest = hashlib.sha256()
         self._size = 0
         self._is_finished = False
-        with writing(self._path):
+        with write_errors(self._path):
             self._file: BinaryIO = self._tar.open("wb")
 
     def __enter__(self) -> ShardWriter:
@@ -72,19 +72,19 @@ class ShardWriter:
             return None
         self._write(TAR_END)
         self._write(bytes(-self._size % tarfile.RECORDSIZE))
-        with writing(self._path):
-            flush(self._file)
+        with write_errors(self._path):
+            fsync_file(self._file)
             self._file.close()
             with self._index.open("wb") as index:
                 index.write(index_text(self._lines).encode())
-                flush(index)
+                fsync_file(index)
         self._is_finished = True
         return Draft(
             Shard(self._path.name, len(self._lines), self._size, self._digest.hexdigest()), self._tar, self._index
         )
 
     def _write(self, data: bytes | bytearray) -> None:
-        with writing(self._path):
+        with write_errors(self._path):
             self._file.write(data)
         self._digest.update(data)
         self._size += len(data)

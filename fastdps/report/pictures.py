@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from fastdps.errors import FastDPSError
-from fastdps.runtime.files import whole_file, writing
+from fastdps.runtime.files import atomic_write, write_errors
 
 #: Small images are enlarged by a whole factor up to at least this width and height, in pixels.
 SMALLEST_SIDE = 112
@@ -68,9 +68,9 @@ def write_sheet(sheet: Image.Image, path: Path) -> None:
     except (OSError, ValueError) as error:
         message = f"{path} cannot be written: {error}. Name a file such as {path.stem}.png."
         raise FastDPSError(message) from error
-    with writing(path):
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(encoded.getvalue())
 
 

@@ -17,7 +17,7 @@ PARTIAL = ".partial"
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
     """A context in which an `OSError` becomes a `FastDPSError` that names the file and what to do."""
     try:
         yield
@@ -29,43 +29,43 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that has its name only once it is complete and on disk, and is gone if it does not get there.
 
     Raises `FastDPSError`.
     """
     temporary = path.with_name(path.name + PARTIAL)
-    with writing(path):
+    with write_errors(path):
         try:
             with temporary.open("wb") as file:
                 yield file
-                flush(file)
+                fsync_file(file)
             temporary.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
-        sync_directory(path.parent)
+        fsync_directory(path.parent)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole, see `whole_file`."""
-    with whole_file(path) as file:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole, see `atomic_write`."""
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file whole, see `whole_file`."""
-    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    """Write a JSON file whole, see `atomic_write`."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def flush(file: BinaryIO) -> None:
+def fsync_file(file: BinaryIO) -> None:
     """Bring what was written to disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
-def sync_directory(directory: Path) -> None:
+def fsync_directory(directory: Path) -> None:
     """Bring the names in a directory to disk, where the system can."""
     with contextlib.suppress(OSError):  # Windows opens no directories, some network file systems sync none
         descriptor = os.open(directory, os.O_RDONLY)

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastdps.errors import ConfigError, FastDPSError, ShardError
-from fastdps.runtime.files import PARTIAL, flush, user_cache, write_whole, writing
+from fastdps.runtime.files import PARTIAL, fsync_file, user_cache, write_errors, write_text
 from fastdps.shards.format import Manifest, Shard, index_of
 from fastdps.shards.storage import Store
 
@@ -70,7 +70,7 @@ def make_cache(directory: Path | None = None, size: int | None = None) -> Cache:
             "shards are staged on Linux and macOS only. Copy the set here, and name its directory."
         ) from None
     directory = directory or default_directory()
-    with writing(directory):
+    with write_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
     if size is None:
         taken = sum(file.bytes for file in _files(directory))
@@ -88,7 +88,7 @@ class StagedSet:
         self.store, self._cache = store, cache
         self.directory = cache.directory / manifest.content_sha256()[:16]
         self.quota = cache.bytes // processes
-        with writing(self.directory):
+        with write_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
 
     def ahead(self, visits: Iterable[tuple[Shard, int]]) -> Ahead:
@@ -124,7 +124,7 @@ class StagedSet:
                 for piece in self.store.pieces(shard.name, shard.bytes):
                     if is_cancelled.is_set():
                         raise CancelledError
-                    with writing(tar):
+                    with write_errors(tar):
                         file.write(piece)
                     digest.update(piece)
                 if digest.hexdigest() == shard.sha256:
@@ -134,17 +134,17 @@ class StagedSet:
                     f"{self.store / shard.name} does not have the checksum that the manifest says, and had not in "
                     f"{ATTEMPTS} attempts. Upload it again, or pack the set again."
                 )
-            with writing(tar):
-                flush(file)
-            write_whole(tar.with_name(shard.index_name), index_of(descriptor))
-        with _locked(self._cache.directory / _LOCK), writing(tar):  # which sees it under one of its names
+            with write_errors(tar):
+                fsync_file(file)
+            write_text(tar.with_name(shard.index_name), index_of(descriptor))
+        with _locked(self._cache.directory / _LOCK), write_errors(tar):  # which sees it under one of its names
             _partial(tar).rename(tar)
 
     def _make_room(self, tar: Path, descriptor: int, shard: Shard, is_cancelled: threading.Event) -> None:
         """Reserve the bytes of a shard for its unfinished file, and remove what was used longest ago to that end."""
         end = time.monotonic() + ROOM_TIMEOUT_S
         while True:
-            with _locked(self._cache.directory / _LOCK), writing(tar):
+            with _locked(self._cache.directory / _LOCK), write_errors(tar):
                 others = (file for file in _files(self._cache.directory) if file.path != _partial(tar))
                 files = sorted(others, key=lambda file: file.used)
                 too_much = sum(file.bytes for file in files) + shard.bytes - self._cache.bytes
@@ -318,7 +318,7 @@ def _unfinished(tar: Path) -> Iterator[int | None]:
     import fcntl
 
     path = _partial(tar)
-    with writing(path):
+    with write_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
@@ -347,7 +347,7 @@ def _locked(path: Path) -> Iterator[None]:
     """A context that one thread of all processes at a time is in: what is in a cache does not change meanwhile."""
     import fcntl
 
-    with writing(path):
+    with write_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fastdps.errors import CheckpointError
 from fastdps.metric.weights import tensors_sha256
-from fastdps.runtime.files import PARTIAL, whole_file
+from fastdps.runtime.files import PARTIAL, atomic_write
 
 FORMAT = "fastdps-checkpoint"
 FORMAT_VERSION = 1
@@ -47,7 +47,7 @@ class Checkpoint:
             "state": state,
             "sha256": _sha256(tensors, state),
         }
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             file.write(save(tensors, metadata))
 
     @classmethod

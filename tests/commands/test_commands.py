@@ -90,7 +90,7 @@ def test_a_signal_while_a_file_is_written_leaves_none(argv, number, place, tmp_p
         (tmp_path / "sweep/sweep.csv").unlink()
         capfd.readouterr()
     before, handler = contents(), signal.getsignal(number)
-    monkeypatch.setattr(files, "flush", lambda _: signal.raise_signal(number))
+    monkeypatch.setattr(files, "fsync_file", lambda _: signal.raise_signal(number))
     assert cli.main(argv) == 128 + number
     assert signal.getsignal(number) == handler
     said = capfd.readouterr().err
