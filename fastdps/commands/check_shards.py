@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fastdps.commands.options import Parser, add_quiet, location, run_command
 from fastdps.errors import ShardError
 from fastdps.packing.verify import check_set, find_sets
-from fastdps.runtime.console import quietly, say
+from fastdps.runtime.console import print_result, quiet_mode
 from fastdps.shards.storage import Location
 
 
@@ -30,7 +30,7 @@ def check_shards_parser() -> argparse.ArgumentParser:
 def check_shards(argv: Sequence[str] | None = None) -> int:
     """Entry of `tools/check_shards.py`; returns the exit status, not 0 if anything is wrong."""
     arguments = check_shards_parser().parse_args(argv)
-    with quietly(arguments.quiet):
+    with quiet_mode(arguments.quiet):
         return run_command(lambda: _check_shards(arguments.directory, quick=arguments.quick))
 
 
@@ -41,7 +41,7 @@ def _check_shards(directory: Location, *, quick: bool) -> None:
         for problem in check_set(shard_set, quick=quick, progress=True):
             print(problem)  # an error, which --quiet shows
             problems += 1
-        say(f"{shard_set}: " + (f"{problems} problem{'s' * (problems > 1)}" if problems else "sound"))
+        print_result(f"{shard_set}: " + (f"{problems} problem{'s' * (problems > 1)}" if problems else "sound"))
         found += problems
     if found:
         raise ShardError(

@@ -47,10 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     with ending_at_once():
         arguments = make_parser(argv[:1]).parse_args(argv)
-        from fastdps.runtime.console import quietly
+        from fastdps.runtime.console import quiet_mode
 
         run = getattr(importlib.import_module(COMMANDS[arguments.command].module), f"run_{arguments.command}")
-    with quietly(getattr(arguments, "quiet", False)):
+    with quiet_mode(getattr(arguments, "quiet", False)):
         return run_command(lambda: run(arguments))
 
 

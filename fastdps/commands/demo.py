@@ -11,7 +11,7 @@ from pathlib import Path
 from fastdps.commands import cli
 from fastdps.commands.make_shards import make_shards
 from fastdps.commands.options import add_quiet
-from fastdps.runtime.console import is_quiet, say
+from fastdps.runtime.console import is_quiet, print_result
 
 IMAGES = 800
 HOLDOUT = 0.2
@@ -39,12 +39,12 @@ def run_demo(arguments: argparse.Namespace) -> None:
     _step("fastdps", train, cli.main)
     _step("fastdps", ["evaluate", out, "--shards", shards / "val"], cli.main)
     _step("fastdps", ["report", out], cli.main)
-    say(f"\nImages: {shards}, metric: {out / 'metric.safetensors'}, log: {out / 'log.jsonl'}")
+    print_result(f"\nImages: {shards}, metric: {out / 'metric.safetensors'}, log: {out / 'log.jsonl'}")
 
 
 def _step(command: str, arguments: list[object], run: cli.Entry) -> None:
     argv = [str(argument) for argument in arguments]
-    say(f"\n$ {command} {shlex.join(argv)}")
+    print_result(f"\n$ {command} {shlex.join(argv)}")
     with contextlib.redirect_stdout(None) if is_quiet() else contextlib.nullcontext():
         status = run(argv)
     if status:

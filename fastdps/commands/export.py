@@ -12,7 +12,7 @@ from fastdps.export.export import FORMATS, export
 from fastdps.export.lpips_checkpoint import LpipsCheckpoint
 from fastdps.metric.load import load_with_place
 from fastdps.run_directory import Run
-from fastdps.runtime.console import announce, say
+from fastdps.runtime.console import print_notice, print_result
 from fastdps.runtime.files import write_json, write_text
 from fastdps.runtime.signals import ending_at_once
 
@@ -48,14 +48,14 @@ def run_export(arguments: argparse.Namespace) -> None:
     loaded, place = load_with_place(arguments.metric, arguments.context)
     directory = Path(arguments.metric)
     run = Run(directory) if place is not None and directory.is_dir() else None
-    announce(f"Writing {out}, and reading it back with {form.library}.")
+    print_notice(f"Writing {out}, and reading it back with {form.library}.")
     card = describe(loaded.metric, place, run)
     verified = export(loaded.metric, form, out, card)
     whole = finish(card, form, loaded.metric, out.name, verified)
     markdown, as_json = paths_beside(out)
     write_text(markdown, to_markdown(whole))
     write_json(as_json, whole)
-    say(
+    print_result(
         f"{out}: {whole['verified']['with']} measures the same on {verified.pairs} pairs of random images "
         f"(largest difference {verified.largest_difference:.1e}). Card: {markdown}, {as_json}"
     )

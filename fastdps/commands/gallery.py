@@ -18,7 +18,7 @@ from fastdps.errors import ConfigError
 from fastdps.loading.batch import Batch
 from fastdps.loading.loader import open_shards
 from fastdps.report.pictures import Panel, draw_sheet, write_sheet
-from fastdps.runtime.console import counter, say
+from fastdps.runtime.console import counter, print_result
 from fastdps.shards.format import Kind, read_manifest
 
 #: Side in pixels at which images are shown that have no common size.
@@ -87,7 +87,7 @@ def run_gallery(arguments: argparse.Namespace) -> None:
     if arguments.colors:
         sheet = sheet.quantize(arguments.colors, dither=Image.Dither.NONE)
     write_sheet(sheet, out)
-    say(str(out))
+    print_result(str(out))
 
 
 def grid(panels: list[Panel]) -> list[list[Panel]]:

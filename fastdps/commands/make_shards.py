@@ -23,7 +23,7 @@ from fastdps.packing.sources.imagenet import ImageNet
 from fastdps.packing.sources.source import Dataset
 from fastdps.packing.sources.torchvision_sets import stl10, svhn
 from fastdps.packing.sources.triplets import Triplets
-from fastdps.runtime.console import counter, quietly, say
+from fastdps.runtime.console import counter, print_result, quiet_mode
 from fastdps.shards.format import Encoding
 from fastdps.shards.images import Fit
 
@@ -106,7 +106,7 @@ def make_shards_parser() -> argparse.ArgumentParser:
 def make_shards(argv: Sequence[str] | None = None) -> int:
     """Entry of `tools/make_shards.py`; the exit status is 1 after an error, 130 after Ctrl-C, 143 after SIGTERM."""
     arguments = make_shards_parser().parse_args(argv)
-    with quietly(arguments.quiet):
+    with quiet_mode(arguments.quiet):
         return run_command(lambda: _make_shards(arguments), can_go_on=True)
 
 
@@ -137,7 +137,7 @@ def _make_shards(arguments: argparse.Namespace) -> None:
     if arguments.merge:
         if arguments.overwrite:
             raise ConfigError("--merge keeps what the parts have packed, and --overwrite would remove it.")
-        print_result(merge(kind.make(arguments), arguments.out, options, splits=splits))
+        print_summary(merge(kind.make(arguments), arguments.out, options, splits=splits))
         return
     share = None if arguments.part is None else Share.parse(arguments.part)
     if share and arguments.overwrite:
@@ -159,7 +159,7 @@ def _make_shards(arguments: argparse.Namespace) -> None:
             on_start=count.start,
             on_progress=count.advance,
         )
-    print_result(result)
+    print_summary(result)
 
 
 @contextmanager
@@ -173,17 +173,17 @@ def _executor(arguments: argparse.Namespace) -> Iterator[Executor]:
         yield executor
 
 
-def print_result(result: PackResult) -> None:
+def print_summary(result: PackResult) -> None:
     """Say what is where, and what is still to be done."""
     for split, manifest in result.manifests.items():
         size_MiB = sum(shard.bytes for shard in manifest.shards) / 2**20
         shards = len(manifest.shards)
-        say(f"{result.out / split}: {manifest.samples:,} samples in {shards:,} shards, {size_MiB:,.1f} MiB")
+        print_result(f"{result.out / split}: {manifest.samples:,} samples in {shards:,} shards, {size_MiB:,.1f} MiB")
         if rejects := result.rejects[split]:
-            say(f"{len(rejects):,} items were rejected: see {result.out / split / REJECTS}")
+            print_result(f"{len(rejects):,} items were rejected: see {result.out / split / REJECTS}")
     for split, missing in result.missing.items():
         left = f"{len(missing):,} shards are left to other parts" if missing else "all shards are packed"
-        say(f"{result.out / split}: this part is done, {left}")
+        print_result(f"{result.out / split}: this part is done, {left}")
     if result.missing:
         when = "once all parts are done" if any(result.missing.values()) else "now"
-        say(f"Run the same command with --merge instead of --part {when}.")
+        print_result(f"Run the same command with --merge instead of --part {when}.")

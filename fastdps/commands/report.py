@@ -11,7 +11,7 @@ from fastdps.errors import ConfigError
 from fastdps.report.comparison import render_comparison
 from fastdps.report.page import render_run
 from fastdps.report.reading import read_bench, read_run
-from fastdps.runtime.console import say
+from fastdps.runtime.console import print_result
 from fastdps.runtime.files import write_text
 
 COMPARISON = Path("comparison.html")
@@ -42,6 +42,6 @@ def run_report(arguments: argparse.Namespace) -> None:
     if out.is_dir():
         raise ConfigError(f"{out} is a directory. Name a file such as {out / 'report.html'} with --out.")
     write_text(out, page)
-    say(str(out))
+    print_result(str(out))
     if arguments.open:
         webbrowser.open(out.resolve().as_uri())

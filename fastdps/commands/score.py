@@ -21,7 +21,7 @@ from fastdps.metric.load import load
 from fastdps.packing.sources.folder import Folder, read_file
 from fastdps.report.heat_map import draw_difference
 from fastdps.report.pictures import write_sheet
-from fastdps.runtime.console import counter, is_quiet, say
+from fastdps.runtime.console import counter, is_quiet, print_result
 from fastdps.runtime.memory import keep_freed_memory
 from fastdps.shards.images import Fit, UnreadableItemError, decode
 
@@ -74,7 +74,7 @@ def run_score(arguments: argparse.Namespace) -> None:
     if not is_quiet():
         print_ranking(f"Distance to {arguments.reference} by {_named(metric)}", nearest, of=len(files))
     if arguments.map is not None:
-        say(f"Where they differ: {arguments.map}")
+        print_result(f"Where they differ: {arguments.map}")
 
 
 def _named(metric: ImageMetric) -> str:

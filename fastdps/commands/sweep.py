@@ -38,7 +38,7 @@ from fastdps.errors import ConfigError
 from fastdps.evaluation.evaluate import add_arguments as add_evaluate_arguments
 from fastdps.evaluation.evaluate import run_evaluate
 from fastdps.run_directory import Run
-from fastdps.runtime.console import is_quiet, say
+from fastdps.runtime.console import is_quiet, print_result
 from fastdps.runtime.files import write_json, write_text
 from fastdps.training.recipes import TrainConfig, config_from_json, get_recipe
 from fastdps.training.run import OVERRIDES, run_train
@@ -199,7 +199,7 @@ def run_sweep(arguments: argparse.Namespace) -> None:
         if run.scores.exists():
             refuse_other_settings(run, settings, rankings)
         else:
-            say(f"\ncase {number} of {len(grid.cases())}: {name}")
+            print_result(f"\ncase {number} of {len(grid.cases())}: {name}")
             run_case(grid, settings, rankings, run)
         scores[name] = json.loads(run.scores.read_text(encoding="utf-8"))
     summary = summarize(scores)

@@ -25,7 +25,7 @@ from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.scores import improved
 from fastdps.run_directory import Run, training_throughput
-from fastdps.runtime.console import is_quiet, say
+from fastdps.runtime.console import is_quiet, print_result
 from fastdps.runtime.files import write_json
 from fastdps.runtime.processes import join_processes, watch
 from fastdps.training.recipes import TrainConfig, config_from_json
@@ -155,7 +155,7 @@ def _score(arguments: argparse.Namespace, run: Run, config: TrainConfig, acceler
             print_scores(scores, pair_rows)
         if arguments.bapps and not is_quiet():
             print_bapps(scores["bapps"])
-        say(f"Scores: {run.scores}; as a page: fastdps report {shlex.quote(str(run.path))}")
+        print_result(f"Scores: {run.scores}; as a page: fastdps report {shlex.quote(str(run.path))}")
 
 
 def _held_out(

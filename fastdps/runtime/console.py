@@ -18,7 +18,7 @@ _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
 @contextmanager
-def quietly(quiet: bool) -> Iterator[None]:
+def quiet_mode(quiet: bool) -> Iterator[None]:
     """A context in which, if `quiet`, nothing of this module shows anything."""
     token = _quiet.set(quiet or _quiet.get())
     try:
@@ -32,13 +32,13 @@ def is_quiet() -> bool:
     return _quiet.get()
 
 
-def say(text: str) -> None:
+def print_result(text: str) -> None:
     """Print a result, such as where something is."""
     if not is_quiet():
         print(text, flush=True)
 
 
-def announce(text: str) -> None:
+def print_notice(text: str) -> None:
     """Say what is done now, or what became of it, where progress is shown."""
     if not is_quiet():
         print(text, file=sys.stderr, flush=True)

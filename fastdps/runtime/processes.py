@@ -18,7 +18,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gath
 from torch import Tensor, nn
 
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.runtime.console import announce
+from fastdps.runtime.console import print_notice
 from fastdps.runtime.heartbeat import EXCHANGES, Heartbeat
 from fastdps.runtime.memory import keep_freed_memory
 
@@ -125,7 +125,7 @@ class Together:
     def say(self, message: str) -> None:
         """Tell the user, once for all processes."""
         if self.is_main_process:
-            announce(message)
+            print_notice(message)
 
     def warn(self, message: str) -> None:
         """Tell the user what has to be known, where only errors are wanted too."""

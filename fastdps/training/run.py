@@ -21,7 +21,7 @@ from fastdps.errors import ConfigError
 from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
 from fastdps.metric.precision import Precision, deterministic_algorithms
 from fastdps.run_directory import Run
-from fastdps.runtime.console import announce, quietly, say
+from fastdps.runtime.console import print_notice, print_result, quiet_mode
 from fastdps.runtime.files import write_json
 from fastdps.runtime.processes import STALLED_S, Alone, Processes, Together, join_processes, watch
 from fastdps.shards.cache import Cache
@@ -286,7 +286,7 @@ def run_train(arguments: argparse.Namespace) -> None:
         raise ConfigError("--out and one of --shards and --triplets are needed.")
     rankings = select_rankings(arguments.contexts, NAMES, config.seed) if arguments.shards else []
     if arguments.contexts == "all" and rankings and len(rankings) < (total := math.factorial(len(NAMES))):
-        announce(f"{len(NAMES)} distortions have {total:,} contexts; {len(rankings)} of them are drawn")
+        print_notice(f"{len(NAMES)} distortions have {total:,} contexts; {len(rankings)} of them are drawn")
     if arguments.parallel == "contexts" and not (rankings and config.variant in ("tune", "scratch")):
         raise ConfigError("--parallel contexts is for --variant tune and scratch on contexts; heads train all at once.")
     execution = Execution(arguments.precision, arguments.accumulate, arguments.compile)
@@ -307,7 +307,7 @@ def run_train(arguments: argparse.Namespace) -> None:
         train(config, rankings, data, processes, run, parallel=arguments.parallel, execution=execution, saving=saving)
         if processes.is_main_process:
             what = f"{len(rankings)} contexts" if rankings else "the judgements"
-            say(f"Adapted to {what}: {run.path}")
+            print_result(f"Adapted to {what}: {run.path}")
     accelerator.end_training()
 
 
@@ -316,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="fastdps train", description="Adapt a perceptual metric to contexts.")
     add_arguments(parser)
     arguments = parser.parse_args(argv)
-    with quietly(arguments.quiet):
+    with quiet_mode(arguments.quiet):
         return run_command(lambda: run_train(arguments))
 
 
