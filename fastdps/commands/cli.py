@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from fastdps.commands.options import Parser, run_command
-from fastdps.runtime.signals import ending_at_once
+from fastdps.runtime.signals import exit_on_signal
 
 #: The entry of a command: takes its arguments, returns the exit status.
 Entry = Callable[[Sequence[str]], int]
@@ -45,7 +45,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry of the console script; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    with ending_at_once():
+    with exit_on_signal():
         arguments = make_parser(argv[:1]).parse_args(argv)
         from fastdps.runtime.console import quiet_mode
 

@@ -19,7 +19,7 @@ from fastdps.commands.checks import Check, print_checks
 from fastdps.errors import FastDPSError
 from fastdps.runtime.console import track
 from fastdps.runtime.machine import cores
-from fastdps.runtime.signals import ending_at_once
+from fastdps.runtime.signals import exit_on_signal
 
 PACKAGES = (
     "fastdps",
@@ -80,7 +80,7 @@ def check_dali() -> list[Check]:
         advice = f"The portable loader serves. On Linux: pip install {DALI}"
         return [Check("DALI", "note", "not installed", advice)]
     try:
-        with ending_at_once():
+        with exit_on_signal():
             importlib.import_module("fastdps.loading.dali")
     except (ImportError, OSError) as error:
         advice = f"Pass --loader portable, or install it again: pip install --force-reinstall {DALI}"
@@ -216,7 +216,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_doctor(arguments: argparse.Namespace) -> None:
     """Print what was found. Raises `FastDPSError`, for an exit status of 1, where training would fail."""
-    with ending_at_once():  # here, and not where it is first needed in the middle of looking
+    with exit_on_signal():  # here, and not where it is first needed in the middle of looking
         importlib.import_module("torch")
     looks: list[Callable[[], list[Check]]] = [
         check_versions,

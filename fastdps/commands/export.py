@@ -14,7 +14,7 @@ from fastdps.metric.load import load_with_place
 from fastdps.run_directory import Run
 from fastdps.runtime.console import print_notice, print_result
 from fastdps.runtime.files import write_json, write_text
-from fastdps.runtime.signals import ending_at_once
+from fastdps.runtime.signals import exit_on_signal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def run_export(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--out {out} must end with {form.suffix} for --format {form.name}: {out.stem}{form.suffix}.")
     if out.exists() and not arguments.overwrite:
         raise ConfigError(f"{out} is there already. Choose another --out, or pass --overwrite.")
-    with ending_at_once():
+    with exit_on_signal():
         form.require()
     loaded, place = load_with_place(arguments.metric, arguments.context)
     directory = Path(arguments.metric)

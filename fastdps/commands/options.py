@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdps.errors import ConfigError, FastDPSError, StoppedError
-from fastdps.runtime.signals import Terminated, sigterm_unwinds
+from fastdps.runtime.signals import Terminated, raise_on_sigterm
 from fastdps.shards.cache import Cache, make_cache
 from fastdps.shards.storage import Location, locate
 from fastdps.suggest import did_you_mean
@@ -48,7 +48,7 @@ def run_command(command: Callable[[], None], *, can_go_on: bool = False) -> int:
     `can_go_on` the user is told that the same command goes on then.
     """
     try:
-        with sigterm_unwinds():
+        with raise_on_sigterm():
             command()
     except FastDPSError as error:
         stopped = isinstance(error, StoppedError)

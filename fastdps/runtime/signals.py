@@ -29,7 +29,7 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def ending_at_once() -> Iterator[None]:
+def exit_on_signal() -> Iterator[None]:
     """A context in which SIGINT and SIGTERM end the process, with 128 + the signal's number.
 
     For imports, where libraries make errors of their own of a KeyboardInterrupt, and before anything has begun.
@@ -39,12 +39,12 @@ def ending_at_once() -> Iterator[None]:
         os.write(2, b"interrupted\n")
         os._exit(128 + number)
 
-    with _handling({signal.SIGINT: end, signal.SIGTERM: end}):
+    with _handlers_installed({signal.SIGINT: end, signal.SIGTERM: end}):
         yield
 
 
 @contextmanager
-def sigterm_unwinds() -> Iterator[None]:
+def raise_on_sigterm() -> Iterator[None]:
     """A context in which SIGTERM raises `Terminated`.
 
     Not in a process of a job: one that waits for another outside of Python would not hear it.
@@ -53,12 +53,12 @@ def sigterm_unwinds() -> Iterator[None]:
     def unwind(_: int, __: FrameType | None) -> None:
         raise Terminated
 
-    with _handling({} if "RANK" in os.environ else {signal.SIGTERM: unwind}):
+    with _handlers_installed({} if "RANK" in os.environ else {signal.SIGTERM: unwind}):
         yield
 
 
 @contextmanager
-def _handling(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
+def _handlers_installed(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
     """A context in which signals that nobody handles are handled. Outside of the main thread none can be."""
     with contextlib.ExitStack() as stack:
         if threading.current_thread() is threading.main_thread():
