@@ -9,7 +9,7 @@ import torch
 from bench.harness.data import Data
 from bench.harness.measure import Timing
 from fastdps.errors import ConfigError
-from fastdps.runtime.memory import keep_freed_memory
+from fastdps.runtime.machine import keep_freed_memory
 from fastdps.training.recipes import fast
 
 #: Images per training step, as `fastdps train` has them by default.

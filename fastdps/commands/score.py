@@ -22,7 +22,7 @@ from fastdps.packing.sources.folder import Folder, read_file
 from fastdps.report.heat_map import draw_difference
 from fastdps.report.pictures import write_sheet
 from fastdps.runtime.console import counter, is_quiet, print_result
-from fastdps.runtime.memory import keep_freed_memory
+from fastdps.runtime.machine import keep_freed_memory
 from fastdps.shards.images import Fit, UnreadableItemError, decode
 
 Pixels = NDArray[np.uint8]

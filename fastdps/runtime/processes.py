@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.runtime.console import print_notice
 from fastdps.runtime.heartbeat import EXCHANGES, Heartbeat
-from fastdps.runtime.memory import keep_freed_memory
+from fastdps.runtime.machine import keep_freed_memory
 
 #: How long a process may stay at the same thing before the job is ended.
 STALLED_S = 600.0

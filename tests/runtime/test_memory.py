@@ -9,7 +9,7 @@ import pytest
 #: Prints the pages (of 4 KiB) that the system had to provide for each of ten steps of four blocks of 40 MB.
 STEPS = """
 import resource, sys
-from fastdps.runtime.memory import keep_freed_memory
+from fastdps.runtime.machine import keep_freed_memory
 import torch
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
