@@ -244,7 +244,7 @@ def mix(shard_images: int, labels: NDArray[np.float64], *, epochs: int = SHUFFLE
     draw = np.random.default_rng(0)
     means, full_means, shards = [], [], []
     for epoch in range(epochs):
-        runs = list(EpochOrder(sizes, seed=0, epoch=epoch, shuffle=True).runs(range(whole)))
+        runs = list(EpochOrder(sizes, seed=0, epoch=epoch, shuffle=True).row_runs(range(whole)))
         order = np.concatenate([starts[run.shard] + run.rows for run in runs])
         means.append(labels[order].reshape(-1, batch).mean(1))
         batches = (order // shard_images).reshape(-1, batch)

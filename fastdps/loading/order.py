@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 _SHARDS_STREAM = 0
 
 
-class Run(NamedTuple):
+class RowRun(NamedTuple):
     """Samples that follow each other in the order and lie in one shard.
 
     `shard` is the shard's position in the manifest, `rows` (n,) int64 are positions of samples in that shard.
@@ -100,10 +100,10 @@ class EpochOrder:
         self._sizes = sizes[self._shards]
         self._ends = np.cumsum(self._sizes)
 
-    def runs(self, positions: range) -> Iterator[Run]:
-        """The samples at a contiguous range of positions of the order, one `Run` for each shard touched."""
+    def row_runs(self, positions: range) -> Iterator[RowRun]:
+        """The samples at a contiguous range of positions of the order, one `RowRun` for each shard touched."""
         for shard, start, stop, size in self.visits(positions):
-            yield Run(shard, self._permutation(size, shard + 1)[start:stop])
+            yield RowRun(shard, self._permutation(size, shard + 1)[start:stop])
 
     def visits(self, positions: range) -> Iterator[Visit]:
         """The same shards, and how much of each, without the work of permuting."""

@@ -89,7 +89,7 @@ def segments(
     """
     for place in places:
         parts = []
-        for run in (run for numbers in cut(part, place) for run in order.runs(numbers)):
+        for run in (run for numbers in cut(part, place) for run in order.row_runs(numbers)):
             take()
             parts.append(Part(indexes.open(manifest.shards[run.shard]), run.rows))
         yield Segment(tuple(parts), np.concatenate([index.ids[rows] for index, rows in parts]), batch_size)

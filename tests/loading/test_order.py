@@ -22,7 +22,7 @@ seeds = st.integers(0, 2**64 - 1)
 
 
 def samples_of(order: EpochOrder, positions: range) -> list[tuple[int, int]]:
-    return [(run.shard, int(row)) for run in order.runs(positions) for row in run.rows]
+    return [(run.shard, int(row)) for run in order.row_runs(positions) for row in run.rows]
 
 
 @given(sizes=shard_sizes, seed=seeds, epoch=seeds, world_size=small, batch_size=small, shuffle=st.booleans())
