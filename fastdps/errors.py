@@ -4,6 +4,11 @@ Every one of them says what was wrong, where (file, shard or sample) and what to
 prints the message alone, without a traceback; anything else that escapes is a defect of fastdps.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class FastDPSError(Exception):
     """Base of all errors that fastdps raises on bad input or a bad environment.
@@ -54,3 +59,15 @@ class StoppedError(FastDPSError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message, everywhere=True)
         self.exit_status = 128 + signal_number
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence with a space before it that suggests the nearest known name, or nothing if none is near.
+
+    >>> did_you_mean("colour", ["blur", "color"])
+    " Did you mean 'color'?"
+    >>> did_you_mean("xyz", ["blur", "color"])
+    ''
+    """
+    near = get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -25,7 +25,7 @@ from fastdps.runtime.files import write_errors
 
 
 @dataclass(frozen=True)
-class Run:
+class RunDirectory:
     """The paths of one run directory."""
 
     path: Path
@@ -112,7 +112,7 @@ class Run:
         with write_errors(self.log), self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def mend_log(self) -> None:
+    def repair_log(self) -> None:
         """Cut off a line that an interrupted run left unfinished."""
         if self.log.exists() and not (text := self.log.read_bytes()).endswith(b"\n"):
             os.truncate(self.log, text.rfind(b"\n") + 1)

@@ -11,11 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastdps.errors import ConfigError, FastDPSError
+from fastdps.errors import ConfigError, FastDPSError, did_you_mean
 from fastdps.metric.image_metric import ImageMetric
 from fastdps.metric.inputs import Images
 from fastdps.metric.load import Context, load
-from fastdps.suggest import did_you_mean
 
 try:
     from torchmetrics import Metric

@@ -10,7 +10,7 @@ import pytest
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
-from fastdps.run_directory import Run
+from fastdps.run_directory import RunDirectory
 
 SCRIPT = Path(__file__).parent.parent / "docs" / "slurm.sbatch"
 
@@ -52,8 +52,8 @@ def test_the_slurm_script_trains_and_requeues_what_was_stopped(tmp_path, slurm):
 
     result = sbatch()
     assert result.returncode == 0, result.stderr
-    assert Run(out).metric.exists()
-    end = Run(out).read_log()[-1]
+    assert RunDirectory(out).metric.exists()
+    end = RunDirectory(out).read_log()[-1]
     assert (end["event"], end["processes"]) == ("end", 2)
     assert not (tmp_path / "requeued").exists()
 

@@ -22,7 +22,7 @@ from bench.harness.launch import launch_command
 from bench.harness.measure import Compared, Measurement, Timed, Timing, Work
 from bench.stages.train import training_set
 from fastdps.errors import FastDPSError
-from fastdps.run_directory import Run
+from fastdps.run_directory import RunDirectory
 from fastdps.runtime.machine import cores
 from fastdps.shards.format import read_manifest
 
@@ -120,7 +120,7 @@ def train_in_processes(case: Case, shards: Path, out: Path, epochs: int) -> Time
         raise FastDPSError(f"{' '.join(command)} did not end within {TIMEOUT_S} s.") from error
     if result.returncode:
         raise FastDPSError(f"{' '.join(command)} failed:\n{result.stdout}{result.stderr}")
-    end = next(record for record in reversed(Run(out).read_log()) if record["event"] == "end")
+    end = next(record for record in reversed(RunDirectory(out).read_log()) if record["event"] == "end")
     if end["processes"] != case.processes:
         raise FastDPSError(f"{' '.join(command)} ran in {end['processes']} processes, not in {case.processes}.")
     images = epochs * read_manifest(shards).samples

@@ -19,7 +19,7 @@ from bench.harness.reference import Reference
 from bench.harness.whole import Parts as PartsOfWhole
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import sample_rankings
-from fastdps.run_directory import Run
+from fastdps.run_directory import RunDirectory
 from fastdps.runtime.machine import cores
 from fastdps.shards.format import read_manifest
 from fastdps.training.run import add_arguments, run_train
@@ -153,7 +153,7 @@ class Training:
 
     def __init__(self, shards: Path, case: Case, runs: Path) -> None:
         self._samples = read_manifest(shards).samples
-        self._run = Run(runs / str(case))
+        self._run = RunDirectory(runs / str(case))
         self._options = ["--shards", str(shards), "--contexts", str(case.contexts), "--out", str(self._run.path)]
         self._options += ["--variant", "tune" if case.tuned else "lin"]
         self.wait_fractions: list[float] = []

@@ -11,7 +11,7 @@ from fastdps.export.card import describe, finish, paths_beside, to_markdown
 from fastdps.export.export import FORMATS, export
 from fastdps.export.lpips_checkpoint import LpipsCheckpoint
 from fastdps.metric.load import load_with_place
-from fastdps.run_directory import Run
+from fastdps.run_directory import RunDirectory
 from fastdps.runtime.console import print_notice, print_result
 from fastdps.runtime.files import write_json, write_text
 from fastdps.runtime.signals import exit_on_signal
@@ -47,7 +47,7 @@ def run_export(arguments: argparse.Namespace) -> None:
         form.require()
     loaded, place = load_with_place(arguments.metric, arguments.context)
     directory = Path(arguments.metric)
-    run = Run(directory) if place is not None and directory.is_dir() else None
+    run = RunDirectory(directory) if place is not None and directory.is_dir() else None
     print_notice(f"Writing {out}, and reading it back with {form.library}.")
     card = describe(loaded.metric, place, run)
     verified = export(loaded.metric, form, out, card)

@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastdps.errors import ConfigError, FastDPSError, StoppedError
+from fastdps.errors import ConfigError, FastDPSError, StoppedError, did_you_mean
 from fastdps.runtime.signals import Terminated, raise_on_sigterm
 from fastdps.shards.cache import Cache, make_cache
 from fastdps.shards.storage import Location, locate
-from fastdps.suggest import did_you_mean
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?")

@@ -37,7 +37,7 @@ from fastdps.contexts.rankings import select_rankings
 from fastdps.errors import ConfigError
 from fastdps.evaluation.evaluate import add_arguments as add_evaluate_arguments
 from fastdps.evaluation.evaluate import run_evaluate
-from fastdps.run_directory import Run
+from fastdps.run_directory import RunDirectory
 from fastdps.runtime.console import is_quiet, print_result
 from fastdps.runtime.files import write_json, write_text
 from fastdps.training.recipes import TrainConfig, config_from_json, get_recipe
@@ -102,7 +102,7 @@ def config_of(settings: Mapping[str, Any]) -> TrainConfig:
     return get_recipe(settings.get("recipe", "fast"), overrides)
 
 
-def run_case(grid: Grid, settings: Mapping[str, Any], rankings: str, run: Run) -> None:
+def run_case(grid: Grid, settings: Mapping[str, Any], rankings: str, run: RunDirectory) -> None:
     """Train and evaluate one case."""
     train = ["--shards", grid.shards, "--out", str(run.path), "--contexts", rankings]
     evaluate = [str(run.path), "--shards", grid.held_out]
@@ -116,7 +116,7 @@ def run_case(grid: Grid, settings: Mapping[str, Any], rankings: str, run: Run) -
     run_evaluate(_parse(add_evaluate_arguments, evaluate))
 
 
-def refuse_other_settings(run: Run, settings: Mapping[str, Any], rankings: str) -> None:
+def refuse_other_settings(run: RunDirectory, settings: Mapping[str, Any], rankings: str) -> None:
     """Raise `ConfigError` if a finished case was run with other settings or contexts than the grid has now."""
     before = run.read_config()
     same_contexts = ";".join(map(",".join, before["rankings"])) == rankings
@@ -195,7 +195,7 @@ def run_sweep(arguments: argparse.Namespace) -> None:
     rankings = ";".join(",".join(r) for r in select_rankings(grid.contexts, NAMES, grid.contexts_seed))
     scores = {}
     for number, (name, settings) in enumerate(grid.cases().items(), start=1):
-        run = Run(arguments.out / "cases" / name)
+        run = RunDirectory(arguments.out / "cases" / name)
         if run.scores.exists():
             refuse_other_settings(run, settings, rankings)
         else:

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastdps.errors import ConfigError
-from fastdps.suggest import did_you_mean
+from fastdps.errors import ConfigError, did_you_mean
 
 Ranking = tuple[str, ...]
 

@@ -24,7 +24,7 @@ from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.scores import improved
-from fastdps.run_directory import Run, training_throughput
+from fastdps.run_directory import RunDirectory, training_throughput
 from fastdps.runtime.console import is_quiet, print_result
 from fastdps.runtime.files import write_json
 from fastdps.runtime.processes import join_processes, watch
@@ -35,7 +35,7 @@ DRAWS = 5
 
 
 def load_metrics(
-    run: Run, config: TrainConfig, accelerator: Accelerator
+    run: RunDirectory, config: TrainConfig, accelerator: Accelerator
 ) -> tuple[PerceptualMetric, list[PerceptualMetric]]:
     """The unadapted metric that a run is compared with, and its adapted metric, or several with a backbone each.
 
@@ -67,7 +67,7 @@ def context_scores(rankings: Sequence[Ranking], tally: Tally) -> dict[str, Any]:
     }
 
 
-def empty_scores(config: TrainConfig, run: Run) -> dict[str, Any]:
+def empty_scores(config: TrainConfig, run: RunDirectory) -> dict[str, Any]:
     """`scores.json` of a run that nothing has been scored of yet."""
     return {
         "backbone": config.backbone,
@@ -102,7 +102,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--draws must be at least 1, not {arguments.draws}.")
     if not (arguments.shards or arguments.bapps):
         raise ConfigError("nothing to score on: give --shards with held-out images, --bapps, or both.")
-    run = Run(arguments.run)
+    run = RunDirectory(arguments.run)
     config = config_from_json(run.read_config()["config"])
     accelerator = join_processes()
     with watch(accelerator):
@@ -110,7 +110,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     accelerator.end_training()
 
 
-def _score(arguments: argparse.Namespace, run: Run, config: TrainConfig, accelerator: Accelerator) -> None:
+def _score(arguments: argparse.Namespace, run: RunDirectory, config: TrainConfig, accelerator: Accelerator) -> None:
     baseline, adapted = load_metrics(run, config, accelerator)
     scores = json.loads(run.scores.read_text("utf-8")) if run.scores.exists() else empty_scores(config, run)
     pair_rows: list[tuple[str, float, float]] = []

@@ -32,7 +32,7 @@ from fastdps.evaluation.tally import EVALUATION_SEED, Tally, evaluation_views
 from fastdps.loading.batch import Batch
 from fastdps.metric.extraction import all_distances
 from fastdps.metric.perceptual import PerceptualMetric
-from fastdps.run_directory import Run
+from fastdps.run_directory import RunDirectory
 from fastdps.runtime.files import atomic_write, write_json
 
 DETAILS_VERSION = 1
@@ -129,7 +129,7 @@ def worst_choices(d: Tensor, votes: Tensor, *, most: int = CHOICES, without: Col
     return [(image, int(closer[pair]), int(farther[pair])) for image, pair in chosen]
 
 
-def write_details(run: Run, details: Mapping[str, Any], examples: Sequence[Example]) -> None:
+def write_details(run: RunDirectory, details: Mapping[str, Any], examples: Sequence[Example]) -> None:
     """Write `details.json` and the pictures, in place of those of an earlier evaluation. Raises `FastDPSError`."""
     shutil.rmtree(run.examples, ignore_errors=True)
     run.examples.mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ from fastdps.export.format import Format
 from fastdps.metric.load import Place
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.weights import tensors_sha256
-from fastdps.run_directory import Run
+from fastdps.run_directory import RunDirectory
 
 CARD_VERSION = 1
 LICENCE = (
@@ -33,7 +33,7 @@ _SETTINGS = ("variant", "recipe", "epochs", "judge", "loss", "interpolation", "s
 _DATA = ("source", "samples", "size", "sha256")
 
 
-def describe(metric: PerceptualMetric, place: Place | None, run: Run | None) -> dict[str, Any]:
+def describe(metric: PerceptualMetric, place: Place | None, run: RunDirectory | None) -> dict[str, Any]:
     """What is known of a metric before it is exported; `place` and `run` are None where there are none.
 
     Raises `FastDPSError` for a run's files that cannot be read.
@@ -65,7 +65,7 @@ def describe(metric: PerceptualMetric, place: Place | None, run: Run | None) -> 
     return card
 
 
-def _scores(run: Run, context: list[str] | None, number: int) -> dict[str, Any] | None:
+def _scores(run: RunDirectory, context: list[str] | None, number: int) -> dict[str, Any] | None:
     """One context's accuracies on held-out images, and its agreement with people, as far as they were measured.
 
     `number` is the context's place among those of the run, in whose order agreement is kept.

@@ -28,8 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdps.errors import ConfigError
-from fastdps.suggest import did_you_mean
+from fastdps.errors import ConfigError, did_you_mean
 
 #: LPIPS's guard against division by zero.
 EPSILON = 1e-10

@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 
 from fastdps.contexts.rankings import Ranking, parse_ranking
-from fastdps.errors import ConfigError
+from fastdps.errors import ConfigError, did_you_mean
 from fastdps.metric.backbones import BACKBONES, Backbone
 from fastdps.metric.image_metric import ImageMetric
 from fastdps.metric.perceptual import PerceptualMetric, read_rankings
-from fastdps.run_directory import Run
-from fastdps.suggest import did_you_mean
+from fastdps.run_directory import RunDirectory
 
 Context = str | Sequence[str]
 #: How many of a run's contexts an error lists.
@@ -111,7 +110,7 @@ def find_places(source: Path) -> list[Place]:
         )
     paths = [source]
     if source.is_dir():
-        run = Run(source)
+        run = RunDirectory(source)
         if not run.config.exists() and not run.metrics()[0].exists():
             run.read_config()  # says that it is no run
         paths = run.metrics()

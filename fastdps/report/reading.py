@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from fastdps.errors import FastDPSError
 from fastdps.report.charts import Line
-from fastdps.run_directory import Run
+from fastdps.run_directory import RunDirectory
 from fastdps.shards.storage import locate
 
 #: What the version of `details.json` must be; see `fastdps.evaluation.examples`, which writes it.
@@ -41,7 +41,7 @@ class Layers:
 class RunRecord:
     """All that a run directory says. `scores` and `details` are None before `fastdps evaluate`."""
 
-    run: Run
+    run: RunDirectory
     config: dict[str, Any]
     scores: dict[str, Any] | None
     details: dict[str, Any] | None
@@ -151,7 +151,7 @@ class RunRecord:
 
 def read_run(path: Path) -> RunRecord:
     """Read a run directory. Raises `FastDPSError` when it is none, or a file of it is damaged."""
-    run = Run(path)
+    run = RunDirectory(path)
     config = run.read_config()
     details = _read_json(run.details)
     if details and details.get("format_version") != DETAILS_VERSION:

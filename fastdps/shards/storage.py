@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
-from fastdps.errors import ConfigError, FastDPSError, ShardError
-from fastdps.suggest import did_you_mean
+from fastdps.errors import ConfigError, FastDPSError, ShardError, did_you_mean
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from fastdps.loading.batch import Batch
 from fastdps.loading.loader import ShardLoader
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
-from fastdps.run_directory import Run
+from fastdps.run_directory import RunDirectory
 from fastdps.runtime.console import Show, training_display
 from fastdps.runtime.processes import Processes
 from fastdps.runtime.signals import stop_request
@@ -81,7 +81,7 @@ class Training:
         task: Task,
         metric: PerceptualMetric,
         processes: Processes,
-        run: Run,
+        run: RunDirectory,
         *,
         context: int | None = None,
         execution: Execution | None = None,

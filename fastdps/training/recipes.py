@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
-from fastdps.errors import ConfigError
-from fastdps.suggest import did_you_mean
+from fastdps.errors import ConfigError, did_you_mean
 
 Variant = Literal["baseline", "lin", "tune", "scratch"]
 Comparison = Literal["spatial", "mean", "sort", "spatial+mean", "spatial+sort"]

@@ -20,7 +20,7 @@ from fastdps.contexts.rankings import Ranking, select_rankings
 from fastdps.errors import ConfigError
 from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
 from fastdps.metric.precision import Precision, deterministic_algorithms
-from fastdps.run_directory import Run
+from fastdps.run_directory import RunDirectory
 from fastdps.runtime.console import print_notice, print_result, quiet_mode
 from fastdps.runtime.files import write_json
 from fastdps.runtime.processes import STALLED_S, Alone, Processes, Together, join_processes, watch
@@ -97,7 +97,7 @@ def train(
     rankings: Sequence[Ranking],
     data: Data,
     processes: Together,
-    run: Run,
+    run: RunDirectory,
     *,
     parallel: Parallel = "data",
     execution: Execution | None = None,
@@ -145,7 +145,7 @@ def train(
     processes.wait_for_all()
 
 
-def begin(run: Run, description: dict[str, Any]) -> None:
+def begin(run: RunDirectory, description: dict[str, Any]) -> None:
     """Write `config.json`; or see that a run that is there was begun with the same, and mend its log.
 
     Raises `ConfigError` that names what differs.
@@ -166,7 +166,7 @@ def begin(run: Run, description: dict[str, Any]) -> None:
             f"{run.path} holds a run with other settings: {'; '.join(differing)}. Choose another --out, or pass "
             "--overwrite to replace it."
         )
-    run.mend_log()
+    run.repair_log()
 
 
 def _validation(config: TrainConfig, task: Task, data: Data, processes: Processes) -> Validation | None:
@@ -292,7 +292,7 @@ def run_train(arguments: argparse.Namespace) -> None:
     execution = Execution(arguments.precision, arguments.accumulate, arguments.compile)
     saving = Saving(arguments.checkpoint_every, arguments.keep_checkpoints)
     data = Data(shards, arguments.validation, arguments.size, arguments.loader, cache_from(arguments))
-    run = Run(arguments.out)
+    run = RunDirectory(arguments.out)
     stalled_s = arguments.stall_timeout
     accelerator = join_processes(stalled_s=stalled_s, log_with=arguments.log_with, directory=run.path)
     with watch(accelerator, stalled_s) as heartbeat, deterministic_algorithms(arguments.deterministic):

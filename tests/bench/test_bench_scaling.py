@@ -15,7 +15,7 @@ from fastdps.errors import FastDPSError
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
-from fastdps.run_directory import Run
+from fastdps.run_directory import RunDirectory
 from fastdps.runtime.machine import cores
 
 
@@ -49,8 +49,8 @@ def fake_run(monkeypatch, out, *, processes, seen):
     def run(command, *, env, **_):
         seen.append((command, env["OMP_NUM_THREADS"]))
         out.mkdir(exist_ok=True)
-        Run(out).append_log({"event": "step", "images_per_s": 1.0})
-        Run(out).append_log({"event": "end", "processes": processes, "images_per_s": 200.0})
+        RunDirectory(out).append_log({"event": "step", "images_per_s": 1.0})
+        RunDirectory(out).append_log({"event": "end", "processes": processes, "images_per_s": 200.0})
         return SimpleNamespace(returncode=0, stdout="", stderr="")
 
     monkeypatch.setattr(scaling.subprocess, "run", run)

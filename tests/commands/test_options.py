@@ -10,8 +10,7 @@ import pytest
 from fastdps.commands.cli import COMMANDS, main
 from fastdps.commands.completion import INSTALL
 from fastdps.commands.options import Parser, byte_count, location
-from fastdps.errors import ConfigError
-from fastdps.suggest import did_you_mean
+from fastdps.errors import ConfigError, did_you_mean
 from fastdps.training.recipes import get_recipe
 
 

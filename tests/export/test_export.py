@@ -23,7 +23,7 @@ from fastdps.export.plain import PlainMetric
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.distances import COMPARISONS, compared_channels
 from fastdps.metric.perceptual import PerceptualMetric
-from fastdps.run_directory import Run
+from fastdps.run_directory import RunDirectory
 from helpers.lpips_oracle import lpips_oracle
 
 RANKINGS = all_rankings(NAMES)[::300]
@@ -52,7 +52,7 @@ def batches() -> list[torch.Tensor]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, weights_dir):
     """A run of several contexts on AlexNet, with scores of two of them."""
-    run = Run(tmp_path_factory.mktemp("run"))
+    run = RunDirectory(tmp_path_factory.mktemp("run"))
     weights = noise(len(RANKINGS), 1152, seed=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
@@ -259,7 +259,7 @@ def test_options_that_do_not_fit(run, tmp_path, capsys):
 
 
 def test_scores_that_are_not_whole_are_named(run, tmp_path, capsys):
-    broken = Run(tmp_path / "broken")
+    broken = RunDirectory(tmp_path / "broken")
     broken.path.mkdir()
     for name in ("config", "metric"):
         getattr(broken, name).write_bytes(getattr(run, name).read_bytes())

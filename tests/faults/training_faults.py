@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
-from fastdps.run_directory import Run
+from fastdps.run_directory import RunDirectory
 from helpers.launching import launch_command, ranks_of
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +95,7 @@ class Job:
     def step(self) -> int:
         """The last step that the log tells of."""
         with contextlib.suppress(FileNotFoundError):
-            lines = Run(self.out).log.read_text().count('"event": "step"')
+            lines = RunDirectory(self.out).log.read_text().count('"event": "step"')
             return lines * EPOCH_STEPS
         return 0
 
@@ -144,7 +144,7 @@ class Campaign:
     def is_as_undisturbed(self, out: Path, processes: int) -> None:
         """See that a finished run has the bits of an undisturbed one."""
         found, expected = (
-            load_file(Run(path).metric)["weights"] for path in (out, self.root / f"undisturbed-{processes}")
+            load_file(RunDirectory(path).metric)["weights"] for path in (out, self.root / f"undisturbed-{processes}")
         )
         check(torch.equal(found, expected), "the metric is another one")
 
@@ -186,7 +186,7 @@ class Campaign:
             status = job.wait(LIMIT_S)
             check(f"stopped by {number.name} after step" in job.output, f"it was not heard: {job.output}")
             check(processes > 1 or status == 128 + number, f"exit status {status}")
-            check(not Run(out).metric.exists(), "there is a metric already")
+            check(not RunDirectory(out).metric.exists(), "there is a metric already")
         self.goes_on(out, processes)
 
     def terminate_one_process(self, out: Path) -> None:
@@ -260,7 +260,9 @@ class Campaign:
                 os.kill(pid, signal.SIGKILL)
         said = self.finish(out, second)
         check(f"there were {first} processes before, and there are {second} now" in said, said)
-        found, expected = (load_file(Run(path).metric)["weights"] for path in (out, self.root / "undisturbed-1"))
+        found, expected = (
+            load_file(RunDirectory(path).metric)["weights"] for path in (out, self.root / "undisturbed-1")
+        )
         distance = (found - expected).norm() / expected.norm()
         check(distance < 0.2, f"the metric differs by {distance:.2f} of its size")
 

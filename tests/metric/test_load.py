@@ -11,7 +11,7 @@ from fastdps.contexts.rankings import all_rankings
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
-from fastdps.run_directory import Run
+from fastdps.run_directory import RunDirectory
 
 RANKINGS = all_rankings(NAMES)[::101]
 IMAGES = torch.rand(2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -29,7 +29,7 @@ def random_weights(contexts: int) -> torch.Tensor:
 @pytest.fixture
 def run(tmp_path):
     """A run of several contexts in one file."""
-    run = Run(tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
     run.config.write_text("{}")
     PerceptualMetric(Backbone("alexnet"), random_weights(len(RANKINGS)), RANKINGS).save(run.metric)

@@ -14,7 +14,7 @@ from fastdps import train
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
-from fastdps.run_directory import Run
+from fastdps.run_directory import RunDirectory
 from helpers.launching import launch_command, ranks_of
 
 
@@ -72,7 +72,7 @@ def test_few_and_uneven_samples_do_not_hang(tmp_path, images, samples_per_shard,
     argv = ["--shards", str(shards), "--out", str(tmp_path / "run"), "--contexts", "2", "--batch-size", "10"]
     result = run(*launch_command(processes), "-m", "fastdps.train", *argv, "--epochs", "2", "--validation", str(shards))
     assert result.returncode == 0, result.stderr
-    assert load_file(Run(tmp_path / "run").metric)["weights"].isfinite().all()
+    assert load_file(RunDirectory(tmp_path / "run").metric)["weights"].isfinite().all()
 
 
 def test_what_one_process_finds_wrong_is_said_once(tmp_path):
@@ -93,7 +93,7 @@ def test_contexts_of_their_own_need_no_meeting(tmp_path):
     argv += ["--variant", "tune", "--parallel", "contexts", "--epochs", "1"]
     result = run(*launch_command(2), "-m", "fastdps.train", *argv)
     assert result.returncode == 0, result.stderr
-    metrics = Run(tmp_path / "run").metrics()
+    metrics = RunDirectory(tmp_path / "run").metrics()
     assert len(metrics) == 3
     expected = [load_file(path) for path in metrics]
     metrics[1].unlink()
@@ -128,7 +128,7 @@ def test_two_nodes_agree_with_two_processes_of_one(tmp_path):
     finally:
         for node in nodes:
             node.kill()
-    one, two = (load_file(Run(tmp_path / name).metric)["weights"] for name in ("one", "two"))
+    one, two = (load_file(RunDirectory(tmp_path / name).metric)["weights"] for name in ("one", "two"))
     assert torch.equal(one, two)
 
 
@@ -145,7 +145,7 @@ def test_a_node_that_goes_ends_the_other(tmp_path):
             nodes.append(subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True))
     try:
         end = time.monotonic() + 90
-        while not Run(tmp_path / "run").log.exists():
+        while not RunDirectory(tmp_path / "run").log.exists():
             assert time.monotonic() < end, outputs[0].read_text()
             time.sleep(0.1)
         for worker in ranks_of(nodes[1].pid).values():

@@ -16,7 +16,7 @@ from fastdps.contexts.rankings import sample_rankings
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
-from fastdps.run_directory import Run
+from fastdps.run_directory import RunDirectory
 from fastdps.training.step import Stepper
 
 RANKINGS = ";".join(",".join(ranking) for ranking in sample_rankings(2, NAMES, seed=3))
@@ -117,7 +117,7 @@ def die():
 
 
 def metrics(out: Path) -> list[dict[str, torch.Tensor]]:
-    return [load_file(path) for path in Run(out).metrics()]
+    return [load_file(path) for path in RunDirectory(out).metrics()]
 
 
 def assert_same(out: Path, expected: Path) -> None:
@@ -133,14 +133,14 @@ def history(out: Path) -> list[dict]:
     timed = ("images_per_s", "triplets_per_s", "data_wait_fraction", "loss", "accuracy")
     return [
         {name: value for name, value in record.items() if name not in timed}
-        for record in Run(out).read_log()
+        for record in RunDirectory(out).read_log()
         if record["event"] != "resume"
     ]
 
 
 def steps_of(out: Path) -> int:
     """Those of all contexts."""
-    return sum(record["step"] for record in Run(out).read_log() if record["event"] == "end")
+    return sum(record["step"] for record in RunDirectory(out).read_log() if record["event"] == "end")
 
 
 def kill_and_go_on(argv: list[str], number: int, at_step, out: Path, undisturbed: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_signal_saves_and_ends(leaves, tmp_path, at_step, number, capsys):
     done = int(stopped[1])
     assert 3 <= done < 8  # within a second, which is more than one of these steps
     assert "Traceback" not in said
-    assert not Run(tmp_path / "run").metric.exists()
+    assert not RunDirectory(tmp_path / "run").metric.exists()
     steps = at_step(None)
     assert cli.main([*argv, "--out", str(tmp_path / "run")]) == 0
     assert steps() == 8 - done
@@ -251,6 +251,6 @@ def test_max_steps_end_a_training_with_its_rate_at_zero(leaves, tmp_path, at_ste
     steps = at_step(None)
     assert cli.main([*argv, "--max-steps", "6", "--out", str(tmp_path / "run")]) == 0
     assert steps() == 6
-    last = [record for record in Run(tmp_path / "run").read_log() if record["event"] == "step"][-1]
+    last = [record for record in RunDirectory(tmp_path / "run").read_log() if record["event"] == "step"][-1]
     assert last["step"] == 6
     assert 0 < last["learning_rate"] < 0.1 * 4e-2  # that of the last step, nearly at the end of its cosine

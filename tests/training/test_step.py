@@ -19,7 +19,7 @@ from fastdps.metric.precision import autocast, deterministic_algorithms, resolve
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
-from fastdps.run_directory import Run
+from fastdps.run_directory import RunDirectory
 from fastdps.runtime.heartbeat import Heartbeat
 from fastdps.runtime.processes import Together, join_processes
 from fastdps.training.loop import build_metric
@@ -187,7 +187,7 @@ def test_a_loss_that_is_no_number_ends_with_the_samples(leaves, tmp_path, monkey
     newest = tmp_path / f"run/checkpoints/step-{step - 1:09d}.safetensors"
     assert f"the last good checkpoint is {newest}" in said
     assert newest.exists()
-    assert not Run(tmp_path / "run").metric.exists()
+    assert not RunDirectory(tmp_path / "run").metric.exists()
 
     monkeypatch.setattr(RankingTask, "views", original)
     assert cli.main(argv) == 0
@@ -198,7 +198,7 @@ def test_a_learning_rate_that_diverges_writes_no_metric(leaves, tmp_path, capsys
     argv += ["--learning-rate", "1e38", "--out", str(tmp_path / "run")]
     assert cli.main(argv) == 1
     assert "training diverged" in capsys.readouterr().err
-    assert not Run(tmp_path / "run").metric.exists()
+    assert not RunDirectory(tmp_path / "run").metric.exists()
 
 
 def test_scalars_go_to_a_tracker(leaves, tmp_path):
@@ -211,7 +211,7 @@ def test_scalars_go_to_a_tracker(leaves, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 0, result.stderr
     events = EventAccumulator(str(tmp_path / "run" / "fastdps")).Reload()
-    logged = [record for record in Run(tmp_path / "run").read_log() if record["event"] == "step"]
+    logged = [record for record in RunDirectory(tmp_path / "run").read_log() if record["event"] == "step"]
     for name in ("loss", "accuracy", "learning_rate", "images_per_s", "triplets_per_s", "data_wait_fraction"):
         scalars = events.Scalars(name)
         assert [scalar.step for scalar in scalars] == [record["step"] for record in logged]
