@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdps.contexts.distortions import NAMES, apply_plan, draw_plan
+from fastdps.contexts.distortions import NAMES, apply_plan, draw_plan, make_views
 from fastdps.contexts.rankings import sample_rankings
 from fastdps.metric.backbones import Backbone
-from fastdps.metric.extraction import frozen_moments, make_views
-from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.perceptual import PerceptualMetric, frozen_moments
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves

@@ -37,7 +37,7 @@ from fastdps.training.tasks import RankingTask
 
 @contextmanager
 def frozen(device: torch.device) -> Iterator[None]:
-    """How `fastdps.metric.extraction` runs what it does not train: without autograd, in the precision of the device."""
+    """Run what is not trained as `frozen_moments` does: without autograd, in the precision of the device."""
     with torch.inference_mode(), autocast("auto", device):
         yield
 

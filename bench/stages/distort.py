@@ -12,8 +12,7 @@ from bench.harness.bench import Bench
 from bench.harness.measure import Compared, Measurement, repeated
 from bench.harness.parts import Parts
 from bench.harness.reference import draw_and_distort
-from fastdps.contexts.distortions import DISTORTIONS, apply_plan, draw_plan
-from fastdps.metric.extraction import to_float
+from fastdps.contexts.distortions import DISTORTIONS, apply_plan, draw_plan, to_float
 
 #: Images of a call of the per-sample way.
 FEW = 5

@@ -208,3 +208,16 @@ def apply_plan(
     for d, (name, distortion) in enumerate(plan.distortions.items()):
         views[:, d] = distortion.apply(images, plan[name].to(images.dtype), interpolation)
     return views
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 (n, H, W, 3) to float (n, 3, H, W) in [0, 1]; bytes are moved to the device, floats are made there."""
+    return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+
+
+def make_views(images: Tensor, plan: Plan, interpolation: Interpolation = "nearest") -> Tensor:
+    """Reference and distorted versions: float (n, 3, H, W) to (n, 1 + D, 3, H, W), the reference first."""
+    views = images.new_empty(len(images), 1 + len(plan.distortions), *images.shape[1:])
+    views[:, 0] = images
+    apply_plan(images, plan, interpolation=interpolation, out=views[:, 1:])
+    return views

@@ -30,8 +30,7 @@ from fastdps.contexts.distortions import DISTORTIONS, NAMES, Interpolation, draw
 from fastdps.contexts.rankings import pairs
 from fastdps.evaluation.tally import EVALUATION_SEED, Tally, evaluation_views
 from fastdps.loading.batch import Batch
-from fastdps.metric.extraction import all_distances
-from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.perceptual import PerceptualMetric, all_distances
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.files import atomic_write, write_json
 

@@ -17,11 +17,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from fastdps.contexts.distortions import to_float
 from fastdps.errors import FastDPSError, SampleError, ShardError
 from fastdps.loading.batch import Batch
 from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
-from fastdps.metric.extraction import all_distances, to_float
-from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.perceptual import PerceptualMetric, all_distances
 from fastdps.metric.scores import average_precision, human_ceiling, two_afc
 from fastdps.runtime.console import track
 from fastdps.shards.cache import Cache

@@ -10,13 +10,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fastdps.contexts.distortions import NAMES, Interpolation, draw_plan
+from fastdps.contexts.distortions import NAMES, Interpolation, draw_plan, make_views, to_float
 from fastdps.contexts.rankings import Ranking, labels, pairs
 from fastdps.errors import FastDPSError
 from fastdps.loading.batch import Batch
 from fastdps.loading.loader import ShardLoader
-from fastdps.metric.extraction import all_distances, make_views, to_float
-from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.perceptual import PerceptualMetric, all_distances
 from fastdps.metric.scores import agreement, prefers_second
 from fastdps.runtime.console import track
 

@@ -17,16 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastdps.errors import ConfigError
+from fastdps.metric.distances import distances, weighted_sums
 
 #: The probability with which LPIPS drops every element of z before its 1 x 1 convolution.
 DROPOUT = 0.5
-#: On a CPU, contexts from which on their matrix product is computed as a convolution.
-CONVOLVED_CONTEXTS = 64
-
-
-def distances(weights: Tensor, mean: Tensor) -> Tensor:
-    """Distances in every context: weights (K, C) and channel means (..., C) give (..., K)."""
-    return _product(weights, mean)
 
 
 def dropout_distances(weights: Tensor, mean: Tensor, var: Tensor, noise: Tensor, *, p: float = DROPOUT) -> Tensor:
@@ -36,22 +30,9 @@ def dropout_distances(weights: Tensor, mean: Tensor, var: Tensor, noise: Tensor,
     variance W^2 . var * p / (1 - p) (fast dropout). weights (K, C); mean and var (..., C), the two of
     `fastdps.metric.distances.Moments`; noise (..., K) standard normal. Returns (..., K).
     """
-    variance = _product(weights.square(), var) * (p / (1 - p))
+    variance = weighted_sums(weights.square(), var) * (p / (1 - p))
     # The square root has no finite gradient at zero, where there is nothing to draw either.
     return distances(weights, mean) + variance.clamp_min(1e-20).sqrt() * noise
-
-
-def _product(weights: Tensor, moments: Tensor) -> Tensor:
-    """Matrix product of weights (K, C) and moments (..., C): (..., K).
-
-    On a CPU torch multiplies matrices with MKL, which on AMD's is up to half as fast as oneDNN, with which it
-    convolves. So there many contexts are a 1 x 1 convolution of one image, channels last, whose pixels are the moments.
-    """
-    rows = moments.numel() // max(1, moments.shape[-1])
-    if moments.device.type != "cpu" or rows == 0 or len(weights) < CONVOLVED_CONTEXTS:
-        return moments @ weights.T
-    image = moments.reshape(1, 1, rows, -1).permute(0, 3, 1, 2)
-    return F.conv2d(image, weights[:, :, None, None]).permute(0, 2, 3, 1).reshape(*moments.shape[:-1], -1)
 
 
 class Heads(nn.Module):

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from fastdps.contexts.rankings import Ranking
 from fastdps.errors import ConfigError, FastDPSError, WeightsMismatchError
 from fastdps.metric.backbones import Backbone
-from fastdps.metric.distances import Moments, compared_channels, moments
-from fastdps.metric.heads import distances
+from fastdps.metric.distances import Moments, compared_channels, distances, moments
+from fastdps.metric.precision import Precision, autocast
 from fastdps.metric.weights import tensors_sha256
 from fastdps.runtime.files import atomic_write
 
@@ -151,6 +151,29 @@ class PerceptualMetric(nn.Module):
                 else f"{path} was adapted with other weights of {name} than those found here."
             )
         return metric
+
+
+def frozen_moments(metric: PerceptualMetric, views: Tensor, precision: Precision = "auto") -> Moments:
+    """Moments of views (n, 1 + D, 3, H, W) without gradients for the backbone; they may take part in autograd.
+
+    The backbone computes in `precision`; distances are float32 everywhere.
+    """
+    with torch.inference_mode(), autocast(precision, views.device):
+        moments = metric.moments(views)
+    # Copies made outside inference mode are ordinary tensors.
+    return Moments(moments.mean.clone(), moments.var.clone())
+
+
+def all_distances(baseline: PerceptualMetric, adapted: Sequence[PerceptualMetric], views: Tensor) -> Tensor:
+    """Distances of views (n, 1 + D, 3, H, W) in all contexts of all metrics: (n, D, 1 + K), the baseline's one first.
+
+    Where all metrics share one backbone its features are computed once, and the distances are one matrix product.
+    """
+    mean = frozen_moments(baseline, views).mean
+    if all(metric.backbone is baseline.backbone for metric in adapted):
+        return distances(torch.cat([baseline.weights[:1], *(metric.weights for metric in adapted)]), mean)
+    own = [distances(metric.weights, frozen_moments(metric, views).mean) for metric in adapted]
+    return torch.cat([distances(baseline.weights[:1], mean), *own], dim=-1)
 
 
 def read_rankings(path: str | Path) -> list[Ranking]:

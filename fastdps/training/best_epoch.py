@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from fastdps.loading.loader import ShardLoader
-from fastdps.metric.extraction import frozen_moments
-from fastdps.metric.heads import distances
-from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.distances import distances
+from fastdps.metric.perceptual import PerceptualMetric, frozen_moments
 from fastdps.metric.precision import Precision
 from fastdps.metric.scores import two_afc
 from fastdps.runtime.processes import Processes

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from fastdps.errors import ConfigError, TrainingError
 from fastdps.loading.batch import Batch
-from fastdps.metric.extraction import frozen_moments
-from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.perceptual import PerceptualMetric, frozen_moments
 from fastdps.metric.precision import Precision, resolve_precision
 from fastdps.runtime.processes import Processes
 from fastdps.training.model import Judgements, Trainee, dropout_generator

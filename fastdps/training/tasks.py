@@ -12,11 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastdps.contexts.distortions import NAMES, draw_plan
+from fastdps.contexts.distortions import NAMES, draw_plan, make_views, to_float
 from fastdps.contexts.philox import uniforms
 from fastdps.contexts.rankings import Ranking, labels, pairs
 from fastdps.loading.batch import Batch
-from fastdps.metric.extraction import make_views, to_float
 from fastdps.shards.format import COMPONENTS, Kind
 from fastdps.training.model import Judgements
 from fastdps.training.recipes import TrainConfig

@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from fastdps.errors import ConfigError
-from fastdps.metric.distances import moments, unit_normalize
-from fastdps.metric.heads import CONVOLVED_CONTEXTS, Heads, LogisticJudge, MLPJudge, distances, dropout_distances
+from fastdps.metric.distances import CONVOLVED_CONTEXTS, distances, moments, unit_normalize
+from fastdps.metric.heads import Heads, LogisticJudge, MLPJudge, dropout_distances
 
 DRAWS = 4000
 

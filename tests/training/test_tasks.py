@@ -11,8 +11,7 @@ from fastdps.contexts.distortions import NAMES, apply_plan, draw_plan
 from fastdps.contexts.rankings import all_rankings, pairs, sample_rankings
 from fastdps.loading.batch import Batch
 from fastdps.metric.backbones import Backbone
-from fastdps.metric.extraction import frozen_moments
-from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.perceptual import PerceptualMetric, frozen_moments
 from fastdps.training.model import Trainee
 from fastdps.training.recipes import fast, get_recipe, paper
 from fastdps.training.tasks import JudgementTask, RankingTask
