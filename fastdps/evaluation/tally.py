@@ -16,7 +16,7 @@ from fastdps.errors import FastDPSError
 from fastdps.loading.batch import Batch
 from fastdps.loading.loader import ShardLoader
 from fastdps.metric.perceptual import PerceptualMetric, all_distances
-from fastdps.metric.scores import agreement, prefers_second
+from fastdps.metric.scores import agreeing_votes, prefers_second
 from fastdps.runtime.console import track
 
 #: Seed of the held-out distortions, the same for every run so that their scores compare.
@@ -102,8 +102,8 @@ def tally_choices(
     judged = loader.samples * draws
     votes = labels(rankings, NAMES).double()
     return Tally(
-        baseline=agreement(second_chosen[:, :1], votes, of=judged),
-        adapted=agreement(second_chosen[:, 1:], votes, of=judged),
+        baseline=agreeing_votes(second_chosen[:, :1], votes, of=judged),
+        adapted=agreeing_votes(second_chosen[:, 1:], votes, of=judged),
         votes=votes,
         judged=judged,
     )

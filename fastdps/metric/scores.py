@@ -12,7 +12,7 @@ def prefers_second(d0: Tensor, d1: Tensor) -> Tensor:
     return torch.where(difference.isnan(), difference, 0.5 * (1 + torch.sign(difference)))  # the sign of NaN is 0
 
 
-def agreement(chosen: Tensor, votes: Tensor, *, of: int = 1) -> Tensor:
+def agreeing_votes(chosen: Tensor, votes: Tensor, *, of: int = 1) -> Tensor:
     """How many of `of` choices agree with the votes, in the mean: `chosen` counts those for 1, `votes` is a share.
 
     With labels 0 or 1 as votes, counts of choices and halves stay exact.
@@ -27,7 +27,7 @@ def two_afc(d0: Tensor, d1: Tensor, votes: Tensor) -> Tensor:
     and a tie counts 0.5. With labels 0 or 1 as votes this is the accuracy. The three broadcast.
     Source: Zhang et al. 2018, section 2.2 and its evaluation code.
     """
-    return agreement(prefers_second(d0, d1), votes)
+    return agreeing_votes(prefers_second(d0, d1), votes)
 
 
 def human_ceiling(votes: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings, labels, pairs, sample_rankings
 from fastdps.evaluation.examples import CHOICES, CONTEXTS, LONGEST_SIDE, worst_choices
 from fastdps.evaluation.tally import Tally
-from fastdps.metric.scores import agreement
+from fastdps.metric.scores import agreeing_votes
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
@@ -25,7 +25,9 @@ def tally_of(rankings) -> Tally:
     votes = labels(rankings, NAMES).double()
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randint(0, 11, (len(votes), 1 + len(rankings)), generator=generator).double()
-    return Tally(agreement(chosen[:, :1], votes, of=10), agreement(chosen[:, 1:], votes, of=10), votes, judged=10)
+    return Tally(
+        agreeing_votes(chosen[:, :1], votes, of=10), agreeing_votes(chosen[:, 1:], votes, of=10), votes, judged=10
+    )
 
 
 def test_both_orders_of_a_pair_add_up_to_the_pair():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, average_precision_score
 
-from fastdps.metric.scores import agreement, average_precision, human_ceiling, improved, prefers_second, two_afc
+from fastdps.metric.scores import agreeing_votes, average_precision, human_ceiling, improved, prefers_second, two_afc
 
 
 def test_two_afc_by_hand():
@@ -44,7 +44,7 @@ def test_agreement_counts_choices():
     d0, d1 = torch.rand(2, 200, 3)
     votes = torch.tensor([0.0, 0.25, 1.0])
     chosen = prefers_second(d0, d1).sum(dim=0)
-    assert torch.allclose(agreement(chosen, votes, of=200), two_afc(d0, d1, votes).sum(dim=0))
+    assert torch.allclose(agreeing_votes(chosen, votes, of=200), two_afc(d0, d1, votes).sum(dim=0))
 
 
 def test_swapping_the_pair_swaps_the_votes():
