@@ -1,6 +1,6 @@
 """Where the work of packing is done: an `Executor` takes shards to be packed and gives those that are in place.
 
-Here it is done by processes of this machine, which share the parts of a shard; in `on_ray.py` by those of a Ray
+Here it is done by processes of this machine, which share the chunks of a shard; in `on_ray.py` by those of a Ray
 cluster, a shard for each core.
 """
 
@@ -23,13 +23,13 @@ from typing import NamedTuple, Protocol
 from fastdps.errors import FastDPSError
 from fastdps.packing.fragment import Fragment, make_fragment
 from fastdps.packing.options import PackOptions
-from fastdps.packing.plan import Part
+from fastdps.packing.plan import WorkChunk
 from fastdps.packing.sources.source import Source
 from fastdps.packing.target import Directory
 from fastdps.packing.work import Done, Report, Work, write_shard
 from fastdps.runtime.machine import cores
 
-#: Parts in flight per worker: memory stays bounded, and a part that takes long keeps no other worker waiting.
+#: Chunks in flight per worker: memory stays bounded, and a chunk that takes long keeps no other worker waiting.
 IN_FLIGHT = 4
 #: Shards that wait for their upload while the next one is written: room on disk stays bounded.
 UPLOADS = 2
@@ -43,7 +43,7 @@ class Task(NamedTuple):
     """The arguments of `make_fragment`: what a worker is sent."""
 
     source: Source
-    part: Part
+    chunk: WorkChunk
     options: PackOptions
 
 
@@ -67,7 +67,7 @@ class LocalExecutor:
 
     def run(self, works: Sequence[Work], report: Report) -> Generator[Done, None, None]:
         """As in `Executor`, in order. Uploads go on while the next shard is packed."""
-        tasks = (Task(work.source, part, work.options) for work in works for part in work.shard.parts(work.options))
+        tasks = (Task(work.source, chunk, work.options) for work in works for chunk in work.shard.chunks(work.options))
         first = list(islice(tasks, self._workers))
         uploads: deque[Future[Done]] = deque()
         is_remote = any(not isinstance(work.target, Directory) for work in works)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fastdps.packing.options import PackOptions
-from fastdps.packing.plan import Part
+from fastdps.packing.plan import WorkChunk
 from fastdps.packing.sources.source import Sample, Source
 from fastdps.shards.format import COMPONENTS, SCALARS, sample_key
 from fastdps.shards.images import UnreadableItemError, pack_image
@@ -46,10 +46,10 @@ class Fragment:
     rejects: list[Reject] = field(default_factory=list)
 
 
-def make_fragment(source: Source, part: Part, options: PackOptions) -> Fragment:
-    """Read, decode, resize and encode the items of a part. The same part gives the same bytes anywhere."""
+def make_fragment(source: Source, chunk: WorkChunk, options: PackOptions) -> Fragment:
+    """Read, decode, resize and encode the items of a chunk. The same chunk gives the same bytes anywhere."""
     fragment = Fragment()
-    for sample_id, item in enumerate(part.items, start=part.first_id):
+    for sample_id, item in enumerate(chunk.items, start=chunk.first_id):
         try:
             members = list(_members(source, source.read(item), options))
         except UnreadableItemError as error:

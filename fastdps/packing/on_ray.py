@@ -211,10 +211,10 @@ def pack_shard(work: Work, is_ended: Callable[[], bool] = lambda: False) -> Pack
     """What a worker does: write a shard and put it in place. Raises `FastDPSError` that names the machine."""
 
     def fragments() -> Iterator[Fragment]:
-        for part in work.shard.parts(work.options):
+        for chunk in work.shard.chunks(work.options):
             if is_ended():
                 raise _EndedError
-            yield make_fragment(work.source, part, work.options)
+            yield make_fragment(work.source, chunk, work.options)
 
     node = platform.node()
     try:

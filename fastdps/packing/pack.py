@@ -15,7 +15,7 @@ from fastdps.packing.executor import Executor, LocalExecutor
 from fastdps.packing.fragment import Reject, make_fragment
 from fastdps.packing.ledger import Entry, Ledger, clear_set, read_rejects, refuse_difference
 from fastdps.packing.options import PackOptions
-from fastdps.packing.plan import DIVIDED, HELD_OUT, Part, SetPlan, ShardPlan, plan_sets
+from fastdps.packing.plan import DIVIDED, HELD_OUT, SetPlan, ShardPlan, WorkChunk, plan_sets
 from fastdps.packing.share import Share
 from fastdps.packing.sources.source import Dataset
 from fastdps.packing.target import Target, target_at
@@ -325,7 +325,7 @@ class _SetInProgress:
         """Whether the rejected items of a shard are still no good: one that was mended belongs into the shard."""
         shard = self.plan.shards[entry.number]
         for reject in entry.rejects:
-            again = make_fragment(self.plan.source, Part(reject.id, [shard.item(reject.id)]), self._options)
+            again = make_fragment(self.plan.source, WorkChunk(reject.id, [shard.item(reject.id)]), self._options)
             if again.rejects != [reject]:
                 return False
         return True

@@ -15,8 +15,8 @@ from fastdps.packing.sources.source import Dataset, Source
 
 #: Samples that a worker turns into one fragment at a time, and bytes of pixels in it: they bound the memory of a worker
 #: and of the queue. The smaller of the two counts; at 64 px that is the first.
-PART_SAMPLES = 32
-PART_BYTES = 4 << 20
+CHUNK_SAMPLES = 32
+CHUNK_BYTES = 4 << 20
 #: What an image is taken to have where it keeps its own size.
 OWN_SIZE_BYTES = 1 << 20
 
@@ -25,7 +25,7 @@ DIVIDED, HELD_OUT = "train", "val"
 
 
 @dataclass(frozen=True)
-class Part:
+class WorkChunk:
     """A run of consecutive samples of one shard: the unit of work of a worker."""
 
     first_id: int
@@ -49,12 +49,12 @@ class ShardPlan:
         """The item of a sample id."""
         return self.items[sample_id - self.first_id]
 
-    def parts(self, options: PackOptions) -> Iterator[Part]:
+    def chunks(self, options: PackOptions) -> Iterator[WorkChunk]:
         """The shard in units of work. How it is divided changes nothing in the bytes."""
         image_bytes = OWN_SIZE_BYTES if options.size is None else 3 * options.size**2
-        step = max(1, min(PART_SAMPLES, PART_BYTES // image_bytes))
+        step = max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // image_bytes))
         for start in range(0, len(self.items), step):
-            yield Part(self.first_id + start, self.items[start : start + step])
+            yield WorkChunk(self.first_id + start, self.items[start : start + step])
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,11 @@ def plan_sets(dataset: Dataset, options: PackOptions, wanted: Collection[str] | 
         held_out = round(options.holdout * len(items)) if name == DIVIDED else 0
         if options.holdout and name == DIVIDED and not 0 < held_out < len(items):
             raise ConfigError(f"a holdout of {options.holdout} of {len(items)} items leaves a split without samples.")
-        for part, indices in ((name, order[held_out:]), (HELD_OUT, order[:held_out])):
+        for split, indices in ((name, order[held_out:]), (HELD_OUT, order[:held_out])):
             if len(indices):
-                identity = {"split": part, **origin, **options.describe()}
+                identity = {"split": split, **origin, **options.describe()}
                 shards = _divide([items[index] for index in indices], options.samples_per_shard)
-                plans.append(SetPlan(part, source, identity, shards))
+                plans.append(SetPlan(split, source, identity, shards))
     return plans
 
 

@@ -59,12 +59,12 @@ class Written(NamedTuple):
 
 
 def write_shard(work: Work, fragments: Iterator[Fragment], temporary: Path, report: Report) -> Written:
-    """Write one shard from the fragments of its parts, in `temporary` if its target wants that."""
+    """Write one shard from the fragments of its chunks, in `temporary` if its target wants that."""
     rejects: list[Reject] = []
     with ShardWriter(work.target.scratch(temporary), work.shard.name) as writer:
-        for part in work.shard.parts(work.options):
+        for chunk in work.shard.chunks(work.options):
             fragment = next(fragments)
             writer.add(fragment)
             rejects += fragment.rejects
-            report(work, len(part.items), fragment.rejects)
+            report(work, len(chunk.items), fragment.rejects)
         return Written(work, writer.finish(), rejects)

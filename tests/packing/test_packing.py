@@ -54,7 +54,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path, source, enco
     (source.root / "c.jpg").write_bytes(encoded(photo(40, 50), "JPEG"))
     (source.root / "broken.jpg").write_bytes(b"no image")
     size = None if encoding == "keep" else SIDE
-    # 25 shards, more than there are parts in flight at a time.
+    # 25 shards, more than there are chunks in flight at a time.
     chosen = options(encoding=encoding, size=size, holdout=0.3, max_rejects=0.1, samples_per_shard=1)
     for workers in (1, 2, 3):
         pack(source, tmp_path / str(workers), chosen, workers=workers)
@@ -279,7 +279,7 @@ def test_a_holdout_that_empties_a_split_is_an_error(tmp_path):
         pack(Numbers(3), tmp_path, PackOptions(holdout=0.1))
 
 
-def test_large_images_are_made_into_smaller_parts(tmp_path):
+def test_large_images_are_packed_in_smaller_chunks(tmp_path):
     class Seen(Numbers):
         def read(self, item):
             return {"image": np.full((1200, 1200, 3), item, np.uint8)}
