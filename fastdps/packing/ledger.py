@@ -33,7 +33,7 @@ _SHARD_FILE = re.compile(r"shard-(\d+)\.(tar|idx)(\..*)?")
 
 
 @dataclass(frozen=True)
-class Entry:
+class ShardRecord:
     """One finished shard by its number; `shard` is None if all of its items were rejected."""
 
     number: int
@@ -44,15 +44,15 @@ class Entry:
 class Ledger:
     """Finished shards of one set, one JSON line each behind a first line with the identity.
 
-    `entries` are those of a run's share, whoever has packed them.
+    `records` are those of a run's share, whoever has packed them.
     """
 
     def __init__(self, target: Target, identity: dict[str, Any], share: Share | None = None) -> None:
         self._target, self._identity, self._share = target, identity, share
         self._name = _of_share(LEDGER, share)
         self._saved_s, self._is_saved = 0.0, True
-        self.entries: dict[int, Entry] = {}
-        #: The number of rejected items in all entries.
+        self.records: dict[int, ShardRecord] = {}
+        #: The number of rejected items in all records.
         self.rejected = 0
 
     def refuse_difference(self) -> None:
@@ -65,19 +65,19 @@ class Ledger:
                     raise self._damaged(name, error) from error
                 refuse_difference(self._target, before, self._identity)
 
-    def read(self, still_holds: Callable[[Entry], bool] = lambda _: True) -> None:
+    def read(self, still_holds: Callable[[ShardRecord], bool] = lambda _: True) -> None:
         """Read what earlier runs finished.
 
-        A shard counts as finished if its files are there in full and `still_holds` says so of its entry. Raises
+        A shard counts as finished if its files are there in full and `still_holds` says so of its record. Raises
         `ShardError` when a ledger is damaged.
         """
         sizes = self._target.sizes()
-        found: dict[int, list[Entry]] = {}
+        found: dict[int, list[ShardRecord]] = {}
         for name in filter(is_ledger, sorted(sizes)):
-            for entry in self._entries_of(name):
-                if self._is_own(entry.number) and _is_whole(entry, sizes):
-                    known = found.setdefault(entry.number, [])
-                    known += [entry] if entry not in known else []
+            for record in self._records_of(name):
+                if self._is_own(record.number) and _is_whole(record, sizes):
+                    known = found.setdefault(record.number, [])
+                    known += [record] if record not in known else []
         for number in sorted(found):
             true = self._true_one(found[number])
             if true is not None and still_holds(true):
@@ -88,14 +88,14 @@ class Ledger:
         self._target.write(self._name, "".join(_line(content) for content in self._contents()))
         self._saved_s, self._is_saved = time.monotonic(), True
 
-    def append(self, entry: Entry) -> None:
+    def append(self, record: ShardRecord) -> None:
         """Record a shard whose files are in place; in object storage that may take some seconds, or until `close`.
 
         Raises `FastDPSError` when the disk is full.
         """
-        self._add(entry)
+        self._add(record)
         if isinstance(self._target, Directory):
-            self._target.append(self._name, _line(dataclasses.asdict(entry)))
+            self._target.append(self._name, _line(dataclasses.asdict(record)))
         elif time.monotonic() - self._saved_s >= SAVE_EVERY_S:
             self.begin()
         else:
@@ -113,8 +113,8 @@ class Ledger:
                 self._target.remove(name)
 
     def remove_strays(self) -> None:
-        """Remove shards that are in no entry: of an earlier run, with items that are rejected by now."""
-        known = {name for entry in self.entries.values() if (s := entry.shard) for name in (s.name, s.index_name)}
+        """Remove shards that are in no record: of an earlier run, with items that are rejected by now."""
+        known = {name for record in self.records.values() if (s := record.shard) for name in (s.name, s.index_name)}
         for name in self._target.sizes():
             if _SHARD_FILE.fullmatch(name) and name not in known:
                 self._target.remove(name)
@@ -136,32 +136,32 @@ class Ledger:
     @property
     def rejects(self) -> list[Reject]:
         """All rejects, in the order of the shards."""
-        return [reject for number in sorted(self.entries) for reject in self.entries[number].rejects]
+        return [reject for number in sorted(self.records) for reject in self.records[number].rejects]
 
     def parts_seen(self) -> set[int]:
         """Into how many parts the runs divided the set that have left ledgers."""
         names = (_LEDGER_NAME.fullmatch(name) for name in self._target.sizes())
         return {int(name[1]) for name in names if name and name[1]}
 
-    def _add(self, entry: Entry) -> None:
-        self.entries[entry.number] = entry
-        self.rejected += len(entry.rejects)
+    def _add(self, record: ShardRecord) -> None:
+        self.records[record.number] = record
+        self.rejected += len(record.rejects)
 
     def _is_own(self, number: int) -> bool:
         return self._share is None or self._share.has(number)
 
-    def _true_one(self, entries: list[Entry]) -> Entry | None:
-        """The entry that the files agree with; there are several if an item was mended between two runs."""
-        if len(entries) == 1:
-            return entries[0]
-        for entry in entries:
-            if shard := entry.shard:
+    def _true_one(self, records: list[ShardRecord]) -> ShardRecord | None:
+        """The record that the files agree with; there are several if an item was mended between two runs."""
+        if len(records) == 1:
+            return records[0]
+        for record in records:
+            if shard := record.shard:
                 with self._target.local(shard.name, shard.bytes) as path, path.open("rb") as file:
                     if hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256:
-                        return entry
+                        return record
         return None
 
-    def _entries_of(self, name: str) -> list[Entry]:
+    def _records_of(self, name: str) -> list[ShardRecord]:
         try:
             return [_parse(json.loads(line)) for line in self._lines(name)[1:]]
         except (ValueError, TypeError, KeyError) as error:
@@ -173,8 +173,8 @@ class Ledger:
 
     def _contents(self) -> Iterable[dict[str, Any]]:
         yield self._identity
-        for number in sorted(self.entries):
-            yield dataclasses.asdict(self.entries[number])
+        for number in sorted(self.records):
+            yield dataclasses.asdict(self.records[number])
 
     def _damaged(self, name: str, error: Exception) -> ShardError:
         return ShardError(f"{self._target.named(name)} is damaged: {error}. Pass --overwrite to start anew.")
@@ -222,14 +222,14 @@ def _of_share(name: str, share: Share | None) -> str:
     return name if share is None else name.replace(".", f"{share.suffix}.")
 
 
-def _is_whole(entry: Entry, sizes: Mapping[str, int]) -> bool:
-    shard = entry.shard
+def _is_whole(record: ShardRecord, sizes: Mapping[str, int]) -> bool:
+    shard = record.shard
     return shard is None or (sizes.get(shard.name) == shard.bytes and shard.index_name in sizes)
 
 
-def _parse(content: dict[str, Any]) -> Entry:
+def _parse(content: dict[str, Any]) -> ShardRecord:
     shard = content["shard"]
-    return Entry(content["number"], shard and Shard(**shard), [Reject(**reject) for reject in content["rejects"]])
+    return ShardRecord(content["number"], shard and Shard(**shard), [Reject(**reject) for reject in content["rejects"]])
 
 
 def _line(content: dict[str, Any]) -> str:

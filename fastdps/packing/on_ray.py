@@ -1,7 +1,7 @@
 """Packing on a Ray cluster: a shard is a task, which any worker may take and take again. The only file with Ray.
 
-Workers write to the target themselves, a directory that all machines share or an object storage; what comes back is an
-entry of the ledger. Task and entry are small, so one driver serves many machines.
+Workers write to the target themselves, a directory that all machines share or an object storage; what comes back is a
+record of the ledger. Task and record are small, so one driver serves many machines.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.packing.fragment import Fragment, make_fragment
-from fastdps.packing.ledger import Entry
+from fastdps.packing.ledger import ShardRecord
 from fastdps.packing.work import Done, Report, Work, write_shard
 
 #: How often a task is begun again whose worker, or machine, has died.
@@ -55,9 +55,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Packed:
-    """What a worker gives back: the entry, the machine's name, and the versions of what made the bytes."""
+    """What a worker gives back: the record, the machine's name, and the versions of what made the bytes."""
 
-    entry: Entry
+    record: ShardRecord
     node: str
     versions: dict[str, str]
 
@@ -148,8 +148,8 @@ class RayExecutor:
                     packed = self._result(reference, work)
                     _check(work, packed)
                     del running[reference]
-                    report(work, len(work.shard.items), packed.entry.rejects)
-                    yield Done(work, packed.entry)
+                    report(work, len(work.shard.items), packed.record.rejects)
+                    yield Done(work, packed.record)
         finally:
             self._end(run, list(running))
 
@@ -220,7 +220,7 @@ def pack_shard(work: Work, is_ended: Callable[[], bool] = lambda: False) -> Pack
     try:
         with TemporaryDirectory(prefix="fastdps-") as temporary:
             written = write_shard(work, fragments(), Path(temporary), lambda *_: None)
-            return Packed(written.deliver().entry, node, versions())
+            return Packed(written.deliver().record, node, versions())
     except FastDPSError as error:
         raise FastDPSError(f"on the machine {node}: {error}") from error
 
@@ -250,7 +250,7 @@ def _check(work: Work, packed: Packed) -> None:
         raise FastDPSError(
             f"the machine {packed.node} has {said}, which may give other bytes. Install the same versions everywhere."
         )
-    shard = packed.entry.shard
+    shard = packed.record.shard
     end_s = time.monotonic() + VISIBLE_WITHIN_S
     while shard and (size := work.target.size(shard.name)) != shard.bytes:
         if time.monotonic() > end_s:

@@ -13,7 +13,7 @@ from pathlib import Path
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.packing.executor import Executor, LocalExecutor
 from fastdps.packing.fragment import Reject, make_fragment
-from fastdps.packing.ledger import Entry, Ledger, clear_set, read_rejects, refuse_difference
+from fastdps.packing.ledger import Ledger, ShardRecord, clear_set, read_rejects, refuse_difference
 from fastdps.packing.options import PackOptions
 from fastdps.packing.plan import DIVIDED, HELD_OUT, SetPlan, ShardPlan, WorkChunk, plan_sets
 from fastdps.packing.share import Share
@@ -234,14 +234,14 @@ class _SetInProgress:
 
     def missing(self) -> list[ShardPlan]:
         """The shards that this run is still to make."""
-        entries = self._ledger.entries
-        return [] if self.is_finished else [shard for shard in self._planned() if shard.number not in entries]
+        records = self._ledger.records
+        return [] if self.is_finished else [shard for shard in self._planned() if shard.number not in records]
 
     def missing_of_all(self) -> list[int]:
         """The numbers of the shards that no run has made."""
         all_runs = Ledger(self.target, self.plan.identity)
         all_runs.read()
-        return [shard.number for shard in self.plan.shards if shard.number not in all_runs.entries]
+        return [shard.number for shard in self.plan.shards if shard.number not in all_runs.records]
 
     def gap(self) -> str | None:
         """What is missing, in words, and which parts would make it."""
@@ -266,10 +266,10 @@ class _SetInProgress:
         if rejects:
             self._rejects_of_parts.setdefault(number, []).extend(rejects)
 
-    def add(self, entry: Entry) -> None:
+    def add(self, record: ShardRecord) -> None:
         """Record a shard that is in place."""
-        self._rejects_of_parts.pop(entry.number, None)
-        self._ledger.append(entry)
+        self._rejects_of_parts.pop(record.number, None)
+        self._ledger.append(record)
 
     @property
     def rejected(self) -> int:
@@ -310,7 +310,7 @@ class _SetInProgress:
 
     def _manifest(self) -> Manifest:
         options, plan = self._options, self.plan
-        shards = tuple(entry.shard for _, entry in sorted(self._ledger.entries.items()) if entry.shard)
+        shards = tuple(record.shard for _, record in sorted(self._ledger.records.items()) if record.shard)
         return Manifest(
             kind=plan.source.kind,
             components=component_extensions(plan.source.kind, options.encoding),
@@ -321,10 +321,10 @@ class _SetInProgress:
             shards=shards,
         )
 
-    def _still_rejected(self, entry: Entry) -> bool:
+    def _still_rejected(self, record: ShardRecord) -> bool:
         """Whether the rejected items of a shard are still no good: one that was mended belongs into the shard."""
-        shard = self.plan.shards[entry.number]
-        for reject in entry.rejects:
+        shard = self.plan.shards[record.number]
+        for reject in record.rejects:
             again = make_fragment(self.plan.source, WorkChunk(reject.id, [shard.item(reject.id)]), self._options)
             if again.rejects != [reject]:
                 return False
@@ -351,8 +351,8 @@ def _pack_missing(
     if not works:
         return
     with contextlib.closing(executor.run(works, report)) as done:
-        for work, entry in done:
-            by_name[work.split].add(entry)
+        for work, record in done:
+            by_name[work.split].add(record)
             to_do[work.split] -= 1
             if not to_do[work.split]:
                 by_name[work.split].finish()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastdps.packing.fragment import Fragment, Reject
-from fastdps.packing.ledger import Entry
+from fastdps.packing.ledger import ShardRecord
 from fastdps.packing.options import PackOptions
 from fastdps.packing.plan import ShardPlan
 from fastdps.packing.sources.source import Source
@@ -36,7 +36,7 @@ class Done(NamedTuple):
     """Work whose files are in place, and what the ledger is to say of it."""
 
     work: Work
-    entry: Entry
+    record: ShardRecord
 
 
 #: Called with the work, a number of its items that were done, and those of them that were rejected.
@@ -55,7 +55,7 @@ class Written(NamedTuple):
         if self.draft:
             self.work.target.deliver(self.draft)
         shard = self.draft.shard if self.draft else None
-        return Done(self.work, Entry(self.work.shard.number, shard, self.rejects))
+        return Done(self.work, ShardRecord(self.work.shard.number, shard, self.rejects))
 
 
 def write_shard(work: Work, fragments: Iterator[Fragment], temporary: Path, report: Report) -> Written:

@@ -61,7 +61,7 @@ class Elsewhere:
             there = work if self._root is None else dataclasses.replace(work, target=Directory(self._root))
             packed = pack_shard(there)
             on_ray._check(work, dataclasses.replace(packed, versions={**packed.versions, **self._changed}))
-            yield on_ray.Done(work, packed.entry)
+            yield on_ray.Done(work, packed.record)
 
 
 def options(**changes):
@@ -92,7 +92,7 @@ def test_what_a_worker_gives_back_is_small(tmp_path):
     plan = plan_sets(Numbers(11), options())[0]
     packed = pack_shard(Work(plan.name, plan.source, plan.shards[0], options(), Directory(tmp_path)))
     assert isinstance(packed, Packed)
-    assert packed.entry.shard.samples == 4
+    assert packed.record.shard.samples == 4
     assert packed.versions == versions()
     assert all(packed.versions.values())
 

@@ -179,7 +179,7 @@ def test_a_worker_of_a_cluster_uploads_by_itself(tmp_path, url, expected):
     class Uploading:
         def run(self, works, report):
             for work in works:
-                yield Done(work, pack_shard(work).entry)
+                yield Done(work, pack_shard(work).record)
 
     pack(SOURCE, url, OPTIONS, executor=Uploading())
     assert stored(url, tmp_path) == expected
