@@ -39,7 +39,7 @@ _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _CAN_BLOCK = hasattr(signal, "pthread_sigmask")
 
 
-class Task(NamedTuple):
+class ChunkTask(NamedTuple):
     """The arguments of `make_fragment`: what a worker is sent."""
 
     source: Source
@@ -67,7 +67,9 @@ class LocalExecutor:
 
     def run(self, works: Sequence[Work], report: Report) -> Generator[Done, None, None]:
         """As in `Executor`, in order. Uploads go on while the next shard is packed."""
-        tasks = (Task(work.source, chunk, work.options) for work in works for chunk in work.shard.chunks(work.options))
+        tasks = (
+            ChunkTask(work.source, chunk, work.options) for work in works for chunk in work.shard.chunks(work.options)
+        )
         first = list(islice(tasks, self._workers))
         uploads: deque[Future[Done]] = deque()
         is_remote = any(not isinstance(work.target, Directory) for work in works)
@@ -92,7 +94,7 @@ class LocalExecutor:
                     upload.cancel()
 
 
-def make_fragments(tasks: Iterable[Task], workers: int) -> Generator[Fragment, None, None]:
+def make_fragments(tasks: Iterable[ChunkTask], workers: int) -> Generator[Fragment, None, None]:
     """The fragments of the tasks, in order, made by `workers` processes, or here if there is one.
 
     Closing the generator ends the processes; they also end when this process does, however that happens. Raises
