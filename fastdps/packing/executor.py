@@ -26,7 +26,7 @@ from fastdps.packing.options import PackOptions
 from fastdps.packing.plan import WorkChunk
 from fastdps.packing.sources.source import Source
 from fastdps.packing.target import Directory
-from fastdps.packing.work import Done, Report, Work, write_shard
+from fastdps.packing.work import OnChunk, PackedShard, ShardWork, write_shard
 from fastdps.runtime.machine import cores
 
 #: Chunks in flight per worker: memory stays bounded, and a chunk that takes long keeps no other worker waiting.
@@ -50,7 +50,7 @@ class ChunkTask(NamedTuple):
 class Executor(Protocol):
     """Whoever packs shards."""
 
-    def run(self, works: Sequence[Work], report: Report) -> Generator[Done, None, None]:
+    def run(self, works: Sequence[ShardWork], on_chunk: OnChunk) -> Generator[PackedShard, None, None]:
         """Pack the shards and give each once its files are in place, in any order.
 
         Closing the generator ends the work, and what it was about to write is gone or can be told by its name. Raises
@@ -65,13 +65,13 @@ class LocalExecutor:
     def __init__(self, workers: int | None = None) -> None:
         self._workers = workers or cores()
 
-    def run(self, works: Sequence[Work], report: Report) -> Generator[Done, None, None]:
+    def run(self, works: Sequence[ShardWork], on_chunk: OnChunk) -> Generator[PackedShard, None, None]:
         """As in `Executor`, in order. Uploads go on while the next shard is packed."""
         tasks = (
             ChunkTask(work.source, chunk, work.options) for work in works for chunk in work.shard.chunks(work.options)
         )
         first = list(islice(tasks, self._workers))
-        uploads: deque[Future[Done]] = deque()
+        uploads: deque[Future[PackedShard]] = deque()
         is_remote = any(not isinstance(work.target, Directory) for work in works)
         with (
             TemporaryDirectory(prefix="fastdps-") if is_remote else nullcontext("") as temporary,
@@ -80,7 +80,7 @@ class LocalExecutor:
         ):
             try:
                 for work in works:
-                    written = write_shard(work, fragments, Path(temporary), report)
+                    written = write_shard(work, fragments, Path(temporary), on_chunk)
                     if isinstance(work.target, Directory):
                         yield written.deliver()
                         continue

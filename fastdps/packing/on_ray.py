@@ -29,7 +29,7 @@ from typing import Any
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.packing.fragment import Fragment, make_fragment
 from fastdps.packing.ledger import ShardRecord
-from fastdps.packing.work import Done, Report, Work, write_shard
+from fastdps.packing.work import OnChunk, PackedShard, ShardWork, write_shard
 
 #: How often a task is begun again whose worker, or machine, has died.
 RETRIES = 3
@@ -54,7 +54,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Packed:
+class RayResult:
     """What a worker gives back: the record, the machine's name, and the versions of what made the bytes."""
 
     record: ShardRecord
@@ -121,7 +121,7 @@ class RayExecutor:
         if self._is_mine:
             self._ray.shutdown()
 
-    def run(self, works: Sequence[Work], report: Report) -> Generator[Done, None, None]:
+    def run(self, works: Sequence[ShardWork], on_chunk: OnChunk) -> Generator[PackedShard, None, None]:
         """As in `Executor`; progress is reported by shards."""
         ray = self._ray
         run = (
@@ -133,7 +133,7 @@ class RayExecutor:
             num_cpus=1, max_retries=RETRIES, scheduling_strategy="SPREAD", name="fastdps shard"
         )
         left = iter(works)
-        running: dict[Any, Work] = {}
+        running: dict[Any, ShardWork] = {}
         try:
             while True:
                 for work in islice(left, self._room() - len(running)):
@@ -148,8 +148,8 @@ class RayExecutor:
                     packed = self._result(reference, work)
                     _check(work, packed)
                     del running[reference]
-                    report(work, len(work.shard.items), packed.record.rejects)
-                    yield Done(work, packed.record)
+                    on_chunk(work, len(work.shard.items), packed.record.rejects)
+                    yield PackedShard(work, packed.record)
         finally:
             self._end(run, list(running))
 
@@ -157,10 +157,10 @@ class RayExecutor:
         """How many shards may be in flight; a cluster may grow."""
         return self._at_a_time or max(1, int(IN_FLIGHT * self._ray.cluster_resources().get("CPU", 1)))
 
-    def _result(self, reference: Any, work: Work) -> Packed:
+    def _result(self, reference: Any, work: ShardWork) -> RayResult:
         ray = self._ray
         try:
-            packed: Packed | None = ray.get(reference)
+            packed: RayResult | None = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, FastDPSError):
                 raise error.cause from error
@@ -186,7 +186,7 @@ class RayExecutor:
             ray.wait(references, num_returns=len(references), timeout=GRACE_S)
 
 
-def pack_unless_ended(work: Work, run: Any) -> Packed | None:
+def pack_unless_ended(work: ShardWork, run: Any) -> RayResult | None:
     """The task: as `pack_shard`, until the run is ended."""
     import ray
 
@@ -207,7 +207,7 @@ class _EndedError(Exception):
     """The run is ended."""
 
 
-def pack_shard(work: Work, is_ended: Callable[[], bool] = lambda: False) -> Packed:
+def pack_shard(work: ShardWork, is_ended: Callable[[], bool] = lambda: False) -> RayResult:
     """What a worker does: write a shard and put it in place. Raises `FastDPSError` that names the machine."""
 
     def fragments() -> Iterator[Fragment]:
@@ -220,7 +220,7 @@ def pack_shard(work: Work, is_ended: Callable[[], bool] = lambda: False) -> Pack
     try:
         with TemporaryDirectory(prefix="fastdps-") as temporary:
             written = write_shard(work, fragments(), Path(temporary), lambda *_: None)
-            return Packed(written.deliver().record, node, versions())
+            return RayResult(written.deliver().record, node, versions())
     except FastDPSError as error:
         raise FastDPSError(f"on the machine {node}: {error}") from error
 
@@ -242,7 +242,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _check(work: Work, packed: Packed) -> None:
+def _check(work: ShardWork, packed: RayResult) -> None:
     """Raise `FastDPSError` if a shard may have other bytes than it would have here, or is not where all can see it."""
     here = versions()
     if differing := [name for name in here if packed.versions.get(name) != here[name]]:

@@ -19,7 +19,7 @@ from fastdps.packing.plan import DIVIDED, HELD_OUT, SetPlan, ShardPlan, WorkChun
 from fastdps.packing.share import Share
 from fastdps.packing.sources.source import Dataset
 from fastdps.packing.target import Target, target_at
-from fastdps.packing.work import Work
+from fastdps.packing.work import ShardWork
 from fastdps.runtime.files import write_errors
 from fastdps.shards.format import MANIFEST, Manifest, component_extensions, read_manifest
 from fastdps.shards.storage import Location, Store, locate, open_store
@@ -256,10 +256,10 @@ class _SetInProgress:
             said += f", which belong to {', '.join(parts)}"
         return said
 
-    def works(self) -> list[Work]:
+    def works(self) -> list[ShardWork]:
         """What is to be done."""
         plan = self.plan
-        return [Work(plan.name, plan.source, shard, self._options, self.target) for shard in self.missing()]
+        return [ShardWork(plan.name, plan.source, shard, self._options, self.target) for shard in self.missing()]
 
     def reject(self, number: int, rejects: list[Reject]) -> None:
         """Take note of rejects in a shard that is not finished yet."""
@@ -338,7 +338,7 @@ def _pack_missing(
     by_name = {one.plan.name: one for one in sets}
     works = [work for one in sets for work in one.works()]
 
-    def report(work: Work, items: int, rejects: list[Reject]) -> None:
+    def record_chunk(work: ShardWork, items: int, rejects: list[Reject]) -> None:
         by_name[work.split].reject(work.shard.number, rejects)
         on_progress(items)
         _refuse_rejects(sets, options)
@@ -350,7 +350,7 @@ def _pack_missing(
             one.finish()
     if not works:
         return
-    with contextlib.closing(executor.run(works, report)) as done:
+    with contextlib.closing(executor.run(works, record_chunk)) as done:
         for work, record in done:
             by_name[work.split].add(record)
             to_do[work.split] -= 1

@@ -17,7 +17,7 @@ from fastdps.packing.writer import Draft, ShardWriter
 
 
 @dataclass(frozen=True)
-class Work:
+class ShardWork:
     """One shard to be packed: of which set, from what, how, and where it goes. It can be sent to another machine."""
 
     split: str
@@ -32,33 +32,33 @@ class Work:
         return self.target.named(self.shard.name)
 
 
-class Done(NamedTuple):
+class PackedShard(NamedTuple):
     """Work whose files are in place, and what the ledger is to say of it."""
 
-    work: Work
+    work: ShardWork
     record: ShardRecord
 
 
 #: Called with the work, a number of its items that were done, and those of them that were rejected.
-Report = Callable[[Work, int, list[Reject]], None]
+OnChunk = Callable[[ShardWork, int, list[Reject]], None]
 
 
-class Written(NamedTuple):
+class WrittenShard(NamedTuple):
     """A shard that is written and not yet in place; no draft if all of its items were rejected."""
 
-    work: Work
+    work: ShardWork
     draft: Draft | None
     rejects: list[Reject]
 
-    def deliver(self) -> Done:
+    def deliver(self) -> PackedShard:
         """Put it in place."""
         if self.draft:
             self.work.target.deliver(self.draft)
         shard = self.draft.shard if self.draft else None
-        return Done(self.work, ShardRecord(self.work.shard.number, shard, self.rejects))
+        return PackedShard(self.work, ShardRecord(self.work.shard.number, shard, self.rejects))
 
 
-def write_shard(work: Work, fragments: Iterator[Fragment], temporary: Path, report: Report) -> Written:
+def write_shard(work: ShardWork, fragments: Iterator[Fragment], temporary: Path, on_chunk: OnChunk) -> WrittenShard:
     """Write one shard from the fragments of its chunks, in `temporary` if its target wants that."""
     rejects: list[Reject] = []
     with ShardWriter(work.target.scratch(temporary), work.shard.name) as writer:
@@ -66,5 +66,5 @@ def write_shard(work: Work, fragments: Iterator[Fragment], temporary: Path, repo
             fragment = next(fragments)
             writer.add(fragment)
             rejects += fragment.rejects
-            report(work, len(chunk.items), fragment.rejects)
-        return Written(work, writer.finish(), rejects)
+            on_chunk(work, len(chunk.items), fragment.rejects)
+        return WrittenShard(work, writer.finish(), rejects)

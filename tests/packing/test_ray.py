@@ -13,13 +13,13 @@ import pytest
 
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.packing import on_ray
-from fastdps.packing.on_ray import Packed, RayExecutor, pack_shard, versions
+from fastdps.packing.on_ray import RayExecutor, RayResult, pack_shard, versions
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.plan import plan_sets
 from fastdps.packing.sources.imagenet import ImageNet
 from fastdps.packing.target import Directory
-from fastdps.packing.work import Work
+from fastdps.packing.work import ShardWork
 from helpers.packed import Numbers, digests
 
 PROGRAM = Path(__file__).parents[1] / "faults/ray_cluster.py"
@@ -61,7 +61,7 @@ class Elsewhere:
             there = work if self._root is None else dataclasses.replace(work, target=Directory(self._root))
             packed = pack_shard(there)
             on_ray._check(work, dataclasses.replace(packed, versions={**packed.versions, **self._changed}))
-            yield on_ray.Done(work, packed.record)
+            yield on_ray.PackedShard(work, packed.record)
 
 
 def options(**changes):
@@ -90,8 +90,8 @@ def test_machines_with_other_versions_are_refused(tmp_path, package):
 
 def test_what_a_worker_gives_back_is_small(tmp_path):
     plan = plan_sets(Numbers(11), options())[0]
-    packed = pack_shard(Work(plan.name, plan.source, plan.shards[0], options(), Directory(tmp_path)))
-    assert isinstance(packed, Packed)
+    packed = pack_shard(ShardWork(plan.name, plan.source, plan.shards[0], options(), Directory(tmp_path)))
+    assert isinstance(packed, RayResult)
     assert packed.record.shard.samples == 4
     assert packed.versions == versions()
     assert all(packed.versions.values())
@@ -101,7 +101,9 @@ def test_a_shard_of_a_run_that_is_ended_is_not_finished(tmp_path):
     plan = plan_sets(Numbers(80), options(samples_per_shard=80))[0]
     is_ended = iter([False, True])
     with pytest.raises(on_ray._EndedError):
-        pack_shard(Work(plan.name, plan.source, plan.shards[0], options(), Directory(tmp_path)), lambda: next(is_ended))
+        pack_shard(
+            ShardWork(plan.name, plan.source, plan.shards[0], options(), Directory(tmp_path)), lambda: next(is_ended)
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -112,7 +114,7 @@ def test_an_error_on_a_worker_names_the_machine(tmp_path, monkeypatch):
     plan = plan_sets(Numbers(11, on_read=gone), options())[0]
     monkeypatch.setattr(on_ray.platform, "node", lambda: "node7")
     with pytest.raises(FastDPSError, match="on the machine node7: the source has gone away"):
-        pack_shard(Work(plan.name, plan.source, plan.shards[0], options(), Directory(tmp_path)))
+        pack_shard(ShardWork(plan.name, plan.source, plan.shards[0], options(), Directory(tmp_path)))
     assert not list(tmp_path.iterdir())
 
 

@@ -16,7 +16,7 @@ from fastdps.packing.plan import plan_sets
 from fastdps.packing.share import Share
 from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.packing.target import target_at
-from fastdps.packing.work import Done, Work
+from fastdps.packing.work import PackedShard, ShardWork
 from fastdps.shards.storage import Store, locate
 from helpers.packed import Numbers, digests
 
@@ -179,7 +179,7 @@ def test_a_worker_of_a_cluster_uploads_by_itself(tmp_path, url, expected):
     class Uploading:
         def run(self, works, report):
             for work in works:
-                yield Done(work, pack_shard(work).record)
+                yield PackedShard(work, pack_shard(work).record)
 
     pack(SOURCE, url, OPTIONS, executor=Uploading())
     assert stored(url, tmp_path) == expected
@@ -189,8 +189,8 @@ def test_what_a_worker_is_sent_is_one_shard(url):
     import pickle
 
     plan = plan_sets(Numbers(100_000), PackOptions(size=8, samples_per_shard=50))[0]
-    work = Work(plan.name, plan.source, plan.shards[7], OPTIONS, target_at(locate(url) / "train"))
-    sent = pickle.dumps(Work(**{**vars(work), "source": Numbers}))  # the source has a function that is not sent
+    work = ShardWork(plan.name, plan.source, plan.shards[7], OPTIONS, target_at(locate(url) / "train"))
+    sent = pickle.dumps(ShardWork(**{**vars(work), "source": Numbers}))  # the source has a function that is not sent
     assert len(sent) < 3000
 
 
