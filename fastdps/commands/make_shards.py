@@ -13,9 +13,8 @@ from fastdps.commands.options import Parser, add_quiet, location, run_command
 from fastdps.errors import ConfigError
 from fastdps.packing.executor import Executor, LocalExecutor
 from fastdps.packing.ledger import REJECTS
-from fastdps.packing.options import SAMPLES_PER_SHARD, SIZE, PackOptions
+from fastdps.packing.options import SAMPLES_PER_SHARD, SIZE, PackOptions, Share
 from fastdps.packing.pack import PackResult, merge, pack
-from fastdps.packing.share import Share
 from fastdps.packing.sources.bapps import Bapps
 from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.packing.sources.folder import Folder

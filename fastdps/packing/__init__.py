@@ -2,5 +2,5 @@
 
 source.items() -- plan.py --> shards of items -- fragment.py, in workers --> tar fragments -- writer.py --> files
 
-Who the workers are is said by an executor (`executor.py`), which shards they pack by a share (`share.py`).
+Who the workers are is said by an executor (`executor.py`), which shards they pack by a share (`options.py`).
 """

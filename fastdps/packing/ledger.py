@@ -17,7 +17,7 @@ from typing import Any
 
 from fastdps.errors import ConfigError, ShardError
 from fastdps.packing.fragment import Reject
-from fastdps.packing.share import Share
+from fastdps.packing.options import Share
 from fastdps.packing.target import Directory, Target
 from fastdps.runtime.files import PARTIAL
 from fastdps.shards.format import MANIFEST, Shard

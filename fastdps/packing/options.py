@@ -1,9 +1,10 @@
-"""What decides the bytes of a shard set, beside its source."""
+"""Options of packing: `PackOptions` decide the bytes of a shard set, a `Share` which of its shards one run packs."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -13,6 +14,8 @@ from fastdps.shards.images import Fit
 
 SIZE = 64
 SAMPLES_PER_SHARD = 5000
+
+_SHARE = re.compile(r"(\d+)/(\d+)")
 
 
 @dataclass(frozen=True)
@@ -56,3 +59,38 @@ class PackOptions:
     def describe(self) -> dict[str, Any]:
         """The options as the manifest's `source` has them."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "max_rejects"}
+
+
+@dataclass(frozen=True)
+class Share:
+    """Part `index` of `count`, counted from 0: the shards `index`, `index + count`, ... of each set."""
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ConfigError(
+                f"--part {self.index}/{self.count} is none of {self.count}: parts count from 0 to N-1. "
+                "An array of N jobs is `sbatch --array=0-$((N-1))`."
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Share:
+        """The part that `I/N` means. Raises `ConfigError`."""
+        found = _SHARE.fullmatch(text)
+        if found is None:
+            raise ConfigError(f"--part is I/N, such as 0/8 for the first of eight parts, not {text!r}.")
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @property
+    def suffix(self) -> str:
+        """What its own files have in their names."""
+        return f"-{self.index}-of-{self.count}"
+
+    def has(self, number: int) -> bool:
+        """Whether the shard of this number is one of its."""
+        return number % self.count == self.index

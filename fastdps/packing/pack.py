@@ -14,9 +14,8 @@ from fastdps.errors import ConfigError, FastDPSError
 from fastdps.packing.executor import Executor, LocalExecutor
 from fastdps.packing.fragment import Reject, make_fragment
 from fastdps.packing.ledger import Ledger, ShardRecord, clear_set, read_rejects, refuse_difference
-from fastdps.packing.options import PackOptions
+from fastdps.packing.options import PackOptions, Share
 from fastdps.packing.plan import DIVIDED, HELD_OUT, SetPlan, ShardPlan, WorkChunk, plan_sets
-from fastdps.packing.share import Share
 from fastdps.packing.sources.source import Dataset
 from fastdps.packing.target import Target, target_at
 from fastdps.packing.work import ShardWork

@@ -10,10 +10,9 @@ from fastdps.commands.make_shards import make_shards
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.packing import ledger
 from fastdps.packing.on_ray import pack_shard
-from fastdps.packing.options import PackOptions
+from fastdps.packing.options import PackOptions, Share
 from fastdps.packing.pack import merge, pack
 from fastdps.packing.plan import plan_sets
-from fastdps.packing.share import Share
 from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.packing.target import target_at
 from fastdps.packing.work import PackedShard, ShardWork

@@ -9,9 +9,8 @@ import pytest
 
 from fastdps.commands.make_shards import make_shards
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.packing.options import PackOptions
+from fastdps.packing.options import PackOptions, Share
 from fastdps.packing.pack import merge, pack
-from fastdps.packing.share import Share
 from helpers.packed import Numbers, digests, read_images
 
 SOURCE = Numbers(50, frozenset({3, 7}))
