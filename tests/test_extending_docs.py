@@ -87,8 +87,8 @@ def test_a_backbone_is_one_row(package):
 def test_a_data_set_is_one_file_and_a_row(package, tmp_path):
     code, run = package
     (code / "fastdps/packing/sources/zipped.py").write_text(snippet("import zipfile"))
-    command = code / "fastdps/commands/make_shards.py"
-    add_row(command, "KINDS", snippet('    "zip"'), "from fastdps.packing.sources.zipped import ZippedImages")
+    registry = code / "fastdps/packing/sources/registry.py"
+    add_row(registry, "SOURCES", snippet('    "zip"'), "from fastdps.packing.sources.zipped import ZippedImages")
     from PIL import Image
 
     with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -15,45 +14,14 @@ from fastdps.packing.executor import Executor, LocalExecutor
 from fastdps.packing.ledger import REJECTS
 from fastdps.packing.options import SAMPLES_PER_SHARD, SIZE, PackOptions, Share
 from fastdps.packing.pack import PackResult, merge, pack
-from fastdps.packing.sources.bapps import Bapps
-from fastdps.packing.sources.deadleaves import DeadLeaves
-from fastdps.packing.sources.folder import Folder
-from fastdps.packing.sources.imagenet import ImageNet
+from fastdps.packing.sources.registry import COUNT, SOURCES, open_source
 from fastdps.packing.sources.source import Dataset
-from fastdps.packing.sources.torchvision_sets import stl10, svhn
-from fastdps.packing.sources.triplets import Triplets
 from fastdps.runtime.console import counter, print_result, quiet_mode
 from fastdps.shards.format import Encoding
 from fastdps.shards.images import Fit
 
-COUNT = 1500
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A row of `KINDS`: how the data set is made from the options, and which of the options it takes.
-
-    `splits` are those that are packed unless others are named, None for all.
-    """
-
-    make: Callable[[argparse.Namespace], Dataset]
-    options: tuple[str, ...] = ("source",)
-    splits: tuple[str, ...] | None = None
-
-
-KINDS = {
-    "imagenet": Kind(lambda a: ImageNet(a.source)),
-    "bapps": Kind(lambda a: Bapps(a.source)),
-    "stl10": Kind(lambda a: stl10(a.source, download=bool(a.download)), ("source", "download"), ("train", "test")),
-    "svhn": Kind(lambda a: svhn(a.source, download=bool(a.download)), ("source", "download"), ("train", "test")),
-    "folder": Kind(lambda a: Folder(a.source)),
-    "triplets": Kind(lambda a: Triplets(a.source)),
-    "deadleaves": Kind(
-        lambda a: DeadLeaves(COUNT if a.count is None else a.count, a.size or SIZE, a.seed), options=("count",)
-    ),
-}
-#: The options that only some kinds take.
-_OPTIONS_OF_KINDS = ("source", "download", "count")
+#: The options that only some kinds of source take, and the settings that they are.
+_OPTIONS_OF_KINDS = {"source": "path", "download": "download", "count": "count"}
 
 
 def make_shards_parser() -> argparse.ArgumentParser:
@@ -65,7 +33,7 @@ def make_shards_parser() -> argparse.ArgumentParser:
         "stopped when the same command is run again.",
     )
     add = parser.add_argument
-    add("kind", choices=KINDS, help="what to pack")
+    add("kind", choices=SOURCES, help="what to pack")
     add("--source", type=Path, metavar="PATH", help="where it is: a directory; for imagenet also one of the tars, for "
         "triplets a .csv or .jsonl file with ref, p0, p1, judge and paths relative to it")  # fmt: skip
     add("--out", required=True, type=location, metavar="DIR",
@@ -110,11 +78,11 @@ def make_shards(argv: Sequence[str] | None = None) -> int:
 
 
 def _make_shards(arguments: argparse.Namespace) -> None:
-    kind = KINDS[arguments.kind]
-    for option in _OPTIONS_OF_KINDS:
-        if getattr(arguments, option) is not None and option not in kind.options:
+    kind = SOURCES[arguments.kind]
+    for option, setting in _OPTIONS_OF_KINDS.items():
+        if getattr(arguments, option) is not None and setting not in kind.settings:
             raise ConfigError(f"{arguments.kind} takes no --{option}.")
-    if "source" in kind.options and arguments.source is None:
+    if "path" in kind.settings and arguments.source is None:
         raise ConfigError(f"{arguments.kind} needs --source PATH.")
     keep = arguments.encoding == "keep"
     if keep and arguments.size is not None:
@@ -136,7 +104,7 @@ def _make_shards(arguments: argparse.Namespace) -> None:
     if arguments.merge:
         if arguments.overwrite:
             raise ConfigError("--merge keeps what the parts have packed, and --overwrite would remove it.")
-        print_summary(merge(kind.make(arguments), arguments.out, options, splits=splits))
+        print_result(merge(_source(arguments), arguments.out, options, splits=splits))
         return
     share = None if arguments.part is None else Share.parse(arguments.part)
     if share and arguments.overwrite:
@@ -148,7 +116,7 @@ def _make_shards(arguments: argparse.Namespace) -> None:
         arguments.source = arguments.source.absolute()  # workers of the cluster may be in other directories
     with counter("packing", unit="images") as count, _executor(arguments) as executor:
         result = pack(
-            kind.make(arguments),
+            _source(arguments),
             arguments.out,
             options,
             splits=splits,
@@ -159,6 +127,13 @@ def _make_shards(arguments: argparse.Namespace) -> None:
             on_progress=count.advance,
         )
     print_summary(result)
+
+
+def _source(arguments: argparse.Namespace) -> Dataset:
+    given = {"path": arguments.source, "download": bool(arguments.download), "count": arguments.count}
+    given |= {"size": arguments.size or SIZE, "seed": arguments.seed}
+    taken = SOURCES[arguments.kind].settings
+    return open_source(arguments.kind, **{name: value for name, value in given.items() if name in taken})
 
 
 @contextmanager
