@@ -8,7 +8,7 @@ ifneq ($(wildcard ../shared/imagenet-sample),)
 export FASTDPS_TEST_DATA ?= $(abspath ../shared)
 endif
 
-.PHONY: venv demo test test-slow lint bench faults clean
+.PHONY: venv demo test test-slow lint docs bench faults clean
 
 venv: .venv/ready
 
@@ -39,6 +39,10 @@ ROUNDS ?= 5
 faults: venv
 	PYTHONPATH=tests:. FASTDPS_WEIGHTS=$${FASTDPS_WEIGHTS:-$${FASTDPS_TEST_DATA:+$$FASTDPS_TEST_DATA/weights}} \
 	  $(BIN)/python tests/faults/training_faults.py --rounds $(ROUNDS)
+
+# The site: the guides, and the API from the docstrings. NO_MKDOCS_2_WARNING turns off a notice of the theme's.
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: venv
 	$(BIN)/python -m bench
