@@ -1,7 +1,13 @@
-# `make demo` and `make test` do everything on a fresh machine: each sets .venv up by itself first.
+# `make demo` and `make test` work on a fresh machine: each sets up the environment first.
+# With PYTHON=python3.12 a target uses that Python, in an environment of its own, .venv-python3.12.
 SHELL := /bin/bash
-PYTHON ?= python3
-BIN := .venv/bin
+ifeq ($(origin PYTHON),undefined)
+PYTHON := python3
+VENV := .venv
+else
+VENV := .venv-$(notdir $(PYTHON))
+endif
+BIN := $(VENV)/bin
 
 # Real images, weights and the LPIPS example, for the tests that compare with them. See CONTRIBUTING.md.
 ifneq ($(wildcard ../shared/imagenet-sample),)
@@ -10,21 +16,25 @@ endif
 
 .PHONY: venv demo test test-slow lint docs bench faults clean
 
-venv: .venv/ready
+venv: $(VENV)/ready
 
-.venv/ready: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+$(VENV)/ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
 demo: venv
 	$(BIN)/fastdps demo
 
-# Tests run in so many processes with a thread each: file by file, and the slow ones, which CI runs too, one by one.
+# Tests run in WORKERS processes of one thread each. Fast tests are distributed by file, slow ones one by one.
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+# Line coverage of the fast tests, of the test processes only: those they start are not measured. `make test COVERAGE=`
+# runs without it. sys.monitoring costs the least, and exists from Python 3.12 on.
+COVERAGE ?= --cov=fastdps --cov-report= --cov-fail-under=90
+CORE = $(shell $(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
 test: venv
-	$(PYTEST) -m "not slow" --dist loadfile --no-loadscope-reorder
+	COVERAGE_CORE=$(CORE) $(PYTEST) -m "not slow" --dist loadfile --no-loadscope-reorder $(COVERAGE)
 
 test-slow: venv
 	$(PYTEST) -m slow --dist worksteal
@@ -34,7 +44,7 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# How often each fault of the campaign is done; CI does each once.
+# The number of times that the campaign injects each fault; CI does each once.
 ROUNDS ?= 5
 faults: venv
 	PYTHONPATH=tests:. FASTDPS_WEIGHTS=$${FASTDPS_WEIGHTS:-$${FASTDPS_TEST_DATA:+$$FASTDPS_TEST_DATA/weights}} \
@@ -48,4 +58,4 @@ bench: venv
 	$(BIN)/python -m bench
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* .coverage* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
