@@ -22,7 +22,7 @@ COMMANDS = {
     "picture": "where the time of an end-to-end image goes, as a PNG",
     "plan": "what N devices on M nodes would do, and what would limit them",
     "staging": "what staging a large set on many nodes would take, simulated",
-    "readme": "the headline rows, between the markers of the README",
+    "readme": "the headline rows, in bench/README.md and, three of them, in README.md",
 }
 #: Their modules in `bench.analyse`, each with `add_arguments(parser)` and `run(arguments)`, where the name is another.
 MODULES = {"plan": "capacity", "staging": "simulate_staging"}

@@ -1,4 +1,4 @@
-"""Results as people read them: a terminal table, and the table of the project's README."""
+"""Results as people read them: a terminal table, and the Markdown tables of the READMEs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from fastdps.errors import ConfigError
 PLAIN_WIDTH = 150
 #: Load average before measuring from which on numbers are not to be trusted.
 BUSY = 0.7
+#: Marker comments around the full table, in bench/README.md.
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+#: Marker comments around the summary, in the project's README.
+SUMMARY_BEGIN, SUMMARY_END = "<!-- bench-summary:begin -->", "<!-- bench-summary:end -->"
+#: Stage and name of the rows in the summary.
+SUMMARY_ROWS = (("load", "raw 64 px"), ("train", "lin, 1 context"), ("train", "lin, 720 contexts"))
 
 
 def print_results(results: dict[str, Any]) -> None:
@@ -71,13 +76,31 @@ def describe(results: dict[str, Any]) -> str:
     return f"{hardware}; Python {versions['python']}, {', '.join(packages)}; {state}, {results['date'][:10]}"
 
 
-def readme_table(results: dict[str, Any]) -> str:
-    """The headline rows in Markdown, with the machine above them."""
+def headline_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the full table."""
+    return [row for row in results["measurements"] if row["headline"]]
+
+
+def summary_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the summary, in the order of the results.
+
+    Raises:
+        ConfigError: The results have none of them.
+    """
+    rows = [row for row in results["measurements"] if (row["stage"], row["what"]) in SUMMARY_ROWS]
+    if not rows:
+        names = "; ".join(f"{stage}, {what}" for stage, what in SUMMARY_ROWS)
+        raise ConfigError(
+            f"The results have none of the rows of the summary ({names}). Measure load and train as well."
+        )
+    return rows
+
+
+def markdown_table(results: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Return rows of results in Markdown, with the machine, versions, commit and date above them."""
     lines = [describe(results) + ".", ""]
     lines += ["| stage | what | images/s | limit | share |", "|---|---|---:|---:|---:|"]
-    for row in results["measurements"]:
-        if not row["headline"]:
-            continue
+    for row in rows:
         what, limit = row["what"], row["limit"]
         if row["speedup"]:
             what += f" ({format_number(row['speedup']['median'])} x {row['usual']['what']})"
@@ -87,17 +110,18 @@ def readme_table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_readme(results: dict[str, Any], path: Path) -> None:
-    """Replace what is between the two marker comments of a README; all else stays as it is, to the byte.
+def replace_between(path: Path, begin: str, end: str, table: str) -> bytes:
+    """Return the content of a file with the text between two marker comments replaced, all else kept to the byte.
 
-    Raises `ConfigError` unless both markers are there once, in order.
+    Raises:
+        ConfigError: The file does not have each marker exactly once, in order.
     """
     text = path.read_bytes().decode("utf-8")
-    if (text.count(BEGIN), text.count(END)) != (1, 1) or text.index(BEGIN) > text.index(END):
-        raise ConfigError(f"{path} has to have the lines {BEGIN} and {END} once each, for the table to go between.")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_bytes(f"{before}{BEGIN}\n{readme_table(results)}{END}{after}".encode())
+    if (text.count(begin), text.count(end)) != (1, 1) or text.index(begin) > text.index(end):
+        raise ConfigError(f"{path} must have the lines {begin} and {end} once each; the table is written between them.")
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{table}{end}{after}".encode()
 
 
 def format_value(value: float, unit: str) -> str:
