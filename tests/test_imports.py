@@ -36,6 +36,7 @@ WITHOUT_TORCH = {
     "shards",
     "run_directory",
     "packing",
+    "contexts/interpolation.py",
     "training/recipes.py",
     "commands/cli.py",
     "commands/options.py",

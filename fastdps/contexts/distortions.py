@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from kornia.enhance import adjust_brightness_accumulative
@@ -25,9 +24,8 @@ from kornia.geometry.transform import get_rotation_matrix2d, translate, warp_aff
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastdps.contexts.interpolation import Interpolation
 from fastdps.contexts.philox import uniforms
-
-Interpolation = Literal["nearest", "bilinear"]
 
 #: Height and width of the Gaussian kernel, in pixels (the paper's code names them the other way round).
 BLUR_KERNEL = (21, 11)

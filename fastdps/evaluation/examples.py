@@ -26,7 +26,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastdps.contexts.distortions import DISTORTIONS, NAMES, Interpolation, draw_plan
+from fastdps.contexts.distortions import DISTORTIONS, NAMES, draw_plan
+from fastdps.contexts.interpolation import Interpolation
 from fastdps.contexts.rankings import pairs
 from fastdps.evaluation.tally import EVALUATION_SEED, Tally, evaluation_views
 from fastdps.loading.batch import Batch

@@ -10,7 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fastdps.contexts.distortions import NAMES, Interpolation, draw_plan, make_views, to_float
+from fastdps.contexts.distortions import NAMES, draw_plan, make_views, to_float
+from fastdps.contexts.interpolation import Interpolation
 from fastdps.contexts.rankings import Ranking, labels, pairs
 from fastdps.errors import FastDPSError
 from fastdps.loading.batch import Batch

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
+from fastdps.contexts.interpolation import Interpolation
 from fastdps.errors import ConfigError, did_you_mean
 
 Variant = Literal["baseline", "lin", "tune", "scratch"]
@@ -16,7 +17,6 @@ LossName = Literal["expected_error", "cross_entropy"]
 PairsName = Literal["all", "one"]
 HeadInit = Literal["constant", "lpips"]
 Decay = Literal["cosine", "linear"]
-Interpolation = Literal["nearest", "bilinear"]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from fastdps.commands.options import Parser, add_cache, add_quiet, cache_from, location, run_command
 from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.interpolation import Interpolation
 from fastdps.contexts.rankings import Ranking, select_rankings
 from fastdps.errors import ConfigError
 from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
@@ -32,7 +33,6 @@ from fastdps.training.loop import Saving, Training, Validation, build_metric
 from fastdps.training.recipes import (
     RECIPES,
     Comparison,
-    Interpolation,
     JudgeName,
     LossName,
     TrainConfig,
