@@ -1,7 +1,7 @@
 """The six distortions: draw a plan of parameters, then apply it to a batch on its device.
 
-    ids ----------- draw_plan --> Plan (n, D, 4)      a pure function of (seed, epoch, sample id)
-    images, Plan -- apply_plan -> (n, D, 3, H, W)     batched, no loop over images
+    ids ----------- draw_plan --> DistortionPlan (n, D, 4)   a pure function of (seed, epoch, sample id)
+    images, plan -- apply_plan --> (n, D, 3, H, W)            batched, no loop over images
 
 Geometry and darkening are Kornia's functional operations; hue and blur are formulas of our own that take fewer passes
 over the images. What an image becomes does not depend on the batch it is in, to the last bit.
@@ -148,7 +148,7 @@ NAMES: tuple[str, ...] = tuple(DISTORTIONS)
 
 
 @dataclass(frozen=True)
-class Plan:
+class DistortionPlan:
     """The parameters of every distortion for every image of a batch.
 
     values: (n, D, 4) float32; distortion d uses the first P of the four, in the order of its `parameters`.
@@ -161,12 +161,14 @@ class Plan:
         """The parameters (n, P) of one distortion."""
         return self.values[:, list(self.distortions).index(name), : len(self.distortions[name].parameters)]
 
-    def to(self, device: torch.device | str) -> Plan:
+    def to(self, device: torch.device | str) -> DistortionPlan:
         """The same plan on another device."""
-        return Plan(self.distortions, self.values.to(device, non_blocking=True))
+        return DistortionPlan(self.distortions, self.values.to(device, non_blocking=True))
 
 
-def draw_plan(ids: Tensor, *, seed: int, epoch: int, distortions: Mapping[str, Distortion] = DISTORTIONS) -> Plan:
+def draw_plan(
+    ids: Tensor, *, seed: int, epoch: int, distortions: Mapping[str, Distortion] = DISTORTIONS
+) -> DistortionPlan:
     """Draw the parameters of all distortions for the samples `ids` (n,), int64.
 
     A sample's parameters depend on (seed, epoch, its id) alone, and those of one distortion do not change when others
@@ -178,11 +180,11 @@ def draw_plan(ids: Tensor, *, seed: int, epoch: int, distortions: Mapping[str, D
             low[d, p], high[d, p] = parameter.low, parameter.high
     low, high = low.to(ids.device), high.to(ids.device)
     drawn = uniforms(seed, epoch, ids, streams=len(distortions))
-    return Plan(distortions, (low + (high - low) * drawn).to(torch.float32))
+    return DistortionPlan(distortions, (low + (high - low) * drawn).to(torch.float32))
 
 
 def apply_plan(
-    images: Tensor, plan: Plan, *, interpolation: Interpolation = "nearest", out: Tensor | None = None
+    images: Tensor, plan: DistortionPlan, *, interpolation: Interpolation = "nearest", out: Tensor | None = None
 ) -> Tensor:
     """Distort a batch in every way: (n, 3, H, W) float RGB in [0, 1] to (n, D, 3, H, W).
 
@@ -213,7 +215,7 @@ def to_float(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
-def make_views(images: Tensor, plan: Plan, interpolation: Interpolation = "nearest") -> Tensor:
+def make_views(images: Tensor, plan: DistortionPlan, interpolation: Interpolation = "nearest") -> Tensor:
     """Reference and distorted versions: float (n, 3, H, W) to (n, 1 + D, 3, H, W), the reference first."""
     views = images.new_empty(len(images), 1 + len(plan.distortions), *images.shape[1:])
     views[:, 0] = images

@@ -8,7 +8,7 @@ import torch
 import torchvision.transforms.functional as tv
 from torchvision.transforms import InterpolationMode
 
-from fastdps.contexts.distortions import DISTORTIONS, NAMES, Plan, apply_plan, draw_plan
+from fastdps.contexts.distortions import DISTORTIONS, NAMES, DistortionPlan, apply_plan, draw_plan
 
 SIZES = [(64, 64), (48, 80)]
 
@@ -142,7 +142,7 @@ def test_an_image_does_not_depend_on_its_batch(threads, height, width, interpola
         threads(count)
         for batch in (1, 7, 64):
             parts = zip(images.split(batch), plan.values.split(batch), strict=True)
-            views = [apply_plan(part, Plan(DISTORTIONS, v), interpolation=interpolation) for part, v in parts]
+            views = [apply_plan(part, DistortionPlan(DISTORTIONS, v), interpolation=interpolation) for part, v in parts]
             versions.append(torch.cat(views))
     assert all(torch.equal(version, versions[0]) for version in versions[1:])
 
