@@ -132,7 +132,7 @@ class Process:
 
 
 def _begun_after(shards: Sequence[Shard], samples: Sequence[int], quota: int) -> list[int]:
-    """For each visit the samples that are delivered before its shard is begun, as `shards.cache.Ahead` has it."""
+    """For each visit the samples that are delivered before its shard is begun, as `shards.cache.Prefetch` has it."""
     held: deque[tuple[Shard, int]] = deque()
     holders: Counter[str] = Counter()
     nbytes = delivered = 0

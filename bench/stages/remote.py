@@ -152,9 +152,9 @@ def _stage(url: str, manifest: Manifest, directory: Path) -> Timed:
         open_store(url), manifest, Cache(directory, sum(shard.bytes for shard in manifest.shards)), processes=1
     )
     started_s = time.perf_counter()
-    with closing(staged.ahead([(shard, shard.samples) for shard in manifest.shards])) as ahead:
+    with closing(staged.prefetch([(shard, shard.samples) for shard in manifest.shards])) as prefetch:
         for _ in manifest.shards:
-            ahead.take()
+            prefetch.wait()
         return Timed(manifest.samples, time.perf_counter() - started_s)
 
 

@@ -10,7 +10,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-class OneAhead(Generic[T, U], Iterator[U]):
+class BackgroundMap(Generic[T, U], Iterator[U]):
     """`prepare(item)` of each item; while the caller uses one, the next is made in a thread.
 
     An error of an item is raised when its turn comes. Closing waits for the one being made and drops it.
@@ -18,7 +18,7 @@ class OneAhead(Generic[T, U], Iterator[U]):
 
     def __init__(self, items: Iterator[T], prepare: Callable[[T], U]) -> None:
         self._items, self._prepare = items, prepare
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fastdps-ahead")
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fastdps-background")
         self._coming = self._pool.submit(self._make)
 
     @property

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from fastdps.errors import FastDPSError, ShardError
-from fastdps.loading.background import OneAhead
+from fastdps.loading.background import BackgroundMap
 from fastdps.loading.members import sample_error
 from fastdps.loading.segments import Segment
 from fastdps.loading.spec import Component, Loaded, ReadSpec
@@ -43,7 +43,7 @@ READ_AHEAD_BATCHES = 2
 #: How DALI names the sample of a batch that it cannot decode.
 _FAILED_SAMPLE = re.compile(r"Failed to decode sample #(\d+)")
 #: Segments, each with the pipeline that reads it.
-_Opened = OneAhead[Segment, tuple[Segment, Pipeline]]
+_Opened = BackgroundMap[Segment, tuple[Segment, Pipeline]]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class DaliReader:
     def read(self, segments: Iterator[Segment]) -> Generator[Loaded, None, None]:
         """The batches of the segments; DALI works on the next ones while the caller uses the last."""
         spec = self._spec
-        with closing(OneAhead(segments, lambda segment: (segment, _started(spec, segment)))) as opened:
+        with closing(BackgroundMap(segments, lambda segment: (segment, _started(spec, segment)))) as opened:
             members = _members(spec, opened)
             for batch in self._decoded(members, opened) if _needs_decoding(spec) else members:
                 ids = batch.ids
@@ -151,7 +151,7 @@ def _started(spec: ReadSpec, segment: Segment) -> Pipeline:
         try:
             with pipeline:
                 members = fn.readers.webdataset(
-                    paths=[str(index.tar) for index, _ in segment.parts],
+                    paths=[str(index.tar) for index, _ in segment.slices],
                     index_paths=index_paths,
                     ext=[component.extensions for component in spec.components],
                     missing_component_behavior="error",
@@ -163,7 +163,7 @@ def _started(spec: ReadSpec, segment: Segment) -> Pipeline:
                 pipeline.set_outputs(*members)
             pipeline.build()  # reads the indexes whole
         except RuntimeError as error:
-            names = ", ".join(sorted({index.tar.name for index, _ in segment.parts})[:3])
+            names = ", ".join(sorted({index.tar.name for index, _ in segment.slices})[:3])
             raise ShardError(
                 f"DALI cannot open shards of {spec.directory} ({names}, ...): {error}. "
                 f"Run `tools/check_shards.py {spec.directory}`."
@@ -175,7 +175,7 @@ def _started(spec: ReadSpec, segment: Segment) -> Pipeline:
 def _write_indexes(segment: Segment, directory: Path) -> list[str]:
     """One index file for each part of a segment, with its samples in order."""
     paths: list[str] = []
-    for number, (index, rows) in enumerate(segment.parts):
+    for number, (index, rows) in enumerate(segment.slices):
         path = directory / f"{number}.idx"
         lines = index.lines
         header = f"{INDEX_HEADER} {len(rows)}".encode()
@@ -250,8 +250,8 @@ def _diagnosis(spec: ReadSpec, segment: Segment, number: int, message: str) -> F
     """The error that names the sample of a batch on which DALI failed, if it was one."""
     from fastdps.loading.decoding import decode_member  # not needed until something fails
 
-    entries = segment.entries(number)
-    for index, row in entries:
+    samples = segment.samples(number)
+    for index, row in samples:
         try:
             with index.tar.open("rb", buffering=0) as tar:
                 for component in spec.components:
@@ -259,7 +259,7 @@ def _diagnosis(spec: ReadSpec, segment: Segment, number: int, message: str) -> F
         except FastDPSError as found:
             return found
     if named := _FAILED_SAMPLE.search(message):  # Pillow takes what DALI does not
-        index, row = entries[min(int(named.group(1)), len(entries) - 1)]  # beyond is padding: the last sample again
+        index, row = samples[min(int(named.group(1)), len(samples) - 1)]  # beyond is padding: the last sample again
         image = next(component for component in spec.components if not component.is_scalar)
         return sample_error(index, row, image.place, "or another image of this sample cannot be decoded by DALI")
     return None

@@ -196,8 +196,10 @@ class ShardLoader:
             places = (
                 staged.places if staged else even_places(own_samples, manifest, start=start, batch_size=spec.batch_size)
             )
-            take = staged.take if staged else _nothing
-            own = segments(self._indexes, manifest, order, part, places, batch_size=spec.batch_size, take=take)
+            wait = staged.wait if staged else _nothing
+            own = segments(
+                self._indexes, manifest, order, part, places, batch_size=spec.batch_size, wait_for_shard=wait
+            )
             loaded = stack.enter_context(closing(self._reader.read(own)))
             if staged:
                 stack.callback(staged.cancel)  # first of all, since the reader may be waiting for a shard
@@ -205,7 +207,7 @@ class ShardLoader:
                 has_samples = step * spec.batch_size < own_samples
                 components, ids = next(loaded) if has_samples else spec.empty()
                 if staged:
-                    staged.delivered(len(ids))
+                    staged.release(len(ids))
                 global_size = global_batch_size(samples, step, spec.batch_size, self._world_size)
                 yield Batch(components, ids, global_size)
 

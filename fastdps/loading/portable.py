@@ -25,16 +25,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdps.loading.background import OneAhead
+from fastdps.loading.background import BackgroundMap
 from fastdps.loading.buffers import Buffers
 from fastdps.loading.decoding import decode_member
 from fastdps.loading.jpeg import scale_for
 from fastdps.loading.members import read_members, shard_error
-from fastdps.loading.segments import Entry, Part, Segment
+from fastdps.loading.segments import SampleRef, Segment, ShardSlice
 from fastdps.loading.spec import Component, Loaded, ReadSpec, dtype_of
 from fastdps.loading.whole import MOST_BYTES, WholeShard, WholeShards
 
-_Opened = OneAhead[Segment, tuple[Segment, WholeShards]]
+_Opened = BackgroundMap[Segment, tuple[Segment, WholeShards]]
 
 PREFETCH_BATCHES = 4
 #: More threads than these wait for the interpreter's lock. An image takes some 0.03 ms with the lock held, whatever its
@@ -82,7 +82,7 @@ class PortableReader:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="fastdps-load")
         started: deque[_Batch] = deque()
         try:
-            with closing(OneAhead(segments, lambda s: (s, WholeShards(s.parts, self._shards, pool)))) as opened:
+            with closing(BackgroundMap(segments, lambda s: (s, WholeShards(s.slices, self._shards, pool)))) as opened:
                 for segment, shards in opened:
                     for batch in self._started(segment, shards, opened, pool, threads):
                         started.append(batch)
@@ -104,14 +104,14 @@ class PortableReader:
             ids = segment.batch_ids(number)
             batch = _Batch(spec, ids, self._buffers)
             if spec.is_stored_as_wanted:
-                batch.begin(pool, _copy, shards.of(segment.batch_parts(number)), 0)
+                batch.begin(pool, _copy, shards.of(segment.batch_slices(number)), 0)
                 if not shards.read_ahead() and (following := opened.peek()):
                     following[1].read_ahead()
             else:
-                entries = segment.entries(number)
+                samples = segment.samples(number)
                 chunk = -(-len(ids) // (threads * _CHUNKS_PER_THREAD))
                 for start in range(0, len(ids), chunk):
-                    batch.begin(pool, _decode, entries[start : start + chunk], start)
+                    batch.begin(pool, _decode, samples[start : start + chunk], start)
             yield batch
 
 
@@ -145,7 +145,7 @@ def _tensor(spec: ReadSpec, component: Component, n: int, buffers: Buffers) -> T
 
 
 def _copy(
-    arrays: dict[str, NDArray[Any]], start: int, parts: Sequence[tuple[Part, WholeShard | None]], spec: ReadSpec
+    arrays: dict[str, NDArray[Any]], start: int, parts: Sequence[tuple[ShardSlice, WholeShard | None]], spec: ReadSpec
 ) -> None:
     """Bring the members of a batch, part after part, to where they belong in the batch's arrays."""
     for (index, rows), whole in parts:
@@ -161,10 +161,10 @@ def _copy(
         start = stop
 
 
-def _decode(arrays: dict[str, NDArray[Any]], start: int, entries: Sequence[Entry], spec: ReadSpec) -> None:
-    """Decode the entries of a batch that begin at its place `start` into the batch's arrays."""
+def _decode(arrays: dict[str, NDArray[Any]], start: int, samples: Sequence[SampleRef], spec: ReadSpec) -> None:
+    """Decode the samples of a batch that begin at its place `start` into the batch's arrays."""
     place = start
-    for path, of_one_shard in itertools.groupby(entries, key=lambda entry: entry.shard_index.tar):
+    for path, of_one_shard in itertools.groupby(samples, key=lambda entry: entry.shard_index.tar):
         with _opened(path) as tar:
             for index, row in of_one_shard:
                 for component in spec.components:

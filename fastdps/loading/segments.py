@@ -25,14 +25,14 @@ SEGMENT_SAMPLES = 32_768
 SEGMENT_SHARDS = 64
 
 
-class Entry(NamedTuple):
+class SampleRef(NamedTuple):
     """One sample: the index of its shard and its row there."""
 
     shard_index: ShardIndex
     row: int
 
 
-class Part(NamedTuple):
+class ShardSlice(NamedTuple):
     """Samples of one shard that follow each other in the order: its index and their rows (n,) int64 there."""
 
     shard_index: ShardIndex
@@ -43,7 +43,7 @@ class Part(NamedTuple):
 class Segment:
     """Samples to be read in this order, all batches full but perhaps the last; `ids` (n,) int64."""
 
-    parts: tuple[Part, ...]
+    slices: tuple[ShardSlice, ...]
     ids: NDArray[np.int64]
     batch_size: int
 
@@ -56,20 +56,20 @@ class Segment:
         """The sample ids of one batch."""
         return self.ids[batch * self.batch_size : (batch + 1) * self.batch_size]
 
-    def batch_parts(self, batch: int) -> list[Part]:
+    def batch_slices(self, batch: int) -> list[ShardSlice]:
         """The parts of one batch: mostly one, two where it ends a shard."""
         start, stop = batch * self.batch_size, (batch + 1) * self.batch_size
-        found: list[Part] = []
-        for index, rows in self.parts:
+        found: list[ShardSlice] = []
+        for index, rows in self.slices:
             own = rows[max(start, 0) : max(stop, 0)]
             if len(own):
-                found.append(Part(index, own))
+                found.append(ShardSlice(index, own))
             start, stop = start - len(rows), stop - len(rows)
         return found
 
-    def entries(self, batch: int) -> list[Entry]:
+    def samples(self, batch: int) -> list[SampleRef]:
         """The samples of one batch, one by one."""
-        return [Entry(index, row) for index, rows in self.batch_parts(batch) for row in rows.tolist()]
+        return [SampleRef(index, row) for index, rows in self.batch_slices(batch) for row in rows.tolist()]
 
 
 def segments(
@@ -80,18 +80,18 @@ def segments(
     places: Iterable[range],
     *,
     batch_size: int,
-    take: Callable[[], None] = lambda: None,
+    wait_for_shard: Callable[[], None] = lambda: None,
 ) -> Iterator[Segment]:
     """A part of the order, given as ranges, opened segment by segment, each at one of the places in it.
 
-    `take` is called before each visit of a shard. Raises `ShardError` when it comes to a shard that is missing,
-    damaged, or does not fit its index.
+    `wait_for_shard` is called before each visit of a shard. Raises `ShardError` when it comes to a shard that is
+    missing, damaged, or does not fit its index.
     """
     for place in places:
         parts = []
         for run in (run for numbers in cut(part, place) for run in order.row_runs(numbers)):
-            take()
-            parts.append(Part(indexes.open(manifest.shards[run.shard]), run.rows))
+            wait_for_shard()
+            parts.append(ShardSlice(indexes.open(manifest.shards[run.shard]), run.rows))
         yield Segment(tuple(parts), np.concatenate([index.ids[rows] for index, rows in parts]), batch_size)
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fastdps.loading.buffers import Buffers
 from fastdps.loading.members import BLOCK, ShardIndex, are_headers_of, read_member, shard_error
-from fastdps.loading.segments import Part
+from fastdps.loading.segments import ShardSlice
 
 #: Larger shards are read member by member: their images are larger, too, and take longer than the call for each.
 MOST_BYTES = 1 << 27
@@ -29,7 +29,7 @@ MOST_BYTES = 1 << 27
 CHUNK_BYTES = 1 << 18
 
 
-def is_read_whole(part: Part) -> bool:
+def is_read_whole(part: ShardSlice) -> bool:
     """Whether a shard is to be read whole for this part of it: it is small, regular, and at least half of it wanted."""
     index = part.shard_index
     return index.distance is not None and index.end <= MOST_BYTES and 2 * len(part.rows) >= len(index.ids)
@@ -38,12 +38,12 @@ def is_read_whole(part: Part) -> bool:
 class WholeShards:
     """The shards of a segment that are read whole, each while batches are made of the one before."""
 
-    def __init__(self, parts: Sequence[Part], buffers: Buffers, pool: Executor) -> None:
+    def __init__(self, parts: Sequence[ShardSlice], buffers: Buffers, pool: Executor) -> None:
         self._shards = {p.shard_index.tar: WholeShard(p.shard_index, buffers) for p in parts if is_read_whole(p)}
         self._pool = pool
         self._last: set[Path] = set()  # the shards of the last batch
 
-    def of(self, parts: Sequence[Part]) -> list[tuple[Part, WholeShard | None]]:
+    def of(self, parts: Sequence[ShardSlice]) -> list[tuple[ShardSlice, WholeShard | None]]:
         """The parts of the next batch and their shards, None for those to be read member by member."""
         tars = {part.shard_index.tar for part in parts}
         for tar in self._last - tars:

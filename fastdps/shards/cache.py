@@ -91,13 +91,13 @@ class StagedSet:
         with write_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
 
-    def ahead(self, visits: Iterable[tuple[Shard, int]]) -> Ahead:
+    def prefetch(self, visits: Iterable[tuple[Shard, int]]) -> Prefetch:
         """Begin to bring shards in the order of the visits, each a shard and the number of its samples to be read."""
-        ahead = Ahead(self)
-        ahead.extend(visits)
-        return ahead
+        prefetch = Prefetch(self)
+        prefetch.extend(visits)
+        return prefetch
 
-    def bring(self, shard: Shard, is_cancelled: threading.Event) -> int:
+    def fetch(self, shard: Shard, is_cancelled: threading.Event) -> int:
         """Have a shard here, and hold it: returns a descriptor that holds it until it is closed.
 
         Raises `ShardError` when it cannot be had or stays other than the manifest says, `FastDPSError` without room,
@@ -163,10 +163,10 @@ class StagedSet:
             _pause(is_cancelled)
 
 
-class Ahead:
+class Prefetch:
     """The shards that are read next, in order: some of them here, some on the way, within the quota.
 
-    `extend`, `take` and `delivered` may be called from different threads.
+    `extend`, `wait` and `release` may be called from different threads.
     """
 
     def __init__(self, staged: StagedSet) -> None:
@@ -174,7 +174,7 @@ class Ahead:
         self._samples: deque[int] = deque()  # still to be delivered, by visit
         self._coming: deque[Shard] = deque()  # not begun
         self._begun: deque[Shard] = deque()  # and not released, by visit
-        self._to_take: deque[Future[int]] = deque()
+        self._to_wait_for: deque[Future[int]] = deque()
         self._held: dict[str, Future[int]] = {}  # by shard, which may have several visits
         self._visits: Counter[str] = Counter()  # of those that are held
         self._bytes = 0
@@ -191,17 +191,17 @@ class Ahead:
                 self._samples.append(samples)
         self._fill()
 
-    def take(self) -> None:
-        """Wait for the shard of the next visit. It stays until its samples are delivered. Raises as `bring`."""
+    def wait(self) -> None:
+        """Wait for the shard of the next visit. It stays until its samples are delivered. Raises as `fetch`."""
         with self._arrived:
-            while not self._to_take:
+            while not self._to_wait_for:
                 if self._is_cancelled.is_set():
                     raise CancelledError
                 self._arrived.wait()
-            coming = self._to_take.popleft()
+            coming = self._to_wait_for.popleft()
         coming.result()
 
-    def delivered(self, samples: int) -> None:
+    def release(self, samples: int) -> None:
         """Let go of the shards of which everything has been read, now that so many more samples have been."""
         with self._lock:
             while samples and self._samples:
@@ -210,7 +210,7 @@ class Ahead:
                 self._samples[0] -= part
                 if self._samples[0] == 0:
                     self._samples.popleft()
-                    self._release()
+                    self._release_oldest()
         self._fill()
 
     def cancel(self) -> None:
@@ -226,7 +226,7 @@ class Ahead:
         self._pool.shutdown(cancel_futures=True)
         with self._lock:
             while self._begun:
-                self._release()
+                self._release_oldest()
 
     def _fill(self) -> None:
         """Begin to bring what comes next, as long as the quota holds it."""
@@ -236,16 +236,16 @@ class Ahead:
                 self._bytes += self._new_bytes(shard)
                 self._visits[shard.name] += 1
                 if shard.name not in self._held:
-                    self._held[shard.name] = self._pool.submit(self._staged.bring, shard, self._is_cancelled)
+                    self._held[shard.name] = self._pool.submit(self._staged.fetch, shard, self._is_cancelled)
                 self._begun.append(shard)
-                self._to_take.append(self._held[shard.name])
+                self._to_wait_for.append(self._held[shard.name])
             self._arrived.notify_all()
 
     def _new_bytes(self, shard: Shard) -> int:
         """What it adds to hold a shard, which may be held for an earlier visit."""
         return 0 if self._visits[shard.name] else shard.bytes
 
-    def _release(self) -> None:
+    def _release_oldest(self) -> None:
         shard = self._begun.popleft()
         self._visits[shard.name] -= 1
         self._bytes -= self._new_bytes(shard)

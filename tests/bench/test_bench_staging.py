@@ -11,7 +11,7 @@ import pytest
 import bench.__main__ as command
 from bench.analyse.simulate_staging import PER_NODE, Process, Service, _begun_after, divide, made_up, mix, simulate
 from fastdps.loading.order import EpochOrder, part_of
-from fastdps.shards.cache import Ahead
+from fastdps.shards.cache import Prefetch
 
 EVEN = Service(latency_s=0.05, latency_sigma=0, stream_bytes_per_s=100e6, stream_sigma=0, failing=0)
 
@@ -24,21 +24,21 @@ def visits_of(manifest, rank, processes):
 @pytest.mark.parametrize("held", [2, 3, 7])
 @pytest.mark.parametrize("twice", [False, True])
 def test_what_may_come_is_what_the_product_begins(held, twice):
-    """`Ahead` itself, given shards that come at once, after every sample that is delivered."""
+    """`Prefetch` itself, given shards that come at once, after every sample that is delivered."""
     manifest = made_up(100, 12)
     visits = [(manifest.shards[v.shard], v.stop - v.start) for v in visits_of(manifest, 1, 2)]
     if twice:  # as where a segment ends within a shard
         visits = [(shard, part) for shard, n in visits for part in (n // 2, n - n // 2) if part]
     quota = held * manifest.shards[0].bytes
     expected = _begun_after(*map(list, zip(*visits, strict=True)), quota)
-    staged = types.SimpleNamespace(quota=quota, bring=lambda *_: os.open(os.devnull, os.O_RDONLY))
-    ahead = Ahead(staged)
-    ahead.extend(visits)
-    begun = [len(visits) - len(ahead._coming)]
+    staged = types.SimpleNamespace(quota=quota, fetch=lambda *_: os.open(os.devnull, os.O_RDONLY))
+    prefetch = Prefetch(staged)
+    prefetch.extend(visits)
+    begun = [len(visits) - len(prefetch._coming)]
     for _ in range(sum(n for _, n in visits)):
-        ahead.delivered(1)
-        begun.append(len(visits) - len(ahead._coming))
-    ahead.close()
+        prefetch.release(1)
+        begun.append(len(visits) - len(prefetch._coming))
+    prefetch.close()
     assert [sum(after <= samples for after in expected) for samples in range(len(begun))] == begun
 
 

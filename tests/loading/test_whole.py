@@ -11,11 +11,11 @@ import torch
 
 from fastdps.errors import SampleError, ShardError
 from fastdps.loading import index_cache, members, portable, segments, whole
-from fastdps.loading.background import OneAhead
+from fastdps.loading.background import BackgroundMap
 from fastdps.loading.buffers import Buffers
 from fastdps.loading.index_cache import IndexCache
 from fastdps.loading.loader import open_shards
-from fastdps.loading.segments import Part
+from fastdps.loading.segments import ShardSlice
 from fastdps.loading.whole import MOST_BYTES, WholeShard, WholeShards
 from fastdps.shards.format import read_manifest
 from helpers.packed import noise, read_set
@@ -94,13 +94,13 @@ def test_a_tar_that_was_cut_is_an_error(raw_set, gather):
 def test_only_small_regular_shards_that_are_wanted_are_read_whole(raw_set, tmp_path, monkeypatch):
     index = opened(raw_set)
     rows = np.arange(40)
-    assert whole.is_read_whole(Part(index, rows))
-    assert whole.is_read_whole(Part(index, rows[:20]))
-    assert not whole.is_read_whole(Part(index, rows[:19]))
+    assert whole.is_read_whole(ShardSlice(index, rows))
+    assert whole.is_read_whole(ShardSlice(index, rows[:20]))
+    assert not whole.is_read_whole(ShardSlice(index, rows[:19]))
     irregular = write_set(tmp_path / "set", [{"png": bytes(100 + 600 * i)} for i in range(3)], [3], encoding="png")
-    assert not whole.is_read_whole(Part(opened(irregular), np.arange(3)))
+    assert not whole.is_read_whole(ShardSlice(opened(irregular), np.arange(3)))
     monkeypatch.setattr(whole, "MOST_BYTES", index.end - 1)
-    assert not whole.is_read_whole(Part(index, rows))
+    assert not whole.is_read_whole(ShardSlice(index, rows))
 
 
 @pytest.mark.parametrize("most_bytes", [0, MOST_BYTES])
@@ -129,7 +129,7 @@ def test_a_shard_is_read_while_batches_are_made_of_the_one_before_and_then_dropp
 
 def test_the_first_shard_of_a_segment_is_read_ahead_too(tmp_path, monkeypatch):
     monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 80)
-    monkeypatch.setattr(OneAhead, "is_ready", property(lambda self: not self._coming.exception()))  # waits for it
+    monkeypatch.setattr(BackgroundMap, "is_ready", property(lambda self: not self._coming.exception()))  # waits for it
     was_begun: dict[str, bool] = {}
     original = WholeShards.of
 

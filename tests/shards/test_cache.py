@@ -192,12 +192,12 @@ def test_two_at_a_time_bring_a_shard_once(raw, tmp_path):
         cache = Cache(tmp_path / "cache", 1 << 30)
         sets = [StagedSet(open_store(url), manifest, cache, processes=2) for _ in range(2)]
         visits = [(shard, shard.samples) for shard in manifest.shards]
-        both = [one.ahead(visits) for one in sets]
+        both = [one.prefetch(visits) for one in sets]
         for _ in visits:
-            for ahead in both:
-                ahead.take()
-        for ahead in both:
-            ahead.close()
+            for prefetch in both:
+                prefetch.wait()
+        for prefetch in both:
+            prefetch.close()
     assert {path: n for path, n in faults.paths.items() if path.endswith(".tar")} == {
         f"/set/{shard.name}": 1 for shard in manifest.shards
     }
@@ -210,12 +210,12 @@ def test_what_is_held_stays_and_the_longest_unused_goes_first(raw, tmp_path):
     cache = Cache(tmp_path / "cache", 3 * large[0].bytes)
     staged = StagedSet(open_store(url), manifest, cache, processes=1)
     never = threading.Event()
-    held = [staged.bring(shard, never) for shard in large[:3]]
+    held = [staged.fetch(shard, never) for shard in large[:3]]
     os.close(held[1])
     time.sleep(0.01)
-    os.close(staged.bring(large[1], never))  # used again
+    os.close(staged.fetch(large[1], never))  # used again
     os.close(held[0])
-    os.close(staged.bring(large[3], never))
+    os.close(staged.fetch(large[3], never))
     assert files_in(cache.directory) == sorted(
         f"{shard.name[:-4]}.{end}" for shard in (large[1], large[2], large[3]) for end in ("tar", "idx")
     )
@@ -298,7 +298,7 @@ from fastdps.shards.storage import open_store
 url, cache = sys.argv[1:]
 manifest = read_manifest(url)
 staged = StagedSet(open_store(url), manifest, Cache(Path(cache), 1 << 30), processes=1)
-staged.bring(manifest.shards[0], threading.Event())
+staged.fetch(manifest.shards[0], threading.Event())
 print("held", flush=True)
 threading.Event().wait()
 """
@@ -327,7 +327,7 @@ def test_a_killed_process_is_in_nobodys_way(raw, tmp_path, when):
         size = max(bytes_of(directory)) + (manifest.shards[0].bytes if when == "while it holds" else 0)
         staged = StagedSet(open_store(url), manifest, Cache(cache, size), processes=1)
         for shard in (manifest.shards[0], manifest.shards[2], manifest.shards[0]):
-            os.close(staged.bring(shard, threading.Event()))
+            os.close(staged.fetch(shard, threading.Event()))
     assert not list(cache.rglob("*.partial"))
 
 
@@ -336,13 +336,13 @@ def test_room_that_others_hold_is_waited_for_and_then_an_error(raw, tmp_path, mo
     manifest = read_manifest(directory)
     cache = Cache(tmp_path / "cache", manifest.shards[2].bytes)
     staged = StagedSet(open_store(url), manifest, cache, processes=1)
-    held = staged.bring(manifest.shards[0], threading.Event())
+    held = staged.fetch(manifest.shards[0], threading.Event())
     monkeypatch.setattr(staging, "ROOM_TIMEOUT_S", 0.2)
     with pytest.raises(Exception, match="other jobs have held"):
-        staged.bring(manifest.shards[2], threading.Event())
+        staged.fetch(manifest.shards[2], threading.Event())
     monkeypatch.setattr(staging, "ROOM_TIMEOUT_S", 20)
     threading.Timer(0.2, os.close, [held]).start()
-    os.close(staged.bring(manifest.shards[2], threading.Event()))
+    os.close(staged.fetch(manifest.shards[2], threading.Event()))
 
 
 def test_the_default_cache(tmp_path, monkeypatch):
