@@ -8,8 +8,8 @@ from contextlib import closing
 from itertools import islice
 from typing import cast
 
-from fastdps.loading.batch import Batch
 from fastdps.loading.loader import ShardLoader
+from fastdps.loading.spec import Batch
 from fastdps.shards.format import Manifest
 
 

@@ -22,8 +22,8 @@ from bench.harness.bench import BATCH, Bench
 from bench.harness.measure import Work, repeated
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import sample_rankings
-from fastdps.loading.batch import Batch
 from fastdps.loading.loader import ShardLoader, open_shards
+from fastdps.loading.spec import Batch
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.distances import Moments
 from fastdps.metric.distances import moments as compare

@@ -28,9 +28,9 @@ from bench.harness.measure import Compared, Measurement, Timed, Work, spread
 from bench.harness.parts import Parts, frozen
 from bench.harness.servers import missing, serving
 from fastdps.errors import FastDPSError
-from fastdps.loading.batch import Batch
 from fastdps.loading.loader import ShardLoader, open_shards
 from fastdps.loading.order import EpochOrder, part_of
+from fastdps.loading.spec import Batch
 from fastdps.shards.cache import STREAMS, Cache, StagedSet
 from fastdps.shards.format import MANIFEST, Manifest, Shard, read_manifest
 from fastdps.shards.storage import PIECE_BYTES, open_store

@@ -15,8 +15,8 @@ from PIL import Image
 from fastdps.commands.options import add_cache, add_quiet, cache_from, location
 from fastdps.contexts.distortions import DISTORTIONS, apply_plan, draw_plan
 from fastdps.errors import ConfigError
-from fastdps.loading.batch import Batch
 from fastdps.loading.loader import open_shards
+from fastdps.loading.spec import Batch
 from fastdps.report.pictures import Panel, draw_sheet, write_sheet
 from fastdps.runtime.console import counter, print_result
 from fastdps.shards.format import Kind, read_manifest

@@ -30,7 +30,7 @@ from fastdps.contexts.distortions import DISTORTIONS, NAMES, draw_plan
 from fastdps.contexts.interpolation import Interpolation
 from fastdps.contexts.rankings import pairs
 from fastdps.evaluation.tally import EVALUATION_SEED, Tally, evaluation_views
-from fastdps.loading.batch import Batch
+from fastdps.loading.spec import Batch
 from fastdps.metric.perceptual import PerceptualMetric, all_distances
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.files import atomic_write, write_json

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from fastdps.contexts.distortions import to_float
 from fastdps.errors import FastDPSError, SampleError, ShardError
-from fastdps.loading.batch import Batch
 from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
+from fastdps.loading.spec import Batch
 from fastdps.metric.perceptual import PerceptualMetric, all_distances
 from fastdps.metric.scores import average_precision, human_ceiling, two_afc
 from fastdps.runtime.console import track

@@ -14,8 +14,8 @@ from fastdps.contexts.distortions import NAMES, draw_plan, make_views, to_float
 from fastdps.contexts.interpolation import Interpolation
 from fastdps.contexts.rankings import Ranking, labels, pairs
 from fastdps.errors import FastDPSError
-from fastdps.loading.batch import Batch
 from fastdps.loading.loader import ShardLoader
+from fastdps.loading.spec import Batch
 from fastdps.metric.perceptual import PerceptualMetric, all_distances
 from fastdps.metric.scores import agreeing_votes, prefers_second
 from fastdps.runtime.console import track

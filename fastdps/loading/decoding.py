@@ -1,6 +1,7 @@
 """One member of a shard to an array, on the CPU, without DALI. The reference that DALI's decoding is compared to.
 
-JPEGs are decoded in `fastdps.loading.jpeg`. What it leaves, and PNGs, webdataset's image handler decodes with Pillow.
+JPEGs are decoded by `fastdps.shards.images.decode_resized`. What it leaves, and PNGs, webdataset's image handler
+decodes with Pillow.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import webdataset
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastdps.loading.jpeg import decode_resized
 from fastdps.loading.members import ShardIndex, read_member, sample_error
 from fastdps.loading.spec import Component, ReadSpec
+from fastdps.shards.images import decode_resized
 
 _to_pil_rgb = webdataset.imagehandler("pilrgb")
 

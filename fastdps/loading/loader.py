@@ -26,12 +26,11 @@ from typing import Literal
 import torch
 
 from fastdps.errors import ConfigError, ShardError
-from fastdps.loading.batch import Batch
 from fastdps.loading.index_cache import IndexCache
 from fastdps.loading.order import EpochOrder, cut, global_batch_size, left_after, part_of, steps_per_epoch
 from fastdps.loading.portable import PortableReader, is_faster_than_dali
 from fastdps.loading.segments import batch_bytes, even_places, segments
-from fastdps.loading.spec import Component, Reader, ReadSpec
+from fastdps.loading.spec import Batch, Component, Reader, ReadSpec
 from fastdps.loading.staged import StagedEpochs
 from fastdps.runtime.machine import cores
 from fastdps.shards.cache import Cache, StagedSet, make_cache

@@ -26,13 +26,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdps.loading.background import BackgroundMap
-from fastdps.loading.buffers import Buffers
 from fastdps.loading.decoding import decode_member
-from fastdps.loading.jpeg import scale_for
 from fastdps.loading.members import read_members, shard_error
 from fastdps.loading.segments import SampleRef, Segment, ShardSlice
 from fastdps.loading.spec import Component, Loaded, ReadSpec, dtype_of
-from fastdps.loading.whole import MOST_BYTES, WholeShard, WholeShards
+from fastdps.loading.whole import MOST_BYTES, Buffers, WholeShard, WholeShards
+from fastdps.shards.images import scale_for
 
 _Opened = BackgroundMap[Segment, tuple[Segment, WholeShards]]
 

@@ -7,6 +7,7 @@ import warnings
 from typing import Literal
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageFile, UnidentifiedImageError
@@ -41,6 +42,8 @@ _UPRIGHT = {
 }
 #: Modes with more than 8 bits: Pillow's conversion to RGB clips them, and almost all of the image becomes white.
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
+#: Colour spaces that `decode_resized` decodes. CMYK and YCCK have no unique meaning in RGB: Pillow converts them.
+_COLORSPACES = {"YCbCr", "Gray", "RGB"}
 
 
 class UnreadableItemError(Exception):
@@ -105,14 +108,21 @@ def _orientation(image: Pillow.Image) -> int | None:
         return None
 
 
+def scale_for(height: int, width: int, size: tuple[int, int]) -> int:
+    """The divisor of the scale at which an image is decoded for `size`, (height, width): 1, 2, 4 or 8."""
+    scale = 1
+    while scale < 8 and height >= MARGIN * size[0] * scale * 2 and width >= MARGIN * size[1] * scale * 2:
+        scale *= 2
+    return scale
+
+
 def _draft(image: Pillow.Image, size: int | None) -> int:
     """Ask for scaled decoding where it saves work; returns the divisor, 1 where there is none."""
-    scale = 1
-    if size is not None and image.format == "JPEG":
-        while scale < 8 and min(image.size) >= MARGIN * size * scale * 2:
-            scale *= 2
-        if scale > 1:
-            image.draft(None, (image.width // scale, image.height // scale))
+    if size is None or image.format != "JPEG":
+        return 1
+    scale = scale_for(image.height, image.width, (size, size))
+    if scale > 1:
+        image.draft(None, (image.width // scale, image.height // scale))
     return scale
 
 
@@ -123,6 +133,29 @@ def _squared(image: Pillow.Image, size: int, fit: Fit, extent: tuple[float, floa
     left, top = (0.0, 0.0) if fit == "squash" else ((width - side) / 2, (height - side) / 2)
     box = (left, top, width - left, height - top)
     return image.resize((size, size), Pillow.Resampling.BILINEAR, box=box)
+
+
+def decode_resized(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+    """A JPEG as RGB, uint8 (height, width, 3), resized to `size`: bilinear, with antialiasing.
+
+    None for anything but a sound JPEG in RGB or grey of a usual size: Pillow is to look at it, which knows more kinds,
+    says what is wrong, and minds less.
+    """
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        if colorspace not in _COLORSPACES or height * width > (Pillow.MAX_IMAGE_PIXELS or height * width):
+            return None
+        if (height, width) == size:
+            return simplejpeg.decode_jpeg(data, "RGB")
+        scale = scale_for(height, width, size)
+        # Four bytes a pixel is what Pillow resizes, and so takes without a copy.
+        pixels = simplejpeg.decode_jpeg(data, "RGBX", min_height=-(-height // scale), min_width=-(-width // scale))
+    except ValueError:
+        return None
+    image = Pillow.frombuffer("RGBX", (pixels.shape[1], pixels.shape[0]), pixels, "raw", "RGBX", 0, 1)
+    # Scaled decoding rounds the size up; what it adds at the right and bottom is not part of the image.
+    box = (0, 0, width / scale, height / scale)
+    return np.asarray(image.resize((size[1], size[0]), Pillow.Resampling.BILINEAR, box=box))[..., :3]
 
 
 def pack_image(image: Image, encoding: Encoding, size: int | None, fit: Fit) -> tuple[str, bytes]:

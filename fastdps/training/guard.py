@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdps.errors import TrainingError
-from fastdps.loading.batch import Batch
+from fastdps.loading.spec import Batch
 
 
 class BadStep(NamedTuple):

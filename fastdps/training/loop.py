@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from fastdps.errors import ConfigError, StoppedError, TrainingError
-from fastdps.loading.batch import Batch
 from fastdps.loading.loader import ShardLoader
+from fastdps.loading.spec import Batch
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.run_directory import RunDirectory

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdps.loading.batch import Batch
+from fastdps.loading.spec import Batch
 from fastdps.runtime.processes import Processes
 
 

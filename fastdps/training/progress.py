@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastdps.loading.batch import Batch
 from fastdps.loading.loader import ShardLoader
+from fastdps.loading.spec import Batch
 
 
 @dataclass

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastdps.errors import ConfigError, TrainingError
-from fastdps.loading.batch import Batch
+from fastdps.loading.spec import Batch
 from fastdps.metric.perceptual import PerceptualMetric, frozen_moments
 from fastdps.metric.precision import Precision, resolve_precision
 from fastdps.runtime.processes import Processes

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastdps.contexts.distortions import NAMES, draw_plan, make_views, to_float
 from fastdps.contexts.philox import uniforms
 from fastdps.contexts.rankings import Ranking, labels, pairs
-from fastdps.loading.batch import Batch
+from fastdps.loading.spec import Batch
 from fastdps.shards.format import COMPONENTS, Kind
 from fastdps.training.model import Judgements
 from fastdps.training.recipes import TrainConfig

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from fastdps.errors import SampleError
-from fastdps.loading import jpeg
 from fastdps.loading.loader import open_shards
+from fastdps.shards import images
 from fastdps.shards.images import decode as decode_for_packing
 from helpers.packed import encoded, noise, photo
 from helpers.shard_sets import write_set
@@ -46,7 +46,7 @@ def photographs(imagenet_sample):
 
 def test_the_scale_is_the_smallest_that_does_not_fall_below_the_target():
     for height, width, target in itertools.product((64, 127, 128, 300, 511, 512, 5000), (64, 128, 600), (32, 64)):
-        scale = jpeg.scale_for(height, width, (target, 64))
+        scale = images.scale_for(height, width, (target, 64))
         fits = [s for s in (1, 2, 4, 8) if height >= s * target and width >= s * 64]
         assert scale == max(fits)
 
@@ -60,7 +60,7 @@ def test_photographs_are_what_packing_makes_of_them(tmp_path, photographs):
 def test_photographs_are_what_pillow_makes_of_them(tmp_path, photographs, size):
     for image, data in zip(load(tmp_path, [{"jpg": d} for d in photographs], size), photographs, strict=True):
         with Image.open(io.BytesIO(data)) as opened:
-            scale = jpeg.scale_for(opened.height, opened.width, size)
+            scale = images.scale_for(opened.height, opened.width, size)
             scale = 1 if opened.mode == "CMYK" else scale
         np.testing.assert_array_equal(image, by_pillow(data, size, scale))
 
@@ -116,7 +116,7 @@ def test_a_flaw_that_pillow_minds_not_is_none(tmp_path):
     data = encoded(photo(301, 260), "JPEG", restart_marker_rows=1)
     place = data.index(b"\xff\xd1", data.index(b"\xff\xda"))  # the second restart marker of the scan
     data = data[:place] + bytes([0x12, 0x34]) + data[place:]  # and bytes of no meaning before it
-    assert jpeg.decode_resized(data, (SIZE, SIZE)) is None
+    assert images.decode_resized(data, (SIZE, SIZE)) is None
     (image,) = load(tmp_path, [{"jpg": data}])
     np.testing.assert_array_equal(image, by_pillow(data, (SIZE, SIZE), 1))
 

@@ -21,8 +21,8 @@ from torchvision.transforms import functional as transforms
 
 from fastdps.errors import ConfigError
 from fastdps.loading import index_cache, segments
-from fastdps.loading.batch import Batch
 from fastdps.loading.loader import open_shards
+from fastdps.loading.spec import Batch
 from helpers.packed import encoded, noise, photo, read_set
 from helpers.shard_sets import raw_samples, write_set
 

@@ -12,11 +12,10 @@ import torch
 from fastdps.errors import SampleError, ShardError
 from fastdps.loading import index_cache, members, portable, segments, whole
 from fastdps.loading.background import BackgroundMap
-from fastdps.loading.buffers import Buffers
 from fastdps.loading.index_cache import IndexCache
 from fastdps.loading.loader import open_shards
 from fastdps.loading.segments import ShardSlice
-from fastdps.loading.whole import MOST_BYTES, WholeShard, WholeShards
+from fastdps.loading.whole import MOST_BYTES, Buffers, WholeShard, WholeShards
 from fastdps.shards.format import read_manifest
 from helpers.packed import noise, read_set
 from helpers.shard_sets import raw_samples, write_set

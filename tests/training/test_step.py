@@ -14,7 +14,7 @@ from fastdps.commands import cli
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import sample_rankings
 from fastdps.errors import TrainingError
-from fastdps.loading.batch import Batch
+from fastdps.loading.spec import Batch
 from fastdps.metric.precision import autocast, deterministic_algorithms, resolve_precision
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from fastdps.contexts.distortions import NAMES, apply_plan, draw_plan
 from fastdps.contexts.rankings import all_rankings, pairs, sample_rankings
-from fastdps.loading.batch import Batch
+from fastdps.loading.spec import Batch
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric, frozen_moments
 from fastdps.training.model import Trainee
