@@ -34,10 +34,10 @@ def test_what_may_come_is_what_the_product_begins(held, twice):
     staged = types.SimpleNamespace(quota=quota, fetch=lambda *_: os.open(os.devnull, os.O_RDONLY))
     prefetch = Prefetch(staged)
     prefetch.extend(visits)
-    begun = [len(visits) - len(prefetch._coming)]
+    begun = [len(visits) - len(prefetch._pending)]
     for _ in range(sum(n for _, n in visits)):
         prefetch.release(1)
-        begun.append(len(visits) - len(prefetch._coming))
+        begun.append(len(visits) - len(prefetch._pending))
     prefetch.close()
     assert [sum(after <= samples for after in expected) for samples in range(len(begun))] == begun
 
