@@ -10,7 +10,7 @@ from fastdps.errors import ConfigError
 from fastdps.export.card import describe, finish, paths_beside, to_markdown
 from fastdps.export.export import FORMATS, export
 from fastdps.export.lpips_checkpoint import LpipsCheckpoint
-from fastdps.metric.load import load_with_place
+from fastdps.metric.load import load_with_location
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.console import print_notice, print_result
 from fastdps.runtime.files import write_json, write_text
@@ -45,7 +45,7 @@ def run_export(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{out} is there already. Choose another --out, or pass --overwrite.")
     with exit_on_signal():
         form.require()
-    loaded, place = load_with_place(arguments.metric, arguments.context)
+    loaded, place = load_with_location(arguments.metric, arguments.context)
     directory = Path(arguments.metric)
     run = RunDirectory(directory) if place is not None and directory.is_dir() else None
     print_notice(f"Writing {out}, and reading it back with {form.library}.")

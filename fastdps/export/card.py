@@ -15,7 +15,7 @@ from typing import Any
 from fastdps.errors import FastDPSError
 from fastdps.export.export import Verified
 from fastdps.export.format import Format
-from fastdps.metric.load import Place
+from fastdps.metric.load import ContextLocation
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.weights import tensors_sha256
 from fastdps.run_directory import RunDirectory
@@ -33,7 +33,7 @@ _SETTINGS = ("variant", "recipe", "epochs", "judge", "loss", "interpolation", "s
 _DATA = ("source", "samples", "size", "sha256")
 
 
-def describe(metric: PerceptualMetric, place: Place | None, run: RunDirectory | None) -> dict[str, Any]:
+def describe(metric: PerceptualMetric, place: ContextLocation | None, run: RunDirectory | None) -> dict[str, Any]:
     """What is known of a metric before it is exported; `place` and `run` are None where there are none.
 
     Raises `FastDPSError` for a run's files that cannot be read.

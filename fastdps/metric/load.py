@@ -23,7 +23,7 @@ LISTED = 3
 
 
 @dataclass(frozen=True)
-class Place:
+class ContextLocation:
     """Where one context is: the file, and its row there; `ranking` is None for a metric that belongs to none."""
 
     path: Path
@@ -51,32 +51,34 @@ def load(
     >>> m(torch.zeros(3, 64, 64), torch.ones(3, 64, 64)).shape
     torch.Size([1])
     """
-    return load_with_place(source, context, device=device, check_values=check_values)[0]
+    return load_with_location(source, context, device=device, check_values=check_values)[0]
 
 
-def load_with_place(
+def load_with_location(
     source: str | PathLike[str],
     context: Context | None = None,
     *,
     device: str | torch.device | None = None,
     check_values: bool = True,
-) -> tuple[ImageMetric, Place | None]:
+) -> tuple[ImageMetric, ContextLocation | None]:
     """As `load`, with where the metric was found; None for a backbone."""
     text = fspath(source)
-    place: Place | None = None
+    place: ContextLocation | None = None
     if text in BACKBONES:
         if context is not None:
-            raise ConfigError(f"{text} is a backbone that is not adapted: it has no context. Name a run to choose one.")
+            raise ConfigError(
+                f"{text} is a backbone that is not adapted: it has no context. Name a run to find_context one."
+            )
         metric = PerceptualMetric(Backbone(text))
     else:
-        place = choose(Path(text), context)
-        metric = one_context(PerceptualMetric.load(place.path), place)
+        place = find_context(Path(text), context)
+        metric = select_context(PerceptualMetric.load(place.path), place)
     return ImageMetric(metric.to(device or "cpu"), check_values=check_values), place
 
 
-def choose(source: Path, context: Context | None) -> Place:
+def find_context(source: Path, context: Context | None) -> ContextLocation:
     """Where a context is in a run's directory or a metric's file. Raises as `load` does."""
-    places = find_places(source)
+    places = list_contexts(source)
     if context is None:
         if len(places) == 1:
             return places[0]
@@ -97,7 +99,7 @@ def choose(source: Path, context: Context | None) -> Place:
     )
 
 
-def find_places(source: Path) -> list[Place]:
+def list_contexts(source: Path) -> list[ContextLocation]:
     """All contexts of a run's directory or a metric's file, in its order. Raises as `load` does."""
     if not source.exists():
         near = did_you_mean(str(source), BACKBONES)
@@ -117,11 +119,13 @@ def find_places(source: Path) -> list[Place]:
     places = []
     for path in paths:
         rankings = read_rankings(path)
-        places += [Place(path, row, ranking) for row, ranking in enumerate(rankings)] or [Place(path, 0, None)]
+        places += [ContextLocation(path, row, ranking) for row, ranking in enumerate(rankings)] or [
+            ContextLocation(path, 0, None)
+        ]
     return places
 
 
-def one_context(metric: PerceptualMetric, place: Place) -> PerceptualMetric:
+def select_context(metric: PerceptualMetric, place: ContextLocation) -> PerceptualMetric:
     """A metric with one of the contexts of another, on the same backbone."""
     rankings = [] if place.ranking is None else [place.ranking]
     row = metric.weights[place.row : place.row + 1]
@@ -135,11 +139,11 @@ def _names_beside(path: Path) -> list[str]:
         return []
 
 
-def _text(place: Place) -> str:
+def _text(place: ContextLocation) -> str:
     return ",".join(place.ranking or ())
 
 
-def _list(places: Sequence[Place]) -> str:
+def _list(places: Sequence[ContextLocation]) -> str:
     shown = "; ".join(_text(place) for place in places[:LISTED])
     return f"{shown}; and {len(places) - LISTED} more" if len(places) > LISTED else shown
 
