@@ -8,9 +8,11 @@ Every part works on the same batch again and again, so that a part costs what it
 from __future__ import annotations
 
 import functools
+import io
 import itertools
+import math
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -19,9 +21,13 @@ import torch
 from torch import Tensor
 
 from bench.harness.bench import BATCH, Bench
-from bench.harness.measure import Work, repeated
+from bench.harness.first_steps import FirstSteps
+from bench.harness.measure import Timed, Work, repeated
 from fastdps.contexts.distortions import NAMES
-from fastdps.contexts.rankings import sample_rankings
+from fastdps.contexts.rankings import all_rankings, sample_rankings
+from fastdps.evaluation.evaluate import DRAWS
+from fastdps.evaluation.tally import tally_choices
+from fastdps.loading.batch import Batch
 from fastdps.loading.loader import ShardLoader, open_shards
 from fastdps.loading.spec import Batch
 from fastdps.metric.backbones import Backbone
@@ -58,7 +64,7 @@ def load_work(loader: ShardLoader) -> Work:
 
 
 @dataclass(frozen=True)
-class Parts:
+class StepParts:
     """The parts for one backbone and batch size, on images of the shard set `shards`."""
 
     bench: Bench
@@ -190,6 +196,24 @@ def head_step(moments: Moments, contexts: int) -> Callable[[], object]:
     )
     steps = itertools.count()
     return lambda: stepper.step(batch, epoch=0, step=next(steps))
+
+
+def score_work(parts: StepParts) -> Work:
+    """Work whose unit is one batch: scoring a metric of all contexts and the unadapted one."""
+    device = parts.bench.device
+    metric = PerceptualMetric(parts.backbone, rankings=all_rankings(NAMES)).to(device)
+    baseline = PerceptualMetric(parts.backbone).to(device)
+    accelerator = join_processes()
+
+    def score(amount: int) -> Timed:
+        epochs = math.ceil(amount / parts.loader.steps)
+        loader = FirstSteps(parts.loader, math.ceil(amount / epochs), parts.batch_size)
+        with redirect_stderr(io.StringIO()):
+            for _ in range(epochs):  # each ends with a read from the device
+                tally_choices(baseline, [metric], loader.as_loader(), accelerator, draws=DRAWS)
+        return Timed(epochs * loader.samples, loader.elapsed_s())
+
+    return score
 
 
 class _WithoutViews(RankingTask):

@@ -73,10 +73,10 @@ def _load(full_size: bool) -> Case:
 
 def _part(name: str, *arguments: int) -> Case:
     def work(where: argparse.Namespace) -> None:
-        from bench.harness.parts import Parts
+        from bench.harness.parts import StepParts
 
         bench = _bench(where)
-        getattr(Parts(bench, bench.data.small("raw")), name)(*arguments)(BATCHES)
+        getattr(StepParts(bench, bench.data.small("raw")), name)(*arguments)(BATCHES)
 
     return work
 
@@ -96,11 +96,10 @@ def _train(*options: str) -> Case:
 
 
 def _evaluate(where: argparse.Namespace) -> None:
-    from bench.harness.parts import Parts
-    from bench.stages.evaluate import score_work
+    from bench.harness.parts import StepParts, score_work
 
     bench = _bench(where)
-    score_work(Parts(bench, bench.data.small("raw")))(BATCHES)
+    score_work(StepParts(bench, bench.data.small("raw")))(BATCHES)
 
 
 #: What is measured, and how. The first is what every other one contains.

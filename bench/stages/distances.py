@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from bench.harness.bench import Bench
 from bench.harness.measure import Compared, Measurement, repeated
-from bench.harness.parts import Parts, frozen
+from bench.harness.parts import StepParts, frozen
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
     """For the backbone and the comparison that training takes by default."""
-    parts = Parts(bench, bench.data.small("raw"))
+    parts = StepParts(bench, bench.data.small("raw"))
 
     def read_maps() -> None:
         with frozen(bench.device):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench.harness.bench import Bench
 from bench.harness.measure import Compared, Measurement, repeated
-from bench.harness.parts import Parts
+from bench.harness.parts import StepParts
 from bench.harness.reference import draw_and_distort
 from fastdps.contexts.distortions import DISTORTIONS, apply_plan, draw_plan, to_float
 
@@ -20,7 +20,7 @@ FEW = 5
 
 def run(bench: Bench) -> Iterator[Measurement]:
     """All six at once, and unless quick each."""
-    batch = Parts(bench, bench.data.small("raw")).batch
+    batch = StepParts(bench, bench.data.small("raw")).batch
     images = to_float(batch.images)
     singles = list(images[:FEW].cpu())
     variants = {"all six, drawn and applied": dict(DISTORTIONS)}

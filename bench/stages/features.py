@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from bench.harness.bench import BATCH, Bench
 from bench.harness.flops import count_flops, fastest, large_products
 from bench.harness.measure import Measurement
-from bench.harness.parts import Parts
+from bench.harness.parts import StepParts
 
 #: The backbones that are measured, and images of a batch on a CPU, where a whole one of the larger would take seconds.
 CPU_BATCHES = {"alexnet": BATCH, "vgg16": 5}
@@ -17,7 +17,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
     """One row a backbone, the first alone if quick; rates count images, of seven views each."""
     shards = bench.data.small("raw")
     for name, cpu_batch in list(CPU_BATCHES.items())[: 1 if bench.quick else None]:
-        parts = Parts(bench, shards, name, BATCH if bench.on_gpu else cpu_batch)
+        parts = StepParts(bench, shards, name, BATCH if bench.on_gpu else cpu_batch)
         flops = count_flops(parts.backbone, parts.views) / len(parts.batch)
         multiply = large_products(bench.device)
         rates = bench.timing.rates({"features": parts.features(), **multiply})

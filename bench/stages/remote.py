@@ -25,7 +25,7 @@ from rich.console import Console
 
 from bench.harness.bench import BATCH, Bench
 from bench.harness.measure import Compared, Measurement, Timed, Work, spread
-from bench.harness.parts import Parts, frozen
+from bench.harness.parts import StepParts, frozen
 from bench.harness.servers import missing, serving
 from fastdps.errors import FastDPSError
 from fastdps.loading.loader import ShardLoader, open_shards
@@ -64,7 +64,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
     if missing("web"):
         return
     trained = loaded if bench.on_gpu else bench.data.small("raw", max(SHARDS, int(images * CPU_SHARE)), SHARDS)
-    parts = Parts(bench, trained)
+    parts = StepParts(bench, trained)
 
     def compute(batch: Batch) -> None:
         with frozen(bench.device):

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.harness.bench import BATCH, Bench
-from bench.harness.measure import Compared, Measurement, Samples, Timed, Work, spread
-from bench.harness.parts import Parts
+from bench.harness.measure import Compared, Measurement, PartRates, Samples, Timed, Work, spread
+from bench.harness.parts import StepParts
 from bench.harness.reference import BATCH as REFERENCE_BATCH
 from bench.harness.reference import Reference
-from bench.harness.whole import Parts as PartsOfWhole
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import sample_rankings
 from fastdps.run_directory import RunDirectory
@@ -56,7 +55,7 @@ QUICK_CASES = (Case(1), Case(720))
 def run(bench: Bench) -> Iterator[Measurement]:
     """One row for each usual way, and one for each case."""
     cases = QUICK_CASES if bench.quick else CASES
-    parts = Parts(bench, bench.data.small("raw"))
+    parts = StepParts(bench, bench.data.small("raw"))
     ranking = sample_rankings(1, NAMES, seed=0)[0]
     files = bench.data.files()
     with ExitStack() as stack:
@@ -75,7 +74,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
         rates = bench.timing.rates(whole | alone, seconds=dict.fromkeys(whole, bench.timing.seconds * LONGER))
     shared_cores = not bench.on_gpu
     for name in ways:
-        parts_of = PartsOfWhole({part: rates[f"{USUAL} {part}"] for part in PARTS}, shared_cores)
+        parts_of = PartRates({part: rates[f"{USUAL} {part}"] for part in PARTS}, shared_cores)
         yield Measurement(
             "train",
             f"{name}, 1 context",
@@ -85,7 +84,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
         )
     for case, training in trainings.items():
         samples = rates[str(case)]
-        parts_of = PartsOfWhole({part: rates[_part(part, case)] for part in PARTS}, shared_cores)
+        parts_of = PartRates({part: rates[_part(part, case)] for part in PARTS}, shared_cores)
         yield Measurement(
             "train",
             str(case),
@@ -115,7 +114,7 @@ def _part(name: str, case: Case) -> str:
     return f"trained {name}" if case.tuned and name in ("features", "distances") else name
 
 
-def _parts(parts: Parts, cases: tuple[Case, ...]) -> dict[str, Work]:
+def _parts(parts: StepParts, cases: tuple[Case, ...]) -> dict[str, Work]:
     """The parts of all cases, by the names of `_part`."""
     works: dict[str, Work] = {
         "load": parts.load(),

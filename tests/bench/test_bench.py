@@ -14,8 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import bench.__main__ as command
 from bench.harness.data import Data
 from bench.harness.flops import count_flops
-from bench.harness.measure import Compared, Measurement, Timed, Timing, spread
-from bench.harness.whole import Parts
+from bench.harness.measure import Compared, Measurement, PartRates, Timed, Timing, spread
 from bench.stages import STAGES
 from fastdps.contexts.distortions import NAMES
 from fastdps.errors import ConfigError, FastDPSError
@@ -194,12 +193,12 @@ def test_a_whole_against_its_parts():
     """Two rounds, the second on a machine at half the speed: shares do not change, and sums are each round's own."""
     alone = {"load": (1000.0, 500.0), "features": (100.0, 50.0), "heads": (200.0, 100.0)}
     whole = (50.0, 25.0)
-    parts = Parts(alone, shared_cores=True)
+    parts = PartRates(alone, shared_cores=True)
     assert parts.slowest == Compared("features alone", alone["features"])
     assert parts.seconds == pytest.approx({"load": 1 / 750, "features": 1 / 75, "heads": 1 / 150})
     assert parts.sums_s == pytest.approx([0.016, 0.032])
     assert parts.notes(whole) == pytest.approx({"parts_sum_s": 0.024, "parts_sum_share": 0.8})
-    assert Parts(alone, shared_cores=False).notes(whole)["parts_sum_share"] == pytest.approx(0.75)
+    assert PartRates(alone, shared_cores=False).notes(whole)["parts_sum_share"] == pytest.approx(0.75)
 
 
 def test_unknown_stage(capsys):
