@@ -81,7 +81,7 @@ def run_measure(arguments: argparse.Namespace) -> None:
     from bench.analyse.results import describe_run, with_measurements
     from bench.analyse.tables import print_results
     from bench.harness.bench import Bench, find_device
-    from bench.harness.data import Data, find_photos
+    from bench.harness.data import BenchData, find_photos
     from bench.harness.measure import Measurement, Timing
     from bench.stages import run_stage, select
     from fastdps.runtime.files import write_json
@@ -92,7 +92,7 @@ def run_measure(arguments: argparse.Namespace) -> None:
     if images < 1:
         raise ConfigError(f"--images is {images}; it has to be at least 1.")
     device = find_device(arguments.device)
-    data = Data(arguments.shards, images, find_photos())
+    data = BenchData(arguments.shards, images, find_photos())
     bench = Bench(device, Timing(rounds, seconds, device), data, quick=arguments.quick)
     run = describe_run(bench)
     measurements: list[Measurement] = []

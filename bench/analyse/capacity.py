@@ -12,7 +12,7 @@ from bench.analyse.model import (
     LATENCY_S,
     RAW,
     Cluster,
-    Plan,
+    Prediction,
     Rates,
     measured_cases,
     predict,
@@ -109,7 +109,7 @@ def _in(unit: float, option: float | None, otherwise: OrNone) -> float | OrNone:
     return otherwise if option is None else option * unit
 
 
-def show(rates: Rates, cluster: Cluster, plan: Plan) -> None:
+def show(rates: Rates, cluster: Cluster, plan: Prediction) -> None:
     """The limits in order, the lowest marked, what the whole would do, and what to change."""
     from rich.console import Console
     from rich.table import Table

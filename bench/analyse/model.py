@@ -82,7 +82,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Prediction:
     """What the model says. `limits` are images/s of the whole job if there were only that limit."""
 
     images_per_s: float
@@ -103,7 +103,7 @@ class Plan:
         return self.images_per_s / self.one_device_images_per_s
 
 
-def predict(rates: Rates, cluster: Cluster, channels: int) -> Plan:
+def predict(rates: Rates, cluster: Cluster, channels: int) -> Prediction:
     """What a cluster would do with heads of `channels` channels."""
     n, per_node = cluster.devices, cluster.devices // cluster.nodes
     # The processes of a node share its cores; where each has a device of its own, they do not know of each other.
@@ -126,7 +126,7 @@ def predict(rates: Rates, cluster: Cluster, channels: int) -> Plan:
     if n > 1:
         limits["all-reduce"] = cluster.batch_images / reduce_s
     beside = [limit for name, limit in limits.items() if name not in ("device", "all-reduce")]
-    return Plan(
+    return Prediction(
         images_per_s=min([cluster.batch_images / step_s, *beside]),
         limits=limits,
         all_reduce_bytes=reduced_bytes,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.harness.data import Data
+from bench.harness.data import BenchData
 from bench.harness.measure import Timing
 from fastdps.errors import ConfigError
 from fastdps.runtime.machine import keep_freed_memory
@@ -22,7 +22,7 @@ class Bench:
 
     device: torch.device
     timing: Timing
-    data: Data
+    data: BenchData
     quick: bool
 
     def __post_init__(self) -> None:

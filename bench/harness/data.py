@@ -66,7 +66,7 @@ class Repeated(Source):
 
 
 @dataclass(frozen=True)
-class Part(Source):
+class EvenSelection(Source):
     """At most `count` items of another source, spread over it."""
 
     source: Source
@@ -92,7 +92,7 @@ class Part(Source):
 
 
 @dataclass(frozen=True)
-class Data:
+class BenchData:
     """The sets below `directory`. `photos` are real images, None to draw dead leaves; `images` is the size of sets.
 
     All methods return the directory of a finished set and pack it first where it is not there. They raise what
@@ -121,7 +121,7 @@ class Data:
         """A set of JPEG photographs, square with `size` pixels a side, or as they are. Needs `photos`."""
         if self.photos is None:
             raise ValueError("there are no photographs")
-        source = Part(Folder(self.photos), min(self.images, DISTINCT))
+        source = EvenSelection(Folder(self.photos), min(self.images, DISTINCT))
         options = PackOptions(encoding="jpeg" if size else "keep", size=size)
         return self._packed(f"jpeg-{size or 'full'}-{source.count}", source, options)
 
@@ -146,7 +146,7 @@ class Data:
     def _pixels(self) -> NDArray[np.uint8]:
         """The distinct images, uint8 (n, 64, 64, 3)."""
         count = min(self.images, DISTINCT)
-        source = Part(Folder(self.photos), count) if self.photos else DeadLeaves(count, SIZE, seed=0)
+        source = EvenSelection(Folder(self.photos), count) if self.photos else DeadLeaves(count, SIZE, seed=0)
         directory = self._packed(f"distinct-{count}", source, PackOptions(encoding="raw", size=SIZE))
         loader = open_shards(directory, batch_size=count, shuffle=False, loader="portable")
         with closing(loader.epoch(0)) as batches:

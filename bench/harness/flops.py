@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.harness.measure import Compared, Samples, Work, spread
+from bench.harness.measure import Compared, Samples, Workload, spread
 
 #: Makes a function that computes a @ b.T from two matrices (m, k) and (n, k).
 Product = Callable[[Tensor, Tensor], Callable[[], Tensor]]
@@ -58,12 +58,12 @@ def products(device: torch.device) -> dict[str, Product]:
     return {"BLAS": _blas, **({"oneDNN": _onednn} if torch.backends.mkldnn.is_available() else {})}
 
 
-def large_products(device: torch.device) -> dict[str, Work]:
+def large_products(device: torch.device) -> dict[str, Workload]:
     """Work of each library that counts in operations: large square matrices, in the type the backbone computes in."""
     side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
 
-    def work(multiply: Callable[[], Tensor]) -> Work:
+    def work(multiply: Callable[[], Tensor]) -> Workload:
         def repeat(amount: int) -> float:
             with torch.inference_mode():
                 for _ in range(amount):

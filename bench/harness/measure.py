@@ -31,7 +31,7 @@ class Timed(NamedTuple):
 
 
 #: Does an amount of work, in units of its own, and returns how many items (images, FLOPs) that was.
-Work = Callable[[int], float | Timed]
+Workload = Callable[[int], float | Timed]
 
 
 class Spread(NamedTuple):
@@ -60,7 +60,7 @@ class Timing:
     seconds: float
     device: torch.device
 
-    def rates(self, cases: Mapping[str, Work], *, seconds: Mapping[str, float] | None = None) -> dict[str, Samples]:
+    def rates(self, cases: Mapping[str, Workload], *, seconds: Mapping[str, float] | None = None) -> dict[str, Samples]:
         """Items per second of each case, one sample a round, the cases taking turns.
 
         `seconds` are those of cases whose samples are to take another time than the others'.
@@ -69,11 +69,11 @@ class Timing:
         amounts = {name: self._amount(work, own.get(name, self.seconds)) for name, work in cases.items()}
         return self._take_turns(cases, amounts)
 
-    def single_rates(self, cases: Mapping[str, Work]) -> dict[str, Samples]:
+    def single_rates(self, cases: Mapping[str, Workload]) -> dict[str, Samples]:
         """As `rates`, with samples of one unit of work each and without warming up."""
         return self._take_turns(cases, dict.fromkeys(cases, 1))
 
-    def _take_turns(self, cases: Mapping[str, Work], amounts: Mapping[str, int]) -> dict[str, Samples]:
+    def _take_turns(self, cases: Mapping[str, Workload], amounts: Mapping[str, int]) -> dict[str, Samples]:
         samples: dict[str, list[float]] = {name: [] for name in cases}
         for _ in range(self.rounds):
             for name, work in cases.items():
@@ -81,7 +81,7 @@ class Timing:
                 samples[name].append(done.items / done.seconds)
         return {name: tuple(rates) for name, rates in samples.items()}
 
-    def _amount(self, work: Work, seconds: float) -> int:
+    def _amount(self, work: Workload, seconds: float) -> int:
         """Warm up, and find the amount of work that takes `seconds`."""
         self._time(work, 1)
         amount = 1
@@ -89,7 +89,7 @@ class Timing:
             amount = min(math.ceil(amount * seconds / max(done.seconds, 1e-6)), 16 * amount)
         return math.ceil(amount * seconds / done.seconds)
 
-    def _time(self, work: Work, amount: int) -> Timed:
+    def _time(self, work: Workload, amount: int) -> Timed:
         self._synchronize()
         started_s = time.perf_counter()
         done = work(amount)
@@ -103,7 +103,7 @@ class Timing:
             torch.cuda.synchronize(self.device)
 
 
-def repeated(step: Callable[[], object], items: float) -> Work:
+def repeated(step: Callable[[], object], items: float) -> Workload:
     """Work whose unit is one call of `step`, which does `items` items."""
 
     def work(amount: int) -> float:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bench.harness.bench import BATCH, Bench
 from bench.harness.first_steps import FirstSteps
-from bench.harness.measure import Timed, Work, repeated
+from bench.harness.measure import Timed, Workload, repeated
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings, sample_rankings
 from fastdps.evaluation.evaluate import DRAWS
@@ -48,7 +48,7 @@ def frozen(device: torch.device) -> Iterator[None]:
         yield
 
 
-def load_work(loader: ShardLoader) -> Work:
+def load_work(loader: ShardLoader) -> Workload:
     """Work whose unit is an epoch, each with its own order."""
     epoch = 0
 
@@ -118,7 +118,7 @@ class StepParts:
     def _make_views(self) -> Tensor:
         return self._task.views(self.batch, epoch=0)
 
-    def _repeated(self, step: Callable[[], object]) -> Work:
+    def _repeated(self, step: Callable[[], object]) -> Workload:
         """Work whose unit is one batch."""
 
         def frozen_step() -> None:
@@ -127,19 +127,19 @@ class StepParts:
 
         return repeated(frozen_step, len(self.batch))
 
-    def load(self) -> Work:
+    def load(self) -> Workload:
         """Epochs of the shard set."""
         return load_work(self.loader)
 
-    def distort(self) -> Work:
+    def distort(self) -> Workload:
         """uint8 images to seven float views: draw, convert, distort."""
         return self._repeated(self._make_views)
 
-    def features(self) -> Work:
+    def features(self) -> Workload:
         """Seven views to feature maps."""
         return self._repeated(lambda: self.backbone(self.views))
 
-    def trained_features(self) -> Work:
+    def trained_features(self) -> Workload:
         """Seven views to feature maps and back, with a step of the optimizer: as where the backbone is trained."""
         config = fast()
         backbone = Backbone(self.backbone_name).to(self.bench.device)
@@ -158,11 +158,11 @@ class StepParts:
 
         return repeated(step, len(self.batch))
 
-    def distances(self) -> Work:
+    def distances(self) -> Workload:
         """Feature maps to moments."""
         return self._repeated(self.moments)
 
-    def trained_distances(self) -> Work:
+    def trained_distances(self) -> Workload:
         """Feature maps to moments, and the gradients of the moments to those of the maps."""
         maps = [feature.clone().requires_grad_() for feature in self.maps]
 
@@ -174,7 +174,7 @@ class StepParts:
 
         return repeated(step, len(self.batch))
 
-    def heads(self, contexts: int) -> Work:
+    def heads(self, contexts: int) -> Workload:
         """Moments to a step of the heads: see `head_step`."""
         return repeated(head_step(self.moments(), contexts), len(self.batch))
 
@@ -198,7 +198,7 @@ def head_step(moments: Moments, contexts: int) -> Callable[[], object]:
     return lambda: stepper.step(batch, epoch=0, step=next(steps))
 
 
-def score_work(parts: StepParts) -> Work:
+def score_work(parts: StepParts) -> Workload:
     """Work whose unit is one batch: scoring a metric of all contexts and the unadapted one."""
     device = parts.bench.device
     metric = PerceptualMetric(parts.backbone, rankings=all_rankings(NAMES)).to(device)

@@ -30,7 +30,7 @@ SIZE = 64
 LOADED_BATCH = 128
 
 #: Does the work of a case; what it needs is imported within, so that no case has more in memory than its own.
-Case = Callable[[argparse.Namespace], None]
+PeakCase = Callable[[argparse.Namespace], None]
 
 
 def _imports(_: argparse.Namespace) -> None:
@@ -52,14 +52,14 @@ def _pack(where: argparse.Namespace) -> None:
 def _bench(where: argparse.Namespace) -> Bench:
     """What stages get, on the device that training takes."""
     from bench.harness.bench import Bench, find_device
-    from bench.harness.data import Data, find_photos
+    from bench.harness.data import BenchData, find_photos
     from bench.harness.measure import Timing
 
     device = find_device(None)
-    return Bench(device, Timing(1, 0, device), Data(where.shards, where.images, find_photos()), quick=True)
+    return Bench(device, Timing(1, 0, device), BenchData(where.shards, where.images, find_photos()), quick=True)
 
 
-def _load(full_size: bool) -> Case:
+def _load(full_size: bool) -> PeakCase:
     def work(where: argparse.Namespace) -> None:
         from bench.harness.parts import load_work
         from fastdps.loading.loader import open_shards
@@ -71,7 +71,7 @@ def _load(full_size: bool) -> Case:
     return work
 
 
-def _part(name: str, *arguments: int) -> Case:
+def _part(name: str, *arguments: int) -> PeakCase:
     def work(where: argparse.Namespace) -> None:
         from bench.harness.parts import StepParts
 
@@ -81,7 +81,7 @@ def _part(name: str, *arguments: int) -> Case:
     return work
 
 
-def _train(*options: str) -> Case:
+def _train(*options: str) -> PeakCase:
     def work(where: argparse.Namespace) -> None:
         from fastdps.training.run import add_arguments, run_train
 
@@ -103,7 +103,7 @@ def _evaluate(where: argparse.Namespace) -> None:
 
 
 #: What is measured, and how. The first is what every other one contains.
-CASES: dict[str, Case] = {
+CASES: dict[str, PeakCase] = {
     "imports alone": _imports,
     "pack, one process": _pack,
     "load, raw 64 px, batches of 128": _load(full_size=False),

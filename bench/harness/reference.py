@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import functional
 
-from bench.harness.measure import Work, repeated
+from bench.harness.measure import Workload, repeated
 from fastdps.metric.weights import load_pretrained
 
 BATCH = 50
@@ -112,7 +112,7 @@ class Pictures(Dataset[Tensor]):
 
 
 @contextmanager
-def loading(files: Sequence[Path], size: int, batch_size: int, workers: int) -> Iterator[Work]:
+def loading(files: Sequence[Path], size: int, batch_size: int, workers: int) -> Iterator[Workload]:
     """Work whose unit is an epoch of files in a `DataLoader`, whose workers end with the context."""
     loader: Any = DataLoader(
         Pictures(files, size),
@@ -196,7 +196,7 @@ class Reference:
         for head in self._lpips.lins:
             head.model[-1].weight.data.clamp_(min=0)
 
-    def parts(self) -> dict[str, Work]:
+    def parts(self) -> dict[str, Workload]:
         """What a triplet goes through with a frozen backbone, each part alone, in triplets a unit's time.
 
         Loading and distorting are what one process does, times the number of workers: as if these never waited.

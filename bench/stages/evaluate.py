@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bench.harness.bench import Bench
-from bench.harness.measure import Measurement, PartRates, Work
+from bench.harness.measure import Measurement, PartRates, Workload
 from bench.harness.parts import StepParts, score_work
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings
@@ -18,7 +18,7 @@ LONGER = 5
 def run(bench: Bench) -> Iterator[Measurement]:
     """One row: images per second, each with as many draws of its distortions as by default."""
     parts = StepParts(bench, bench.data.small("raw"))
-    alone: dict[str, Work] = {
+    alone: dict[str, Workload] = {
         "load": parts.load(),
         "distort": parts.distort(),
         "features": parts.features(),

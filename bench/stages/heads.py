@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.harness.bench import BATCH, Bench
 from bench.harness.flops import Product, fastest, products
-from bench.harness.measure import Measurement, Work, repeated
+from bench.harness.measure import Measurement, Workload, repeated
 from bench.harness.parts import head_step
 from fastdps.contexts.distortions import NAMES
 from fastdps.metric.backbones import Backbone
@@ -40,7 +40,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
         )
 
 
-def _products_of_a_step(product: Product, mean: Tensor, contexts: int) -> Work:
+def _products_of_a_step(product: Product, mean: Tensor, contexts: int) -> Workload:
     """The four products of a step and nothing else: for mean and variance, one forward and one backward."""
     moments = mean.flatten(0, 1)
     weights, distances = (torch.rand(contexts, n, device=mean.device) for n in reversed(moments.shape))

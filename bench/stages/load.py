@@ -19,7 +19,7 @@ from torchvision.transforms.v2.functional import resize
 
 from bench.harness.bench import Bench
 from bench.harness.data import SIZE
-from bench.harness.measure import Compared, Measurement, Work, spread
+from bench.harness.measure import Compared, Measurement, Workload, spread
 from bench.harness.parts import load_work
 from bench.harness.reference import loading
 from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
@@ -58,8 +58,8 @@ def _measure(bench: Bench, what: str, directory: Path, files: Sequence[Path] = (
         if "JPEG" in what and not (bench.quick and what == "JPEG 64 px"):  # starting the workers takes seconds
             limits["a DataLoader with torchvision's decode_jpeg"] = stack.enter_context(_torchvision(directory))
         there = [name for name in names if name != "dali" or bare is not None]
-        loaders: dict[str, Work] = {name: load_work(_open(bench, directory, name)) for name in there}
-        ways: dict[str, Work] = {}
+        loaders: dict[str, Workload] = {name: load_work(_open(bench, directory, name)) for name in there}
+        ways: dict[str, Workload] = {}
         if files and not bench.quick:
             ways[USUAL] = stack.enter_context(loading(files, SIZE, BATCH, cores()))
         rates = bench.timing.rates({**loaders, **limits, **ways})
@@ -77,7 +77,7 @@ def _open(bench: Bench, directory: Path, loader: LoaderName) -> ShardLoader:
     return open_shards(directory, batch_size=BATCH, size=SIZE, device=bench.device, loader=loader)
 
 
-def _bare_reader(bench: Bench, directory: Path) -> Work | None:
+def _bare_reader(bench: Bench, directory: Path) -> Workload | None:
     """Work whose unit is an epoch of DALI's WebDataset reader with nothing around it; None without DALI.
 
     It is built once and goes on from epoch to epoch without a stop, in packed order.
@@ -142,7 +142,7 @@ def _quiet(_: int) -> None:
 
 
 @contextmanager
-def _torchvision(directory: Path) -> Iterator[Work]:
+def _torchvision(directory: Path) -> Iterator[Workload]:
     """Work whose unit is an epoch of a `DataLoader` with a worker a core, which ends with the context."""
     loader: Any = DataLoader(
         _Files(directory),

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.harness.bench import Bench
-from bench.harness.data import DISTINCT, Data
+from bench.harness.data import DISTINCT, BenchData
 from bench.harness.measure import Compared, Measurement
 from bench.harness.peak import CASES
 from bench.stages.pack import photographs
@@ -51,7 +51,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
         )
 
 
-def peak(name: str, data: Data, source: Path) -> dict[str, float]:
+def peak(name: str, data: BenchData, source: Path) -> dict[str, float]:
     """What the process of one case reports. Raises `FastDPSError` with its output if it fails."""
     command = [sys.executable, "-m", "bench.harness.peak", name, "--shards", str(data.directory)]
     command += ["--photographs", str(source), "--images", str(data.images)]

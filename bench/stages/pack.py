@@ -21,7 +21,7 @@ from PIL import Image
 
 from bench.harness.bench import Bench
 from bench.harness.data import SIZE
-from bench.harness.measure import Compared, Measurement, Timed, Work, spread
+from bench.harness.measure import Compared, Measurement, Timed, Workload, spread
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.folder import Folder
@@ -48,7 +48,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
     ):
         links = _links(Path(directory) / "links", paths)
         _spread_over(pool, _decode_scaled, paths)  # brings the files into memory
-        cases: dict[str, Work] = {
+        cases: dict[str, Workload] = {
             "pack": lambda _: _pack(Folder(links), Path(directory) / "out", startup_s),
             "decode": lambda _: _spread_over(pool, _decode_scaled, paths),
             "pillow": lambda _: _spread_over(pool, _pillow_loop, paths),

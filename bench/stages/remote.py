@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from rich.console import Console
 
 from bench.harness.bench import BATCH, Bench
-from bench.harness.measure import Compared, Measurement, Timed, Work, spread
+from bench.harness.measure import Compared, Measurement, Timed, Workload, spread
 from bench.harness.parts import StepParts, frozen
 from bench.harness.servers import missing, serving
 from fastdps.errors import FastDPSError
@@ -212,7 +212,7 @@ def _loaded(
             "a cache that has all": lambda: warm,
             f"a cache of {FEW} of {SHARDS} shards": opened_cold,
         }
-        works: dict[str, Work] = {name: _Epochs(opened, compute) for name, opened in epochs.items()}
+        works: dict[str, Workload] = {name: _Epochs(opened, compute) for name, opened in epochs.items()}
         for name in list(works)[:2]:
             works[name](1)
         # Computing takes seconds an epoch, loading much less.

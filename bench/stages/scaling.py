@@ -19,7 +19,7 @@ import torch
 
 from bench.harness.bench import BATCH, Bench
 from bench.harness.launch import launch_command
-from bench.harness.measure import Compared, Measurement, Timed, Timing, Work
+from bench.harness.measure import Compared, Measurement, Timed, Timing, Workload
 from bench.stages.train import training_set
 from fastdps.errors import FastDPSError
 from fastdps.run_directory import RunDirectory
@@ -35,7 +35,7 @@ TIMEOUT_S = 1800
 
 
 @dataclass(frozen=True)
-class Case:
+class LaunchCase:
     """How many processes, the threads of each, and the images of a step of all of them."""
 
     processes: int
@@ -49,18 +49,18 @@ class Case:
     def command(self, arguments: list[str]) -> list[str]:
         """The command line that trains in these processes."""
         launch = launch_command(self.processes) if self.processes > 1 else [sys.executable]
-        return [*launch, "-m", "fastdps.training.run", *arguments]
+        return [*launch, "-m", "fastdps.train", *arguments]
 
 
-def cases(gpus: int) -> list[Case]:
+def cases(gpus: int) -> list[LaunchCase]:
     """What is measured: on a CPU (no GPU) two cases; else 1, 2, 4, ... processes and as many as there are GPUs.
 
     The cores of a CPU share a step; every GPU has as many images as one alone, because fewer would leave it idle.
     """
     if not gpus:
-        return [Case(1, 2), Case(2, 1)]
+        return [LaunchCase(1, 2), LaunchCase(2, 1)]
     counts = sorted({2**power for power in range(gpus.bit_length())} | {gpus})
-    return [Case(count, max(1, cores() // count), count * BATCH) for count in counts]
+    return [LaunchCase(count, max(1, cores() // count), count * BATCH) for count in counts]
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
@@ -69,7 +69,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
     rounds, seconds = (1, None) if bench.quick else (ROUNDS, bench.timing.seconds * LONGER)
     every = cases(torch.cuda.device_count() if bench.on_gpu else 0)
     with tempfile.TemporaryDirectory() as runs:
-        works: dict[str, Work] = {str(case): _launches(case, shards, Path(runs), seconds) for case in every}
+        works: dict[str, Workload] = {str(case): _launches(case, shards, Path(runs), seconds) for case in every}
         rates = Timing(rounds, 0, bench.device).single_rates(works)
     one = rates[str(every[0])]
     for case in every:
@@ -92,7 +92,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
         )
 
 
-def _launches(case: Case, shards: Path, runs: Path, seconds: float | None) -> Work:
+def _launches(case: LaunchCase, shards: Path, runs: Path, seconds: float | None) -> Workload:
     """Work that trains anew, for so many epochs as take `seconds`: found by a first launch, which also warms up.
 
     Without `seconds` it trains for `QUICK_EPOCHS`.
@@ -104,7 +104,7 @@ def _launches(case: Case, shards: Path, runs: Path, seconds: float | None) -> Wo
     return lambda _: train_in_processes(case, shards, runs / str(case), epochs)
 
 
-def train_in_processes(case: Case, shards: Path, out: Path, epochs: int) -> Timed:
+def train_in_processes(case: LaunchCase, shards: Path, out: Path, epochs: int) -> Timed:
     """Launch one training and read its rate from its log, which counts from the first batch to the last.
 
     Raises `FastDPSError` with its output if it fails, takes half an hour, or ran in another number of processes.

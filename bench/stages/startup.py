@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 from bench.harness.bench import BATCH, Bench
-from bench.harness.measure import Compared, Measurement, Samples, Timed, Timing, Work
+from bench.harness.measure import Compared, Measurement, Samples, Timed, Timing, Workload
 from fastdps.errors import FastDPSError
 
 #: A start takes seconds, and varies little; if quick there is one round.
@@ -24,7 +24,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
     imports = IMPORTS + ("; import nvidia.dali.fn" if find_spec("nvidia.dali") else "")
     training = ["-m", "fastdps", "train", "--shards", str(shards), "--epochs", "1", "--overwrite"]
     with tempfile.TemporaryDirectory() as directory:
-        cases: dict[str, Work] = {
+        cases: dict[str, Workload] = {
             "python": _process(["-c", "import argparse"]),
             "help": _process(["-m", "fastdps", "--help"]),
             "imports": _process(["-c", f"{imports}; print('imported', flush=True)"], until="imported"),
@@ -40,7 +40,7 @@ def _row(what: str, samples: Samples, limit: Compared) -> Measurement:
     return Measurement("startup", what, samples, unit="s", limit=limit)
 
 
-def _process(arguments: list[str], *, until: str = "") -> Work:
+def _process(arguments: list[str], *, until: str = "") -> Workload:
     """Work that runs Python, once however much is asked for.
 
     Timed to the end of the process, or to the first line of output, standard error included, that begins with `until`.

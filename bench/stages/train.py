@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.harness.bench import BATCH, Bench
-from bench.harness.measure import Compared, Measurement, PartRates, Samples, Timed, Work, spread
+from bench.harness.measure import Compared, Measurement, PartRates, Samples, Timed, Workload, spread
 from bench.harness.parts import StepParts
 from bench.harness.reference import BATCH as REFERENCE_BATCH
 from bench.harness.reference import Reference
@@ -31,7 +31,7 @@ PAIRS = len(NAMES) * (len(NAMES) - 1) // 2
 
 
 @dataclass(frozen=True)
-class Case:
+class TrainCase:
     """One row: how many contexts are adapted to, and whether the backbone is trained."""
 
     contexts: int
@@ -48,8 +48,8 @@ class Case:
 
 
 USUAL, USUAL_TUNED = "the usual way", "the usual way with its backbone trained"
-CASES = (Case(1), Case(24, headline=False), Case(720), Case(1, tuned=True))
-QUICK_CASES = (Case(1), Case(720))
+CASES = (TrainCase(1), TrainCase(24, headline=False), TrainCase(720), TrainCase(1, tuned=True))
+QUICK_CASES = (TrainCase(1), TrainCase(720))
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
@@ -66,8 +66,8 @@ def run(bench: Bench) -> Iterator[Measurement]:
             )
             for name in dict.fromkeys(case.usual for case in cases)
         }
-        trainings = {case: Training(training_set(bench), case, runs) for case in cases}
-        whole: dict[str, Work] = {str(case): training for case, training in trainings.items()}
+        trainings = {case: TrainingWorkload(training_set(bench), case, runs) for case in cases}
+        whole: dict[str, Workload] = {str(case): training for case, training in trainings.items()}
         whole |= {name: way.train for name, way in ways.items()}
         alone = _parts(parts, cases)
         alone |= {f"{USUAL} {name}": work for name, work in ways[USUAL].parts().items()}
@@ -107,16 +107,16 @@ def run(bench: Bench) -> Iterator[Measurement]:
 PARTS = ("load", "distort", "features", "distances", "heads")
 
 
-def _part(name: str, case: Case) -> str:
+def _part(name: str, case: TrainCase) -> str:
     """The name under which a part of a case is measured: cases share what is the same for them."""
     if name == "heads":
         return f"heads {case.contexts}"
     return f"trained {name}" if case.tuned and name in ("features", "distances") else name
 
 
-def _parts(parts: StepParts, cases: tuple[Case, ...]) -> dict[str, Work]:
+def _parts(parts: StepParts, cases: tuple[TrainCase, ...]) -> dict[str, Workload]:
     """The parts of all cases, by the names of `_part`."""
-    works: dict[str, Work] = {
+    works: dict[str, Workload] = {
         "load": parts.load(),
         "distort": parts.distort(),
         "features": parts.features(),
@@ -128,11 +128,11 @@ def _parts(parts: StepParts, cases: tuple[Case, ...]) -> dict[str, Work]:
     return works
 
 
-def _time_ratio(case: Case, rates: Mapping[str, Samples]) -> dict[str, float]:
+def _time_ratio(case: TrainCase, rates: Mapping[str, Samples]) -> dict[str, float]:
     """The time an image takes with many contexts over that with one, round by round."""
     if case.tuned or case.contexts == 1:
         return {}
-    pairs = zip(rates[str(Case(1))], rates[str(case)], strict=True)
+    pairs = zip(rates[str(TrainCase(1))], rates[str(case)], strict=True)
     return {"time_ratio": spread([one / many for one, many in pairs]).median}
 
 
@@ -142,7 +142,7 @@ def training_set(bench: Bench) -> Path:
     return bench.data.small("raw", None if bench.on_gpu else cpu_images)
 
 
-class Training:
+class TrainingWorkload:
     """Work whose unit is an epoch: the command `fastdps train`, in this process.
 
     Its rate is that of the last record of its log, which counts from the first batch to the last; what comes before,
@@ -150,7 +150,7 @@ class Training:
     batches, one for each call.
     """
 
-    def __init__(self, shards: Path, case: Case, runs: Path) -> None:
+    def __init__(self, shards: Path, case: TrainCase, runs: Path) -> None:
         self._samples = read_manifest(shards).samples
         self._run = RunDirectory(runs / str(case))
         self._options = ["--shards", str(shards), "--contexts", str(case.contexts), "--out", str(self._run.path)]

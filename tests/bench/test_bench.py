@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import bench.__main__ as command
-from bench.harness.data import Data
+from bench.harness.data import BenchData
 from bench.harness.flops import count_flops
 from bench.harness.measure import Compared, Measurement, PartRates, Timed, Timing, spread
 from bench.stages import STAGES
@@ -230,12 +230,12 @@ def test_flops_of_backbones_against_torch(name):
 
 
 def test_sets_of_other_images_are_packed_anew(tmp_path):
-    first = Data(tmp_path / "shards", images=12, photos=None).small("raw", 20)
+    first = BenchData(tmp_path / "shards", images=12, photos=None).small("raw", 20)
     assert read_manifest(first).samples == 20
     before = first.stat().st_mtime_ns, (first / "manifest.json").read_text()
-    assert Data(tmp_path / "shards", images=12, photos=None).small("raw", 20) == first
+    assert BenchData(tmp_path / "shards", images=12, photos=None).small("raw", 20) == first
     assert (first.stat().st_mtime_ns, (first / "manifest.json").read_text()) == before
-    Data(tmp_path / "shards", images=5, photos=None).small("raw", 20)
+    BenchData(tmp_path / "shards", images=5, photos=None).small("raw", 20)
     assert read_manifest(first).source["distinct"] == 5
 
 

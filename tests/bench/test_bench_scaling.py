@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from bench.stages import scaling
-from bench.stages.scaling import Case, cases, train_in_processes
+from bench.stages.scaling import LaunchCase, cases, train_in_processes
 from fastdps.errors import FastDPSError
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
@@ -36,9 +36,9 @@ def test_a_cpu_has_two_cases_and_gpus_as_many_as_powers_of_two_and_all():
 
 
 def test_names_and_commands():
-    assert [str(case) for case in (Case(1, 2), Case(2, 1))] == ["1 process of 2 threads", "2 processes of 1 thread"]
-    assert Case(1, 2).command(["--x"]) == [sys.executable, "-m", "fastdps.train", "--x"]
-    launch = Case(3, 1).command(["--x"])
+    assert [str(LaunchCase(1, 2)), str(LaunchCase(2, 1))] == ["1 process of 2 threads", "2 processes of 1 thread"]
+    assert LaunchCase(1, 2).command(["--x"]) == [sys.executable, "-m", "fastdps.train", "--x"]
+    launch = LaunchCase(3, 1).command(["--x"])
     assert launch[-3:] == ["-m", "fastdps.train", "--x"]
     assert {"--multi_gpu", "--num_processes=3"} <= set(launch)
 
@@ -59,7 +59,7 @@ def fake_run(monkeypatch, out, *, processes, seen):
 def test_the_rate_is_that_of_the_log(monkeypatch, tmp_path, shards):
     seen = []
     fake_run(monkeypatch, tmp_path / "run", processes=2, seen=seen)
-    timed = train_in_processes(Case(2, 1), shards, tmp_path / "run", epochs=30)
+    timed = train_in_processes(LaunchCase(2, 1), shards, tmp_path / "run", epochs=30)
     assert timed == (600, 3.0)
     ((command, threads),) = seen
     assert threads == "1"
@@ -70,12 +70,12 @@ def test_the_rate_is_that_of_the_log(monkeypatch, tmp_path, shards):
 def test_another_number_of_processes_is_an_error(monkeypatch, tmp_path, shards):
     fake_run(monkeypatch, tmp_path / "run", processes=1, seen=[])
     with pytest.raises(FastDPSError, match="ran in 1 processes, not in 2"):
-        train_in_processes(Case(2, 1), shards, tmp_path / "run", epochs=1)
+        train_in_processes(LaunchCase(2, 1), shards, tmp_path / "run", epochs=1)
 
 
 def test_a_training_that_fails_says_why(tmp_path, shards):
     with pytest.raises(FastDPSError, match=r"epochs must be above 0"):
-        train_in_processes(Case(1, 1), shards, tmp_path / "run", epochs=0)
+        train_in_processes(LaunchCase(1, 1), shards, tmp_path / "run", epochs=0)
 
 
 def test_a_training_that_hangs_is_an_error(monkeypatch, tmp_path, shards):
@@ -84,4 +84,4 @@ def test_a_training_that_hangs_is_an_error(monkeypatch, tmp_path, shards):
 
     monkeypatch.setattr(scaling.subprocess, "run", hang)
     with pytest.raises(FastDPSError, match="did not end within 1800 s"):
-        train_in_processes(Case(2, 1), shards, tmp_path / "run", epochs=1)
+        train_in_processes(LaunchCase(2, 1), shards, tmp_path / "run", epochs=1)
