@@ -25,7 +25,7 @@ COMMANDS = {
     "readme": "the headline rows, in bench/README.md and, three of them, in README.md",
 }
 #: Their modules in `bench.analyse`, each with `add_arguments(parser)` and `run(arguments)`, where the name is another.
-MODULES = {"plan": "capacity", "staging": "simulate_staging"}
+MODULES = {"plan": "capacity", "staging": "staging_tables"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,22 +9,14 @@ Only time is simulated. Streams do not slow each other down: what nodes and stor
 
 from __future__ import annotations
 
-import argparse
-import functools
-import gc
 import heapq
-import time
-import tracemalloc
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdps.errors import ConfigError
-from fastdps.loading.index_cache import KEPT_SAMPLES
 from fastdps.loading.order import EpochOrder, Visit, part_of
 from fastdps.loading.segments import places_within
 from fastdps.loading.staged import segment_bytes
@@ -42,7 +34,7 @@ SHUFFLED_SHARDS, SHUFFLED_EPOCHS, SHUFFLED_BATCH = 200, 20, 256
 
 
 @dataclass(frozen=True)
-class Service:
+class StoreModel:
     """How a store answers: log-normal latencies and rates of a stream, by median and sigma; some requests fail.
 
     What fails does so anywhere in its time, and is asked for again after the product's own pauses.
@@ -83,7 +75,7 @@ def made_up(images: int, shard_images: int) -> Manifest:
     return Manifest("images", {"image": "bin"}, "raw", (64, 64), images, {"name": "made up"}, shards)
 
 
-class Process:
+class SimulatedProcess:
     """One process in an epoch: which shards come when. `quota` is the bytes that it may hold at a time.
 
     `begun_after[j]` is the number of samples that have to be delivered before visit j is begun.
@@ -108,7 +100,7 @@ class Process:
                 start = stop
             self._segment_ends.append(len(shards))
         self.shards, self.samples = shards, samples
-        self.begun_after = _begun_after(shards, samples, quota)
+        self.begun_after = begun_after(shards, samples, quota)
         self._here_s: list[float] = []
         self._all_here_s = 0.0
         self._segment = 0
@@ -131,8 +123,8 @@ class Process:
         return self._all_here_s
 
 
-def _begun_after(shards: Sequence[Shard], samples: Sequence[int], quota: int) -> list[int]:
-    """For each visit the samples that are delivered before its shard is begun, as `shards.cache.Prefetch` has it."""
+def begun_after(shards: Sequence[Shard], samples: Sequence[int], quota: int) -> list[int]:
+    """For each visit the samples that are delivered before its shard is begun, as `shards.cache.Ahead` has it."""
     held: deque[tuple[Shard, int]] = deque()
     holders: Counter[str] = Counter()
     nbytes = delivered = 0
@@ -151,7 +143,7 @@ def _begun_after(shards: Sequence[Shard], samples: Sequence[int], quota: int) ->
 
 
 @dataclass(frozen=True)
-class Simulated:
+class SimulatedEpoch:
     """What came out: images/s of all processes once the first batch was there, and the seconds until then."""
 
     images_per_s: float
@@ -161,14 +153,14 @@ class Simulated:
 def simulate(
     manifest: Manifest,
     processes: int,
-    service: Service,
+    service: StoreModel,
     *,
     quota: int,
     streams: int = STREAMS,
     batch_size: int,
     device_images_per_s: float,
     seed: int = 0,
-) -> Simulated:
+) -> SimulatedEpoch:
     """An epoch, or the first `MOST_STEPS` of it, of processes that wait for each other in every step."""
     draw = np.random.default_rng(seed)
     order = EpochOrder([shard.samples for shard in manifest.shards], seed=seed, epoch=0, shuffle=True)
@@ -178,7 +170,7 @@ def simulate(
     for rank in range(processes):
         part = part_of(manifest.samples, rank, processes)
         read = list(order.visits(part[: (steps + 1) * batch_size + int(quota // IMAGE_BYTES)]))
-        own = Process(manifest, read, quota=quota, batch_size=batch_size, most_bytes=most_bytes)
+        own = SimulatedProcess(manifest, read, quota=quota, batch_size=batch_size, most_bytes=most_bytes)
         every.append((own, [0.0] * streams))
     begun_s: list[float] = []
 
@@ -194,11 +186,11 @@ def simulate(
         now_s = max(now_s, *here_s) if processes > 1 else max(now_s, next(here_s))
         begun_s.append(now_s)
         now_s += step_s
-    return Simulated(steps * batch_size * processes / (now_s - begun_s[0]), begun_s[0])
+    return SimulatedEpoch(steps * batch_size * processes / (now_s - begun_s[0]), begun_s[0])
 
 
 @dataclass(frozen=True)
-class Division:
+class ShardDivision:
     """What an epoch asks of storage. `amplification` is what all nodes bring over what there is."""
 
     shards: int
@@ -207,13 +199,13 @@ class Division:
     amplification: float
 
 
-def divide(manifest: Manifest, nodes: int) -> Division:
+def divide_shards(manifest: Manifest, nodes: int) -> ShardDivision:
     """How the shards fall to the processes of so many nodes; a shard that two processes read is brought by each."""
     order = EpochOrder([shard.samples for shard in manifest.shards], seed=0, epoch=0, shuffle=True)
     processes = nodes * PER_NODE
     visits = [v.shard for rank in range(processes) for v in order.visits(part_of(manifest.samples, rank, processes))]
     brought = sum(manifest.shards[shard].bytes for shard in visits)
-    return Division(
+    return ShardDivision(
         len(manifest.shards),
         len(visits) / processes,
         brought / nodes,
@@ -256,195 +248,3 @@ def mix(shard_images: int, labels: NDArray[np.float64], *, epochs: int = SHUFFLE
         (batch - 1) / (shard_images - 1),
         (batch - 1) / (n - 1),
     )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `python -m bench staging`."""
-    service = Service()
-    parser.add_argument("--images", type=int, default=100_000_000, metavar="N", help="of the set (default 100 million)")
-    parser.add_argument("--shard-images", type=int, default=5000, metavar="N", help="of a shard (default 5000)")
-    parser.add_argument(
-        "--rate", type=float, default=44_300, metavar="N", help="images/s of a device (default 44,300: docs/scaling.md)"
-    )
-    parser.add_argument("--batch-size", type=int, default=1024, metavar="N", help="images a step of each process")
-    parser.add_argument(
-        "--stream", type=float, default=service.stream_bytes_per_s / 1e6, metavar="MB/s", help="median of one stream"
-    )
-    parser.add_argument(
-        "--latency", type=float, default=service.latency_s * 1e3, metavar="MS", help="median of a request"
-    )
-    parser.add_argument("--failing", type=float, default=service.failing, metavar="SHARE", help="of the requests")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Simulate and show. Raises `ConfigError` for numbers that cannot be."""
-    if min(arguments.shard_images, arguments.batch_size) < 1 or not 0 <= arguments.failing < 1:
-        raise ConfigError("--shard-images and --batch-size have to be at least 1, --failing from 0 to below 1.")
-    if min(arguments.rate, arguments.stream, arguments.latency) <= 0:
-        raise ConfigError("--rate, --stream and --latency have to be above 0.")
-    least = NODES[-1] * PER_NODE * arguments.batch_size
-    if arguments.images < least:
-        raise ConfigError(f"--images has to be at least {least:,}: a step of all processes of {NODES[-1]} nodes.")
-    service = Service(arguments.latency / 1e3, stream_bytes_per_s=arguments.stream * 1e6, failing=arguments.failing)
-    for table in (_divided, functools.partial(_simulated, service=service), _sizes, _mixed):
-        print("\n".join(table(arguments)), end="\n\n", flush=True)
-
-
-def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
-    """Markdown."""
-    return [_row(head), "|" + "---:|" * len(head), *map(_row, rows)]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _divided(arguments: argparse.Namespace) -> list[str]:
-    manifest = made_up(arguments.images, arguments.shard_images)
-    need = arguments.rate * IMAGE_BYTES / 1e9
-
-    def rows() -> Iterator[Sequence[str]]:
-        for nodes in NODES:
-            part = divide(manifest, nodes)
-            epoch_s = arguments.images / (nodes * PER_NODE * arguments.rate)
-            yield (
-                f"{nodes}",
-                f"{part.shards_per_process:,.1f}",
-                f"{part.bytes_per_node / 1e9:,.1f}",
-                f"{part.amplification - 1:.2%}",
-                f"{epoch_s:,.0f}",
-                f"{PER_NODE * need:.2f}",
-                f"{nodes * PER_NODE * need:,.0f}",
-            )
-
-    head = [
-        "nodes",
-        "shards a process",
-        "GB a node and epoch",
-        "brought twice",
-        "epoch, s",
-        "GB/s a node",
-        "GB/s of all",
-    ]
-    return _table(head, rows())
-
-
-def _simulated(arguments: argparse.Namespace, service: Service) -> list[str]:
-    manifest = made_up(arguments.images, arguments.shard_images)
-    size = manifest.shards[0].bytes
-
-    def rows() -> Iterator[Sequence[str]]:
-        for streams in (STREAMS // 2, STREAMS, 2 * STREAMS):
-            for held in (4, 8, 16):
-                cells = [f"{streams}", f"{held}", f"{PER_NODE * held * size / 1e9:.1f}"]
-                for nodes in NODES:
-                    found = simulate(
-                        manifest,
-                        nodes * PER_NODE,
-                        service,
-                        quota=held * size,
-                        streams=streams,
-                        batch_size=arguments.batch_size,
-                        device_images_per_s=arguments.rate,
-                    )
-                    share = found.images_per_s / (arguments.rate * nodes * PER_NODE)
-                    cells.append(f"{share:.0%}, {found.first_batch_s:.1f} s")
-                yield cells
-
-    head = ["streams", "shards of cache a process", "GB a node", *(f"{nodes} nodes" for nodes in NODES)]
-    return _table(head, rows())
-
-
-def _sizes(arguments: argparse.Namespace) -> list[str]:
-    def rows() -> Iterator[Sequence[str]]:
-        for shard_images in (1000, arguments.shard_images, 20_000):
-            manifest = made_up(arguments.images, shard_images)
-            text = manifest.to_json()
-            read_s, held = _loaded(text)
-            sizes = [shard.samples for shard in manifest.shards]
-            order = _taken(functools.partial(EpochOrder, sizes, seed=0, epoch=0, shuffle=True))
-            yield (
-                f"{shard_images:,}",
-                f"{manifest.shards[0].bytes / 1e6:.1f}",
-                f"{len(manifest.shards):,}",
-                f"{len(text) / 1e6:.1f}",
-                f"{read_s:.2f}",
-                f"{held / 1e6:.1f}",
-                f"{order / 1e6:.2f}",
-            )
-
-    head = ["images a shard", "MB a shard", "shards", "manifest, MB", "read in s", "in memory, MB", "order, MB"]
-    return [
-        *_table(head, rows()),
-        "",
-        f"Indexes that a process keeps: of {KEPT_SAMPLES:,} samples at most. Packing plans the order of all items in "
-        f"one process: {_planned_bytes():.0f} bytes an item, and the names of the files beside it.",
-    ]
-
-
-def _loaded(text: str) -> tuple[float, int]:
-    """Seconds to read a manifest, and the bytes that it takes then."""
-    import tempfile
-    from pathlib import Path
-
-    from fastdps.shards.format import MANIFEST, read_manifest
-
-    with tempfile.TemporaryDirectory() as directory:
-        (Path(directory) / MANIFEST).write_text(text, encoding="utf-8")
-        started_s = time.perf_counter()
-        read_manifest(directory)
-        seconds = time.perf_counter() - started_s
-        return seconds, _taken(lambda: read_manifest(directory))
-
-
-def _planned_bytes() -> float:
-    """What planning takes at its peak for each item, where items are numbers."""
-    from fastdps.packing.options import PackOptions
-    from fastdps.packing.plan import plan_sets
-    from fastdps.packing.sources.deadleaves import DeadLeaves
-
-    items = 1_000_000
-    tracemalloc.start()
-    try:
-        plan_sets(DeadLeaves(items, 64, seed=0), PackOptions(encoding="raw", size=64))
-        return tracemalloc.get_traced_memory()[1] / items
-    finally:
-        tracemalloc.stop()
-
-
-def _taken(make: Callable[[], Any]) -> int:
-    """The bytes of Python's and numpy's memory that something takes."""
-    gc.collect()
-    tracemalloc.start()
-    try:
-        made = make()
-        gc.collect()
-        taken = tracemalloc.get_traced_memory()[0]
-        del made
-        return taken
-    finally:
-        tracemalloc.stop()
-
-
-def _mixed(arguments: argparse.Namespace) -> list[str]:
-    def rows() -> Iterator[Sequence[str]]:
-        for shard_images in (1000, arguments.shard_images, 20_000):
-            labels = np.random.default_rng(1).standard_normal(SHUFFLED_SHARDS * arguments.shard_images)
-            found = mix(shard_images, labels)
-            in_order = mix(shard_images, np.sort(labels))
-            yield (
-                f"{shard_images:,}",
-                f"{found.shards:.2f}",
-                f"{found.variance_ratio:.3f}",
-                f"{found.pairs_again:.2%}",
-                f"{in_order.variance_ratio:.0f}",
-            )
-
-    head = [
-        "images a shard",
-        "shards in a batch of 256",
-        "variance of batch means",
-        "pairs again",
-        "if packed in order",
-    ]
-    return _table(head, rows())

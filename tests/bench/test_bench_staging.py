@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 
 import bench.__main__ as command
-from bench.analyse.simulate_staging import PER_NODE, Process, Service, _begun_after, divide, made_up, mix, simulate
+from bench.analyse.simulate_staging import (
+    PER_NODE,
+    SimulatedProcess,
+    StoreModel,
+    begun_after,
+    divide_shards,
+    made_up,
+    mix,
+    simulate,
+)
 from fastdps.loading.order import EpochOrder, part_of
 from fastdps.shards.cache import Prefetch
 
-EVEN = Service(latency_s=0.05, latency_sigma=0, stream_bytes_per_s=100e6, stream_sigma=0, failing=0)
+EVEN = StoreModel(latency_s=0.05, latency_sigma=0, stream_bytes_per_s=100e6, stream_sigma=0, failing=0)
 
 
 def visits_of(manifest, rank, processes):
@@ -30,11 +39,11 @@ def test_what_may_come_is_what_the_product_begins(held, twice):
     if twice:  # as where a segment ends within a shard
         visits = [(shard, part) for shard, n in visits for part in (n // 2, n - n // 2) if part]
     quota = held * manifest.shards[0].bytes
-    expected = _begun_after(*map(list, zip(*visits, strict=True)), quota)
-    staged = types.SimpleNamespace(quota=quota, fetch=lambda *_: os.open(os.devnull, os.O_RDONLY))
-    prefetch = Prefetch(staged)
-    prefetch.extend(visits)
-    begun = [len(visits) - len(prefetch._pending)]
+    expected = begun_after(*map(list, zip(*visits, strict=True)), quota)
+    staged = types.SimpleNamespace(quota=quota, bring=lambda *_: os.open(os.devnull, os.O_RDONLY))
+    ahead = Ahead(staged)
+    ahead.extend(visits)
+    begun = [len(visits) - len(ahead._coming)]
     for _ in range(sum(n for _, n in visits)):
         prefetch.release(1)
         begun.append(len(visits) - len(prefetch._pending))
@@ -46,7 +55,7 @@ def test_a_process_visits_what_its_part_has():
     manifest = made_up(1000, 40)
     visits = visits_of(manifest, 1, 3)
     size = manifest.shards[0].bytes
-    own = Process(manifest, visits, quota=4 * size, batch_size=16, most_bytes=2 * size)
+    own = SimulatedProcess(manifest, visits, quota=4 * size, batch_size=16, most_bytes=2 * size)
     assert sum(own.samples) == len(part_of(1000, 1, 3))
     found = {}
     for shard, samples in zip(own.shards, own.samples, strict=True):
@@ -71,7 +80,7 @@ def test_times_that_are_known(processes):
 
 def test_failures_and_jitter_cost_what_they_should():
     draw = np.random.default_rng(0)
-    size, failing = 80 << 20, Service(latency_sigma=0, stream_sigma=0, failing=0.1)
+    size, failing = 80 << 20, StoreModel(latency_sigma=0, stream_sigma=0, failing=0.1)
     even_s = EVEN.shard_s(size, draw)
     # A ninth of a request fails on the way for each that does not, half done, and a pause of 0.075 s or more follows.
     least_s = even_s * (1 + 0.5 / 9) + 10 / 9 * 0.075
@@ -82,12 +91,12 @@ def test_failures_and_jitter_cost_what_they_should():
 def test_shards_are_brought_twice_where_parts_meet():
     manifest = made_up(200_000, 100)
     for nodes in (1, 8):
-        division = divide(manifest, nodes)
+        division = divide_shards(manifest, nodes)
         processes = nodes * PER_NODE
         assert division.shards == 2000
         assert 1 <= division.amplification <= 1 + (processes - 1) / 2000
         assert division.shards_per_process * processes == pytest.approx(2000 * division.amplification)
-    assert divide(made_up(64_000, 1000), 1).amplification == 1  # parts of eight shards each
+    assert divide_shards(made_up(64_000, 1000), 1).amplification == 1  # parts of eight shards each
 
 
 def test_batches_of_a_shuffled_set_are_like_those_of_a_full_shuffle():
