@@ -36,12 +36,56 @@ def make_run(
     seed: int = 0,
     **settings: Any,
 ) -> Path:
-    """A finished run of some contexts (default: 24 of the 720), with all that `fastdps evaluate` adds if asked for."""
+    """Write a finished run of some contexts (default: 24 of the 720), with the results of `fastdps evaluate` asked for.
+
+    Args:
+        path: The run directory to make.
+        rankings: One ranking per context; an empty list for a run on judgements.
+        scored: Write accuracies per context to `scores.json`.
+        examples: Write `details.json` too. Needs `scored`.
+        bapps: Write agreement with BAPPS to `scores.json`.
+        validation: Log two validations.
+        seed: The seed of all values.
+        **settings: Values of `config.json`, over those of `SETTINGS`.
+
+    Returns:
+        `path`.
+    """
     path.mkdir(parents=True)
     random = np.random.default_rng(seed)
     if rankings is None:
         rankings = [list(ranking) for ranking in itertools.islice(itertools.permutations(NAMES), 0, 720, 30)]
-    config = {
+    heads = max(1, len(rankings))
+    (path / "config.json").write_text(json.dumps(_config(path, rankings, settings)))
+    write_metric(path / "metric.safetensors", random.uniform(0, 1, (heads, sum(CHANNELS))), rankings)
+    log = [step(n, loss=0.5 / n, accuracy=0.8 - 0.3 / n) for n in range(20, 2000, 20)]
+    if validation:
+        log += [
+            {"event": "validation", "epoch": n, "step": 990 * n, "accuracies": random.uniform(0.6, 0.9, heads).tolist()}
+            for n in (1, 2)
+        ]
+    log.append({"event": "end", "step": 1980, "processes": 2, **speed()})
+    write_log(path, log)
+    before, after = random.uniform(0.2, 0.8, (2, len(rankings)))
+    contexts = [
+        {"ranking": ranking, "baseline_accuracy": b, "adapted_accuracy": a}
+        for ranking, b, a in zip(rankings, before.tolist(), after.tolist(), strict=True)
+    ]
+    scores: dict[str, Any] = {"contexts": [], "summary": None, "bapps": None, "throughput": speed()}
+    if scored:
+        scores |= {"contexts": contexts, "summary": _summary(before, after)}
+    if bapps:
+        scores["bapps"] = judged(heads)
+    if scored or bapps:
+        (path / "scores.json").write_text(json.dumps(scores))
+    if scored and examples:
+        write_details(path, contexts)
+    return path
+
+
+def _config(path: Path, rankings: list[list[str]], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of `config.json`."""
+    return {
         "config": SETTINGS | settings,
         "rankings": rankings,
         "data": {
@@ -56,38 +100,16 @@ def make_run(
         "versions": {"fastdps": "0.1.0", "torch": "2.14"},
         "machine": {"python": "3.11", "platform": "Linux"},
     }
-    (path / "config.json").write_text(json.dumps(config))
-    write_metric(path / "metric.safetensors", random.uniform(0, 1, (max(1, len(rankings)), sum(CHANNELS))), rankings)
-    log = [step(n, loss=0.5 / n, accuracy=0.8 - 0.3 / n) for n in range(20, 2000, 20)]
-    if validation:
-        count = max(1, len(rankings))
-        log += [
-            {"event": "validation", "epoch": n, "step": 990 * n, "accuracies": random.uniform(0.6, 0.9, count).tolist()}
-            for n in (1, 2)
-        ]
-    log.append({"event": "end", "step": 1980, "processes": 2, **speed()})
-    write_log(path, log)
-    before, after = random.uniform(0.2, 0.8, (2, len(rankings)))
-    contexts = [
-        {"ranking": ranking, "baseline_accuracy": b, "adapted_accuracy": a}
-        for ranking, b, a in zip(rankings, before.tolist(), after.tolist(), strict=True)
-    ]
-    scores: dict[str, Any] = {"contexts": [], "summary": None, "bapps": None, "throughput": speed()}
-    if scored:
-        scores["contexts"] = contexts
-        scores["summary"] = {
-            "contexts": len(contexts),
-            "improved_fraction": float((after > before).mean()),
-            "baseline_accuracy": float(before.mean()),
-            "adapted_accuracy": float(after.mean()),
-        }
-    if bapps:
-        scores["bapps"] = judged(max(1, len(rankings)))
-    if scored or bapps:
-        (path / "scores.json").write_text(json.dumps(scores))
-    if scored and examples:
-        write_details(path, contexts)
-    return path
+
+
+def _summary(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Return the summary in `scores.json` of the accuracies (contexts,) before and after adapting."""
+    return {
+        "contexts": len(after),
+        "improved_fraction": float((after > before).mean()),
+        "baseline_accuracy": float(before.mean()),
+        "adapted_accuracy": float(after.mean()),
+    }
 
 
 def step(number: int, **values: float) -> dict[str, Any]:

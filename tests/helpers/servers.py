@@ -82,63 +82,70 @@ class Faults:
 
 @contextmanager
 def failing_proxy(port: int, faults: Faults) -> Iterator[int]:
-    """The port of a proxy before the server at `port`, which fails as `faults` say."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        wbufsize = 1 << 16
-
-        def log_message(self, *_):
-            pass
-
-        def handle_expect_100(self):
-            go_on = super().handle_expect_100()
-            self.wfile.flush()  # the client sends nothing before it has this
-            return go_on
-
-        def forward(self):
-            body = self._body()
-            kind = faults.next(self.path)
-            if kind == "refused":
-                self.send_response(503)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            if kind == "slow":
-                time.sleep(faults.slow_s)
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-            with contextlib.closing(connection):
-                headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
-                connection.request(self.command, self.path, body=body, headers={**headers, "Connection": "close"})
-                answer = connection.getresponse()
-                content = answer.read()
-            self.send_response(answer.status)
-            for name, value in answer.getheaders():
-                if name.lower() not in ("connection", "transfer-encoding", "content-length", "date", "server"):
-                    self.send_header(name, value)
-            length = answer.getheader("Content-Length") if self.command == "HEAD" else None
-            self.send_header("Content-Length", length or str(len(content)))
-            self.end_headers()
-            if kind == "cut" and content:
-                self.wfile.write(content[: len(content) // 2])
-                self.wfile.flush()
-                self.close_connection = True
-                return
-            self.wfile.write(content)
-
-        def _body(self) -> bytes | None:
-            if "chunked" in self.headers.get("Transfer-Encoding", ""):
-                parts = []
-                while size := int(self.rfile.readline().split(b";")[0], 16):
-                    parts.append(self.rfile.read(size))
-                    self.rfile.readline()
-                self.rfile.readline()
-                del self.headers["Transfer-Encoding"]
-                return b"".join(parts)
-            length = int(self.headers.get("Content-Length", 0))
-            return self.rfile.read(length) if length else None
-
-        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward  # noqa: N815
-
-    with _serving(Handler) as found:
+    """Start a proxy for the server at `port` that fails as `faults` decide, and yield its port."""
+    with _serving(functools.partial(_FailingProxy, upstream_port=port, faults=faults)) as found:
         yield found
+
+
+class _FailingProxy(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 16
+
+    def __init__(self, *args, upstream_port: int, faults: Faults) -> None:
+        self._upstream_port, self._faults = upstream_port, faults
+        super().__init__(*args)  # handles the requests
+
+    def log_message(self, *_):
+        pass
+
+    def handle_expect_100(self):
+        proceed = super().handle_expect_100()
+        self.wfile.flush()  # the client sends nothing before it has this
+        return proceed
+
+    def forward(self):
+        body = self._body()
+        kind = self._faults.next(self.path)
+        if kind == "refused":
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if kind == "slow":
+            time.sleep(self._faults.slow_s)
+        answer, content = self._ask_upstream(body)
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("connection", "transfer-encoding", "content-length", "date", "server"):
+                self.send_header(name, value)
+        length = answer.getheader("Content-Length") if self.command == "HEAD" else None
+        self.send_header("Content-Length", length or str(len(content)))
+        self.end_headers()
+        if kind == "cut" and content:
+            self.wfile.write(content[: len(content) // 2])
+            self.wfile.flush()
+            self.close_connection = True
+            return
+        self.wfile.write(content)
+
+    def _ask_upstream(self, body: bytes | None) -> tuple[http.client.HTTPResponse, bytes]:
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
+        connection = http.client.HTTPConnection("127.0.0.1", self._upstream_port, timeout=30)
+        with contextlib.closing(connection):
+            connection.request(self.command, self.path, body=body, headers={**headers, "Connection": "close"})
+            answer = connection.getresponse()
+            return answer, answer.read()
+
+    def _body(self) -> bytes | None:
+        if "chunked" in self.headers.get("Transfer-Encoding", ""):
+            parts = []
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            del self.headers["Transfer-Encoding"]
+            return b"".join(parts)
+        length = int(self.headers.get("Content-Length", 0))
+        return self.rfile.read(length) if length else None
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward  # noqa: N815
