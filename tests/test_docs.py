@@ -1,4 +1,4 @@
-"""The docs as a reader takes them: what is fenced as `sh` or `python` runs, and all other commands parse."""
+"""The docs as a reader uses them: `sh` and `python` blocks run, other commands parse, paths and links exist."""
 
 import re
 import shlex
@@ -15,16 +15,42 @@ from fastdps.commands.make_shards import make_shards, make_shards_parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "shards/README.md", ROOT / "bench/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOTES = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
+PATH = re.compile(r"`((?:fastdps|bench|tests|tools|docs)/[\w./-]*)`")
+LINK = re.compile(r"\]\(([^)\s#]+)")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 TOOLS = {"tools/make_shards.py": make_shards, "tools/check_shards.py": check_shards}
 #: Of extending.md the snippets are parts of files: see test_extending_docs.py.
 RUN = [page for page in PAGES if page.name != "extending.md" and FENCE.search(page.read_text(encoding="utf-8"))]
 
 
+@pytest.mark.parametrize("page", [*PAGES, *NOTES], ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_paths_and_links_of_a_page_exist(page):
+    """Paths in backticks are relative to the repository, links to the page. NAME is a placeholder."""
+    text = page.read_text(encoding="utf-8")
+    paths = {path for path in PATH.findall(text) if "NAME" not in path}
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+    links = [link for link in LINK.findall(text) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_tree_of_the_readme_is_that_of_the_repository():
+    """Every folder with code is in the tree, at its depth, and nothing else."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Where things are\n")[2]
+    shown, parents = set(), []
+    for line in re.findall(r"^    .*$", section.partition("\nSix files")[0], re.MULTILINE):
+        depth = (len(line) - len(line.lstrip())) // 2 - 2
+        parents[depth:] = [re.match(r"\s*(\w+)/ ", line)[1]]
+        shown.add("/".join(parents))
+    inside = {path.parent for path in (ROOT / "fastdps").rglob("*.py")}
+    there = {path.relative_to(ROOT).as_posix() for path in inside if path.name != "__pycache__"}
+    assert shown == there | {"bench", "tests", "docs", "tools"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_what_a_page_shows_runs_in_its_order(page, tmp_path, weights_dir, monkeypatch):
-    """Our own commands run in this process, to import torch once; every other line in a shell."""
+def test_blocks_of_a_page_run_in_order(page, tmp_path, weights_dir, monkeypatch):
+    """Commands of fastdps run in this process, to import torch once; every other line in a shell."""
     photographs(tmp_path / "photos", 24)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
@@ -44,7 +70,7 @@ def test_what_a_page_shows_runs_in_its_order(page, tmp_path, weights_dir, monkey
 
 
 def photographs(folder: Path, count: int) -> None:
-    """Files that pass for photographs: smooth colours, each its own."""
+    """Write images that resemble photographs: smooth colours, different in each."""
     folder.mkdir()
     for number in range(count):
         coarse = np.random.default_rng(number).integers(0, 256, (5, 6, 3), dtype=np.uint8)
@@ -52,7 +78,7 @@ def photographs(folder: Path, count: int) -> None:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The command lines of a page, fenced or indented, continued lines joined, without comments."""
+    """Return the command lines of a page, fenced or indented, with continued lines joined and without comments."""
     text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
     fenced = [line for language, block in FENCE.findall(text) if language == "sh" for line in block.splitlines()]
     indented = [line.strip() for line in FENCE.sub("", text).splitlines() if re.match(r"    \S", line)]
@@ -73,10 +99,10 @@ def test_there_are_commands():
 @pytest.mark.parametrize(
     ("page", "words"), ALL, ids=[f"{page.parent.name}/{page.name}: {' '.join(words)[:60]}" for page, words in ALL]
 )
-def test_a_command_that_a_page_names_is_one(page, words, capsys):
-    """Its parser takes it. Names in capitals stand for what a reader puts there."""
-    words = [word for word in words if word not in ("...", "[options")]
-    if words[0] in ("accelerate", "torchrun"):
+def test_commands_of_a_page_parse(page, words, capsys):
+    """The parser accepts each command. Names in capitals are placeholders."""
+    words = ["folder" if word == "KIND" else word for word in words if word not in ("...", "[options")]
+    if words[0] in ("accelerate", "torchrun") or words[:3] == ["python", "-m", "fastdps"]:
         module = words.index("-m")
         words = ["fastdps", *words[module + 1 :]]
         words[1:2] = {"fastdps.train": ["train"], "fastdps": []}[words[1]]
@@ -84,7 +110,7 @@ def test_a_command_that_a_page_names_is_one(page, words, capsys):
         if words[0] == "fastdps":
             make_parser(words[1:2]).parse_args(words[1:])
         elif words[1].endswith("make_shards.py"):
-            make_shards_parser().parse_args(["folder" if word == "KIND" else word for word in words[2:]])
+            make_shards_parser().parse_args(words[2:])
         elif words[1].endswith("check_shards.py"):
             check_shards_parser().parse_args(words[2:])
         elif words[1:3] == ["-m", "bench"]:
@@ -92,6 +118,6 @@ def test_a_command_that_a_page_names_is_one(page, words, capsys):
 
             bench.parse(words[3:])
         else:
-            pytest.fail(f"nobody knows {' '.join(words)}")
+            pytest.fail(f"unknown command: {' '.join(words)}")
     except SystemExit:
         pytest.fail(f"{page.name}: {' '.join(words)}: {capsys.readouterr().err}")
