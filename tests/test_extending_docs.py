@@ -1,4 +1,4 @@
-"""What docs/extending.md says to write, written into a copy of the package, and used."""
+"""The snippets of docs/extending.md, written into a copy of the package, and used."""
 
 import os
 import re
@@ -15,16 +15,15 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").r
 
 
 def snippet(text: str) -> str:
-    """The snippet of the docs that begins with a text."""
+    """Return the snippet of the docs that begins with a text."""
     (found,) = [part for part in SNIPPETS if part.startswith(text)]
     return found
 
 
 @pytest.fixture
 def package(tmp_path, weights_dir):
-    """A copy of fastdps to write to, and what runs a command in it."""
+    """A copy of fastdps to write to, and a function that runs a Python command in it."""
     shutil.copytree(ROOT / "fastdps", tmp_path / "code" / "fastdps", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "tools", tmp_path / "code" / "tools")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "code"), "FASTDPS_WEIGHTS": str(weights_dir)}
 
     def run(*command: str) -> str:
@@ -50,7 +49,7 @@ def add_row(path: Path, table: str, row: str, before: str = "") -> None:
 def test_a_seventh_distortion_is_one_entry(package, tmp_path):
     code, run = package
     shards = tmp_path / "shards"
-    run(str(code / "tools/make_shards.py"), "deadleaves", "--count", "30", "--holdout", "0.3", "--out", str(shards))
+    run("-m", "fastdps", "pack", "deadleaves", "--count", "30", "--holdout", "0.3", "--out", str(shards))
     plan = "import torch; from fastdps.contexts.distortions import draw_plan; "
     plan += "p = draw_plan(torch.arange(50), seed=3, epoch=1); print([p[n].sum().item() for n in p.distortions][:6])"
     before = run("-c", plan)
@@ -95,8 +94,8 @@ def test_a_data_set_is_one_file_and_a_row(package, tmp_path):
         for number in range(10):
             with archive.open(f"{number}.png", "w") as file:
                 Image.new("RGB", (80, 60), (20 * number, 0, 0)).save(file, "png")
-    run(str(code / "tools/make_shards.py"), "zip", "--source", "pictures.zip", "--out", "shards/from-command")
-    assert "sound" in run(str(code / "tools/check_shards.py"), "shards/from-command/train")
-    from_python = "from fastdps.packing.sources.zipped import ZippedImages\nfrom pathlib import Path\n"
-    run("-c", from_python + snippet("from fastdps.packing"))
+    run("-m", "fastdps", "pack", "zip", "--source", "pictures.zip", "--out", "shards/from-command")
+    assert "sound" in run("-m", "fastdps", "check", "shards/from-command/train")
+    from_python = "from fastdps.packing.sources.zipped import ZippedImages\n"
+    run("-c", from_python + snippet("import fastdps"))
     assert (tmp_path / "shards/pictures/val/manifest.json").exists()
