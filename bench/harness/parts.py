@@ -27,7 +27,6 @@ from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings, sample_rankings
 from fastdps.evaluation.evaluate import DRAWS
 from fastdps.evaluation.tally import tally_choices
-from fastdps.loading.batch import Batch
 from fastdps.loading.loader import ShardLoader, open_shards
 from fastdps.loading.spec import Batch
 from fastdps.metric.backbones import Backbone

@@ -20,7 +20,6 @@ from bench.analyse.simulate_staging import (
     simulate,
 )
 from fastdps.loading.order import EpochOrder, part_of
-from fastdps.shards.cache import Prefetch
 
 EVEN = StoreModel(latency_s=0.05, latency_sigma=0, stream_bytes_per_s=100e6, stream_sigma=0, failing=0)
 
