@@ -1,32 +1,112 @@
 """fastdps: adapt a perceptual image metric to your notion of similarity, at the speed of the hardware.
 
     import fastdps
-    m = fastdps.load("runs/sample", context="color,darken,zoom_in,rotate,translate,blur")
+
+    fastdps.pack("photos", "shards/photos", fastdps.PackOptions(size=64, holdout=0.2))
+    run = fastdps.train("shards/photos/train", "runs/photos", contexts="all")
+    fastdps.evaluate(run, shards="shards/photos/val").summary
+    fastdps.report(run)
+
+    m = fastdps.load(run, context="color,darken,zoom_in,rotate,translate,blur")
     m(x, y)                  # distances (N,) of images (N, 3, H, W), float in [0, 1] or uint8
     m.rank(ref, candidates)  # the nearest first
     m.matrix(images)         # all pairs
 
-What is named here is imported when it is first used, so that the command starts fast.
+Every name is imported when it is first used, so that `import fastdps` and the command start fast.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastdps.errors import FastDPSError
+    from fastdps.errors import (
+        CheckpointError,
+        ConfigError,
+        FastDPSError,
+        ImageError,
+        SampleError,
+        ShardError,
+        StoppedError,
+        TrainingError,
+        WeightsMismatchError,
+        WeightsNotFoundError,
+    )
+    from fastdps.evaluation.evaluate import evaluate
+    from fastdps.evaluation.options import EvaluationOptions
+    from fastdps.evaluation.run_scores import RunScores
+    from fastdps.export.export import ExportResult, export
+    from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
     from fastdps.metric.image_metric import ImageMetric, Ranked
     from fastdps.metric.load import load
+    from fastdps.metric.perceptual import PerceptualMetric
+    from fastdps.packing.options import PackOptions
+    from fastdps.packing.pack import PackResult, pack
+    from fastdps.packing.sources.registry import open_source
+    from fastdps.report.write import report
+    from fastdps.training.recipes import TrainConfig
+    from fastdps.training.run import TrainingResult, TrainOptions, train
 
-__all__ = ["FastDPSError", "ImageMetric", "Ranked", "load"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "EvaluationOptions",
+    "ExportResult",
+    "FastDPSError",
+    "ImageError",
+    "ImageMetric",
+    "LoadOptions",
+    "PackOptions",
+    "PackResult",
+    "PerceptualMetric",
+    "Ranked",
+    "RunScores",
+    "SampleError",
+    "ShardError",
+    "ShardLoader",
+    "StoppedError",
+    "TrainConfig",
+    "TrainOptions",
+    "TrainingError",
+    "TrainingResult",
+    "WeightsMismatchError",
+    "WeightsNotFoundError",
+    "evaluate",
+    "export",
+    "load",
+    "open_shards",
+    "open_source",
+    "pack",
+    "report",
+    "train",
+]
 
-#: The module of each public name.
+#: The module of each public name; all other names are errors.
 _HOME = {
-    "FastDPSError": "fastdps.errors",
-    "ImageMetric": "fastdps.metric.image_metric",
-    "Ranked": "fastdps.metric.image_metric",
-    "load": "fastdps.metric.load",
+    "EvaluationOptions": "evaluation.options",
+    "ExportResult": "export.export",
+    "ImageMetric": "metric.image_metric",
+    "LoadOptions": "loading.loader",
+    "PackOptions": "packing.options",
+    "PackResult": "packing.pack",
+    "PerceptualMetric": "metric.perceptual",
+    "Ranked": "metric.image_metric",
+    "RunScores": "evaluation.run_scores",
+    "ShardLoader": "loading.loader",
+    "TrainConfig": "training.recipes",
+    "TrainOptions": "training.run",
+    "TrainingResult": "training.run",
+    "evaluate": "evaluation.evaluate",
+    "export": "export.export",
+    "load": "metric.load",
+    "open_shards": "loading.loader",
+    "open_source": "packing.sources.registry",
+    "pack": "packing.pack",
+    "report": "report.write",
+    "train": "training.run",
 }
 
 
@@ -35,10 +115,24 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("fastdps")
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module 'fastdps' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(f"fastdps.{_HOME.get(name, 'errors')}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, "__version__"})
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+class _Surface(ModuleType):
+    """The type of this module: `train`, `report` and `export` are functions, though modules have these names too.
+
+    Importing the module `fastdps.train` would otherwise set the attribute `train` to it.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Surface

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +130,31 @@ class RunDirectory:
         return records
 
 
-def training_throughput(log: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """How fast a run was trained, mean over its trainings, from its log; None where nothing was trained."""
-    names = ("images_per_s", "triplets_per_s", "data_wait_fraction")
-    ends = [record for record in log if record["event"] == "end"]
-    return {name: sum(end[name] for end in ends) / len(ends) if ends else None for name in names}
+@dataclass(frozen=True)
+class Throughput:
+    """Training speed, mean over the trainings of a run; all None if nothing was trained.
+
+    Attributes:
+        images_per_s: Images per second over all processes.
+        triplets_per_s: Judged triplets of all contexts per second.
+        data_wait_fraction: Share of the time that the main process waited for data.
+    """
+
+    images_per_s: float | None = None
+    triplets_per_s: float | None = None
+    data_wait_fraction: float | None = None
+
+    @classmethod
+    def from_log(cls, log: Sequence[dict[str, Any]]) -> Throughput:
+        """Return the throughput that the records of a run's log say."""
+        ends = [record for record in log if record["event"] == "end"]
+        if not ends:
+            return cls()
+        return cls(**{f.name: sum(end[f.name] for end in ends) / len(ends) for f in fields(cls)})
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Return the values as `scores.json` has them."""
+        return asdict(self)
 
 
 def _is_undone(record: dict[str, Any], resume: dict[str, Any]) -> bool:

@@ -1,8 +1,8 @@
-"""`accelerate launch -m fastdps.training.run`, as the README has it: the command `fastdps train`."""
+"""`accelerate launch -m fastdps.train`: the command `fastdps train` on each process of a job."""
 
 import sys
 
-from fastdps.training.run import main
+from fastdps.commands.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastdps.errors import ConfigError
-from fastdps.loading.loader import open_shards
+from fastdps.loading.loader import LoadOptions, open_shards
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
@@ -148,7 +148,7 @@ class BenchData:
         count = min(self.images, DISTINCT)
         source = EvenSelection(Folder(self.photos), count) if self.photos else DeadLeaves(count, SIZE, seed=0)
         directory = self._packed(f"distinct-{count}", source, PackOptions(encoding="raw", size=SIZE))
-        loader = open_shards(directory, batch_size=count, shuffle=False, loader="portable")
+        loader = open_shards(directory, batch_size=count, seed=None, options=LoadOptions(loader="portable"))
         with closing(loader.epoch(0)) as batches:
             return next(batches).images.numpy()
 

@@ -25,16 +25,16 @@ from bench.harness.first_steps import FirstSteps
 from bench.harness.measure import Timed, Workload, repeated
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings, sample_rankings
-from fastdps.evaluation.evaluate import DRAWS
+from fastdps.evaluation.options import DRAWS
 from fastdps.evaluation.tally import tally_choices
-from fastdps.loading.loader import ShardLoader, open_shards
+from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
 from fastdps.loading.spec import Batch
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.distances import Moments
 from fastdps.metric.distances import moments as compare
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.precision import autocast
-from fastdps.runtime.processes import Together, join_processes, watch
+from fastdps.runtime.processes import join_processes
 from fastdps.training.recipes import fast
 from fastdps.training.step import Stepper
 from fastdps.training.tasks import RankingTask
@@ -75,7 +75,7 @@ class StepParts:
     def loader(self) -> ShardLoader:
         """The loader as training opens it."""
         return open_shards(
-            self.shards, batch_size=self.batch_size, device=self.bench.device, seed=0, components=["image"]
+            self.shards, batch_size=self.batch_size, device=self.bench.device, options=LoadOptions(components=["image"])
         )
 
     @functools.cached_property
@@ -184,14 +184,13 @@ def head_step(moments: Moments, contexts: int) -> Callable[[], object]:
     It is the step that training takes, where the task gives no views and the metric has these moments.
     """
     config, device = fast(), moments.mean.device
-    accelerator = join_processes()
     ids = torch.arange(len(moments.mean))
     batch = Batch({}, ids, len(ids))
     stepper = Stepper(
         config,
         _WithoutViews(sample_rankings(contexts, NAMES, seed=0), config, device),
         cast(PerceptualMetric, _GivenMoments(moments)),
-        Together(accelerator, watch(accelerator)),
+        join_processes(),
     )
     steps = itertools.count()
     return lambda: stepper.step(batch, epoch=0, step=next(steps))
@@ -202,14 +201,14 @@ def score_work(parts: StepParts) -> Workload:
     device = parts.bench.device
     metric = PerceptualMetric(parts.backbone, rankings=all_rankings(NAMES)).to(device)
     baseline = PerceptualMetric(parts.backbone).to(device)
-    accelerator = join_processes()
+    processes = join_processes()
 
     def score(amount: int) -> Timed:
         epochs = math.ceil(amount / parts.loader.steps)
         loader = FirstSteps(parts.loader, math.ceil(amount / epochs), parts.batch_size)
         with redirect_stderr(io.StringIO()):
             for _ in range(epochs):  # each ends with a read from the device
-                tally_choices(baseline, [metric], loader.as_loader(), accelerator, draws=DRAWS)
+                tally_choices(baseline, [metric], loader.as_loader(), processes, draws=DRAWS)
         return Timed(epochs * loader.samples, loader.elapsed_s())
 
     return score

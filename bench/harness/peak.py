@@ -16,7 +16,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastdps.commands.options import Parser
 
@@ -81,16 +81,13 @@ def _part(name: str, *arguments: int) -> PeakCase:
     return work
 
 
-def _train(*options: str) -> PeakCase:
+def _train(contexts: int | str, **settings: Any) -> PeakCase:
     def work(where: argparse.Namespace) -> None:
-        from fastdps.training.run import add_arguments, run_train
+        from fastdps.training.run import train
 
-        parser = argparse.ArgumentParser()
-        add_arguments(parser)
         shards = _bench(where).data.small("raw")
-        own = ["--epochs", "1", "--max-steps", str(BATCHES), *options]
         with tempfile.TemporaryDirectory() as out, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            run_train(parser.parse_args(["--shards", str(shards), "--out", f"{out}/run", *own]))
+            train(shards, f"{out}/run", contexts=contexts, epochs=1, max_steps=BATCHES, **settings)
 
     return work
 
@@ -112,9 +109,9 @@ CASES: dict[str, PeakCase] = {
     "features": _part("features"),
     "distances": _part("distances"),
     "heads, 720 contexts": _part("heads", 720),
-    "train, 1 context": _train("--contexts", "1"),
-    "train, 720 contexts, batches of 128": _train("--contexts", "all", "--batch-size", "128"),
-    "train, tune, 1 context": _train("--contexts", "1", "--variant", "tune"),
+    "train, 1 context": _train(1),
+    "train, 720 contexts, batches of 128": _train("all", batch_size=128),
+    "train, tune, 1 context": _train(1, variant="tune"),
     "evaluate, 720 contexts": _evaluate,
 }
 

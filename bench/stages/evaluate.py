@@ -9,7 +9,7 @@ from bench.harness.measure import Measurement, PartRates, Workload
 from bench.harness.parts import StepParts, score_work
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings
-from fastdps.evaluation.evaluate import DRAWS
+from fastdps.evaluation.options import DRAWS
 
 #: A sample of scoring takes this many times as long as one of a part: it has a start.
 LONGER = 5

@@ -22,7 +22,7 @@ from bench.harness.data import SIZE
 from bench.harness.measure import Compared, Measurement, Workload, spread
 from bench.harness.parts import load_work
 from bench.harness.reference import loading
-from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
+from fastdps.loading.loader import LoaderName, LoadOptions, ShardLoader, open_shards
 from fastdps.loading.members import open_index
 from fastdps.runtime.machine import cores
 from fastdps.shards.format import read_manifest
@@ -74,7 +74,7 @@ def _measure(bench: Bench, what: str, directory: Path, files: Sequence[Path] = (
 
 
 def _open(bench: Bench, directory: Path, loader: LoaderName) -> ShardLoader:
-    return open_shards(directory, batch_size=BATCH, size=SIZE, device=bench.device, loader=loader)
+    return open_shards(directory, batch_size=BATCH, size=SIZE, device=bench.device, options=LoadOptions(loader=loader))
 
 
 def _bare_reader(bench: Bench, directory: Path) -> Workload | None:

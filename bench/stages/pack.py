@@ -23,7 +23,7 @@ from bench.harness.bench import Bench
 from bench.harness.data import SIZE
 from bench.harness.measure import Compared, Measurement, Timed, Workload, spread
 from fastdps.packing.options import PackOptions
-from fastdps.packing.pack import pack
+from fastdps.packing.pack import PackProgress, pack
 from fastdps.packing.sources.folder import Folder
 from fastdps.runtime.machine import cores
 
@@ -85,7 +85,14 @@ def _pack(source: Folder, out: Path, startup_s: list[float]) -> Timed:
         if not first_s:
             first_s, first_items = time.perf_counter(), done
 
-    pack(source, out, PackOptions(encoding="raw", size=SIZE), workers=cores(), overwrite=True, on_progress=count)
+    pack(
+        source,
+        out,
+        PackOptions(encoding="raw", size=SIZE),
+        workers=cores(),
+        overwrite=True,
+        progress=PackProgress(advance=count),
+    )
     startup_s.append(first_s - started_s)
     return Timed(items - first_items, time.perf_counter() - first_s)
 

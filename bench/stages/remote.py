@@ -28,7 +28,7 @@ from bench.harness.measure import Compared, Measurement, Timed, Workload, spread
 from bench.harness.parts import StepParts, frozen
 from bench.harness.servers import missing, serving
 from fastdps.errors import FastDPSError
-from fastdps.loading.loader import ShardLoader, open_shards
+from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
 from fastdps.loading.order import EpochOrder, part_of
 from fastdps.loading.spec import Batch
 from fastdps.shards.cache import STREAMS, Cache, StagedSet
@@ -197,7 +197,7 @@ def _loaded(
     batch_size = min(BATCH, manifest.samples // SHARDS)
 
     def open_set(where: str, cache: Cache | None) -> ShardLoader:
-        return open_shards(where, batch_size=batch_size, device=bench.device, seed=0, cache=cache)
+        return open_shards(where, batch_size=batch_size, device=bench.device, options=LoadOptions(cache=cache))
 
     with tempfile.TemporaryDirectory(dir=bench.data.directory) as name:
         every, few = Cache(Path(name) / "all", 2 * sum(sizes)), Cache(Path(name) / "few", sum(sizes[-FEW:]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import statistics
 import tempfile
@@ -10,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.harness.bench import BATCH, Bench
 from bench.harness.measure import Compared, Measurement, PartRates, Samples, Timed, Workload, spread
@@ -21,7 +21,7 @@ from fastdps.contexts.rankings import sample_rankings
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.machine import cores
 from fastdps.shards.format import read_manifest
-from fastdps.training.run import add_arguments, run_train
+from fastdps.training.run import train
 
 #: A sample of training takes this many times as long as one of a part: it has a start.
 LONGER = 5
@@ -143,7 +143,7 @@ def training_set(bench: Bench) -> Path:
 
 
 class TrainingWorkload:
-    """Work whose unit is an epoch: the command `fastdps train`, in this process.
+    """Work whose unit is an epoch: `fastdps.train` in this process.
 
     Its rate is that of the last record of its log, which counts from the first batch to the last; what comes before,
     the building of networks, is the stage `startup`'s. `wait_fractions` are the shares of that time spent waiting for
@@ -153,17 +153,15 @@ class TrainingWorkload:
     def __init__(self, shards: Path, case: TrainCase, runs: Path) -> None:
         self._samples = read_manifest(shards).samples
         self._run = RunDirectory(runs / str(case))
-        self._options = ["--shards", str(shards), "--contexts", str(case.contexts), "--out", str(self._run.path)]
-        self._options += ["--variant", "tune" if case.tuned else "lin"]
+        self._shards, self._contexts, self._variant = shards, case.contexts, "tune" if case.tuned else "lin"
         self.wait_fractions: list[float] = []
 
     def __call__(self, amount: int) -> Timed:
         """Train for `amount` epochs."""
-        parser = argparse.ArgumentParser()
-        add_arguments(parser)
-        arguments = parser.parse_args([*self._options, "--epochs", str(amount), "--overwrite"])
+        out = self._run.path
+        settings: dict[str, Any] = {"variant": self._variant, "epochs": amount}
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            run_train(arguments)
+            train(self._shards, out, contexts=self._contexts, overwrite=True, **settings)
         end = self._run.read_log()[-1]
         self.wait_fractions.append(end["data_wait_fraction"])
         images = amount * self._samples

@@ -4,58 +4,67 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 from fastdps.commands.options import Parser, run_command
 from fastdps.runtime.signals import exit_on_signal
 
-#: The entry of a command: takes its arguments, returns the exit status.
-Entry = Callable[[Sequence[str]], int]
-
 
 @dataclass(frozen=True)
 class Command:
-    """A sub-command: the module that has its `add_arguments` and `run_<name>`, and what it is for."""
+    """A sub-command.
+
+    Attributes:
+        module: The module in `fastdps.commands` with its `add_arguments` and `run_<name>`.
+        summary: Its purpose, for `--help`.
+        can_resume: The same command resumes after a signal stopped it, and the user is told so.
+    """
 
     module: str
     summary: str
+    can_resume: bool = False
 
 
 COMMANDS = {
-    "train": Command("fastdps.training.run", "adapt a metric to one context, to many or to all"),
-    "evaluate": Command(
-        "fastdps.evaluation.evaluate", "score a run on held-out images and on human judgement, before and after"
-    ),
-    "report": Command("fastdps.commands.report", "show a run as a page that stands alone, or compare several"),
-    "sweep": Command("fastdps.commands.sweep", "train and evaluate all cases of a grid, and put them into one table"),
-    "score": Command("fastdps.commands.score", "compare images with one, nearest first; show where two of them differ"),
-    "export": Command("fastdps.commands.export", "write a metric for the lpips package, as ONNX, or for torch.export"),
-    "doctor": Command(
-        "fastdps.commands.doctor", "look at this machine: what training would find, and what to do about it"
-    ),
-    "gallery": Command(
-        "fastdps.commands.gallery", "show samples of a shard set, distorted or with their votes, as a picture"
-    ),
-    "demo": Command("fastdps.commands.demo", "pack, adapt and score on made-up images, in minutes"),
-    "completion": Command("fastdps.commands.completion", "print what makes a shell complete these commands"),
+    "pack": Command("make_shards", "pack images or judgements into shard sets", can_resume=True),
+    "check": Command("check_shards", "verify shard sets: manifest, checksums, indexes, and that every image decodes"),
+    "train": Command("train", "adapt a metric to one context, to many or to all"),
+    "evaluate": Command("evaluate", "score a run on held-out images and on human judgement, before and after"),
+    "report": Command("report", "show a run as one self-contained page, or compare several"),
+    "sweep": Command("sweep", "train and evaluate all cases of a grid, and collect them in one table"),
+    "score": Command("score", "compare images with one, nearest first; show where two of them differ"),
+    "export": Command("export", "write a metric for the lpips package, as ONNX, or for torch.export"),
+    "doctor": Command("doctor", "check this machine: what training would find, and what to do about it"),
+    "gallery": Command("gallery", "show samples of a shard set, distorted or with their votes, as a picture"),
+    "demo": Command("demo", "pack, adapt and score on generated images, in minutes"),
+    "completion": Command("completion", "print the script that makes a shell complete these commands"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry of the console script; returns the exit status."""
+    """Run the command line and return the exit status.
+
+    Args:
+        argv: The arguments, those of the process by default.
+
+    Returns:
+        0, 1 after an error, or 128 + the number of the signal that stopped the command.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     with exit_on_signal():
         arguments = make_parser(argv[:1]).parse_args(argv)
         from fastdps.runtime.console import quiet_mode
 
-        run = getattr(importlib.import_module(COMMANDS[arguments.command].module), f"run_{arguments.command}")
+        command = COMMANDS[arguments.command]
+        run = getattr(_import(command), f"run_{arguments.command}")
     with quiet_mode(getattr(arguments, "quiet", False)):
-        return run_command(lambda: run(arguments))
+        return run_command(lambda: run(arguments), can_resume=command.can_resume)
 
 
 def make_parser(complete: Collection[str]) -> Parser:
-    """The parser, with the options of those commands that are named in `complete`, whose modules are imported."""
+    """Return the parser, with the options of the commands named in `complete`, whose modules are imported."""
     parser = Parser(prog="fastdps", description="Adapt a perceptual image metric to your notion of similarity.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
@@ -63,5 +72,9 @@ def make_parser(complete: Collection[str]) -> Parser:
             name, help=command.summary, description=command.summary[0].upper() + command.summary[1:]
         )
         if name in complete:
-            importlib.import_module(command.module).add_arguments(sub)
+            _import(command).add_arguments(sub)
     return parser
+
+
+def _import(command: Command) -> ModuleType:
+    return importlib.import_module(f"fastdps.commands.{command.module}")

@@ -1,17 +1,23 @@
-"""`fastdps demo`: the whole way of the data on made-up images, as the commands that a person would type."""
+"""`fastdps demo`: pack, adapt, score and report on generated images, with the command of each step."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shlex
 import sys
 from pathlib import Path
 
-from fastdps.commands import cli
-from fastdps.commands.make_shards import make_shards
+from fastdps.commands.evaluate import print_evaluation
+from fastdps.commands.make_shards import print_summary
 from fastdps.commands.options import add_quiet
-from fastdps.runtime.console import is_quiet, print_result
+from fastdps.errors import FastDPSError
+from fastdps.evaluation.evaluate import evaluate
+from fastdps.packing.options import PackOptions
+from fastdps.packing.pack import PackProgress, pack
+from fastdps.packing.sources.registry import open_source
+from fastdps.report.write import report
+from fastdps.runtime.console import counter, print_result
+from fastdps.training.run import train
 
 IMAGES = 800
 HOLDOUT = 0.2
@@ -19,34 +25,46 @@ EPOCHS = 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `fastdps demo`."""
+    """Add the options of `fastdps demo`."""
     parser.add_argument("--shards", type=Path, default=Path("shards/demo"), help="where to pack (default: shards/demo)")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="where the run goes (default: runs/demo)")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run directory (default: runs/demo)")
     parser.add_argument("--images", type=int, default=IMAGES, help=f"dead-leaves images to make (default: {IMAGES})")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"passes over them (default: {EPOCHS})")
     add_quiet(parser)
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
-    """Pack dead leaves, adapt to all contexts, score on held-out images, report, and say where everything is.
+    """Run `fastdps demo`. A step that fails or is stopped ends the demo with its exit status."""
+    try:
+        _run_steps(arguments)
+    except (FastDPSError, KeyboardInterrupt):
+        print("The demo stopped at this step.", file=sys.stderr)
+        raise
 
-    A step that fails or is stopped ends the demo with its exit status.
-    """
+
+def _run_steps(arguments: argparse.Namespace) -> None:
+    """Print the command of each step and call the Python function behind it."""
     shards, out = arguments.shards, arguments.out
-    pack = ["deadleaves", "--count", arguments.images, "--out", shards, "--holdout", HOLDOUT, "--overwrite"]
-    _step("python tools/make_shards.py", pack, make_shards)
-    train = ["train", "--shards", shards / "train", "--out", out, "--epochs", arguments.epochs, "--overwrite"]
-    _step("fastdps", train, cli.main)
-    _step("fastdps", ["evaluate", out, "--shards", shards / "val"], cli.main)
-    _step("fastdps", ["report", out], cli.main)
+    _show("pack", "deadleaves", "--count", arguments.images, "--out", shards, "--holdout", HOLDOUT, "--overwrite")
+    with counter("packing", unit="images") as count:
+        packed = pack(
+            open_source("deadleaves", count=arguments.images),
+            shards,
+            PackOptions(holdout=HOLDOUT),
+            overwrite=True,
+            progress=PackProgress(count.start, count.advance),
+        )
+    print_summary(packed)
+    _show("train", "--shards", shards / "train", "--out", out, "--epochs", arguments.epochs, "--overwrite")
+    run = train(shards / "train", out, overwrite=True, epochs=arguments.epochs)
+    print_result(f"Adapted to {len(run.rankings)} contexts: {out}")
+    _show("evaluate", out, "--shards", shards / "val")
+    print_evaluation(out, evaluate(out, shards=shards / "val"), on_contexts=True, on_people=False)
+    _show("report", out)
+    print_result(str(report(out)))
     print_result(f"\nImages: {shards}, metric: {out / 'metric.safetensors'}, log: {out / 'log.jsonl'}")
 
 
-def _step(command: str, arguments: list[object], run: cli.Entry) -> None:
-    argv = [str(argument) for argument in arguments]
-    print_result(f"\n$ {command} {shlex.join(argv)}")
-    with contextlib.redirect_stdout(None) if is_quiet() else contextlib.nullcontext():
-        status = run(argv)
-    if status:
-        print("The demo stopped at this step.", file=sys.stderr)
-        sys.exit(status)
+def _show(*command: object) -> None:
+    """Print the command of a step."""
+    print_result(f"\n$ fastdps {shlex.join(str(part) for part in command)}")

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from fastdps.commands.checks import Check, print_checks
+from fastdps.commands.tables import Check, print_checks
 from fastdps.errors import FastDPSError
 from fastdps.runtime.console import track
 from fastdps.runtime.machine import cores

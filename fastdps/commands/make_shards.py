@@ -1,4 +1,4 @@
-"""The command `tools/make_shards.py`."""
+"""`fastdps pack`, and the same as `tools/make_shards.py`: pack images or judgements into shard sets."""
 
 from __future__ import annotations
 
@@ -13,27 +13,26 @@ from fastdps.errors import ConfigError
 from fastdps.packing.executor import Executor, LocalExecutor
 from fastdps.packing.ledger import REJECTS
 from fastdps.packing.options import SAMPLES_PER_SHARD, SIZE, PackOptions, Share
-from fastdps.packing.pack import PackResult, merge, pack
+from fastdps.packing.pack import PackProgress, PackResult, merge, pack
 from fastdps.packing.sources.registry import COUNT, SOURCES, open_source
 from fastdps.packing.sources.source import Dataset
 from fastdps.runtime.console import counter, print_result, quiet_mode
 from fastdps.shards.format import Encoding
 from fastdps.shards.images import Fit
 
-#: The options that only some kinds of source take, and the settings that they are.
+#: The options that only some kinds of source take, and the settings they belong to.
 _OPTIONS_OF_KINDS = {"source": "path", "download": "download", "count": "count"}
 
 
-def make_shards_parser() -> argparse.ArgumentParser:
-    """The options of `make_shards.py`."""
-    parser = Parser(
-        prog="make_shards.py",
-        description="Pack images into shard sets, one for each split: OUT/train, OUT/val and so on. The same input and "
-        "options give the same bytes, whatever the number of workers; a run that was interrupted goes on where it "
-        "stopped when the same command is run again.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `fastdps pack`."""
+    parser.description = (
+        "Pack images into shard sets, one for each split: OUT/train, OUT/val and so on. The same input and options "
+        "give the same bytes, whatever the number of workers. An interrupted run resumes when the same command is run "
+        "again."
     )
     add = parser.add_argument
-    add("kind", choices=SOURCES, help="what to pack")
+    add("kind", choices=list(SOURCES), help="what to pack")
     add("--source", type=Path, metavar="PATH", help="where it is: a directory; for imagenet also one of the tars, for "
         "triplets a .csv or .jsonl file with ref, p0, p1, judge and paths relative to it")  # fmt: skip
     add("--out", required=True, type=location, metavar="DIR",
@@ -51,60 +50,54 @@ def make_shards_parser() -> argparse.ArgumentParser:
     add("--splits", nargs="+", metavar="NAME", help="splits to pack (default: all; of stl10 and svhn train and test)")
     add("--holdout", type=float, default=0.0, metavar="FRACTION", help="part of the split train that becomes OUT/val")
     add("--samples-per-shard", type=int, default=SAMPLES_PER_SHARD, metavar="N", help=f"default {SAMPLES_PER_SHARD}")
-    add("--workers", type=int, metavar="N",
-        help="processes (default: cores); with ray shards at a time (default: two for each core)")  # fmt: skip
     add("--seed", type=int, default=0, help="of the order, and of dead leaves")
     add("--max-rejects", type=float, default=0.01, metavar="FRACTION",
-        help="fail when more of the items than this give no image (default 0.01)")  # fmt: skip
+        help="fail if more than this part of the items cannot be packed (default 0.01)")  # fmt: skip
     add("--count", type=int, metavar="N", help=f"of deadleaves: number of images (default {COUNT})")
     add("--download", action="store_true", default=None, help="of stl10 and svhn: fetch missing files into --source")
     add("--overwrite", action="store_true", help="replace the sets that OUT holds")
+    _add_workers(parser)
+    add_quiet(parser)
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    """Add what decides who packs which shards."""
+    add = parser.add_argument
+    add("--workers", type=int, metavar="N",
+        help="processes (default: cores); with ray, shards at a time (default: two for each core)")  # fmt: skip
     add("--executor", choices=("local", "ray"), default="local",
-        help="who packs: processes of this machine, or a Ray cluster (`pip install 'fastdps[ray]'`)")  # fmt: skip
+        help="where to pack: in local processes, or on a Ray cluster (`pip install 'fastdps[ray]'`)")  # fmt: skip
     add("--ray-address", metavar="ADDRESS", help="of the cluster (default: RAY_ADDRESS, or one on this machine)")
     divided = parser.add_mutually_exclusive_group()
-    divided.add_argument("--part", metavar="I/N", help="pack every N-th shard from the I-th on, beside other parts; I "
-        "counts from 0, as in an array of jobs")  # fmt: skip
+    divided.add_argument("--part", metavar="I/N", help="pack every N-th shard, starting with the I-th, next to the "
+        "other parts; I counts from 0, as in an array of jobs")  # fmt: skip
     divided.add_argument("--merge", action="store_true", help="complete the sets once all parts are packed")
-    add_quiet(parser)
-    return parser
 
 
 def make_shards(argv: Sequence[str] | None = None) -> int:
-    """Entry of `tools/make_shards.py`; the exit status is 1 after an error, 130 after Ctrl-C, 143 after SIGTERM."""
-    arguments = make_shards_parser().parse_args(argv)
+    """Run `tools/make_shards.py` and return the exit status: 1 after an error, 130 after Ctrl-C, 143 after SIGTERM."""
+    parser = Parser(prog="make_shards.py")
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
     with quiet_mode(arguments.quiet):
-        return run_command(lambda: _make_shards(arguments), can_go_on=True)
+        return run_command(lambda: run_pack(arguments), can_resume=True)
 
 
-def _make_shards(arguments: argparse.Namespace) -> None:
-    kind = SOURCES[arguments.kind]
-    for option, setting in _OPTIONS_OF_KINDS.items():
-        if getattr(arguments, option) is not None and setting not in kind.settings:
-            raise ConfigError(f"{arguments.kind} takes no --{option}.")
-    if "path" in kind.settings and arguments.source is None:
-        raise ConfigError(f"{arguments.kind} needs --source PATH.")
-    keep = arguments.encoding == "keep"
-    if keep and arguments.size is not None:
-        raise ConfigError("--encoding keep leaves images as they are; leave --size away, and give it when loading.")
-    if arguments.workers is not None and arguments.workers < 1:
-        raise ConfigError(f"--workers must be at least 1, not {arguments.workers}.")
+def run_pack(arguments: argparse.Namespace) -> None:
+    """Run `fastdps pack`."""
+    _check(arguments)
     options = PackOptions(
         encoding=arguments.encoding,
-        size=None if keep else SIZE if arguments.size is None else arguments.size,
+        size=None if arguments.encoding == "keep" else SIZE if arguments.size is None else arguments.size,
         fit=arguments.fit,
         samples_per_shard=arguments.samples_per_shard,
         holdout=arguments.holdout,
         seed=arguments.seed,
         max_rejects=arguments.max_rejects,
     )
-    if arguments.ray_address is not None and arguments.executor != "ray":
-        raise ConfigError("--ray-address is that of the cluster for --executor ray.")
-    splits = arguments.splits or kind.splits
+    splits = arguments.splits or SOURCES[arguments.kind].splits
     if arguments.merge:
-        if arguments.overwrite:
-            raise ConfigError("--merge keeps what the parts have packed, and --overwrite would remove it.")
-        print_result(merge(_source(arguments), arguments.out, options, splits=splits))
+        print_summary(merge(_source(arguments), arguments.out, options, splits=splits))
         return
     share = None if arguments.part is None else Share.parse(arguments.part)
     if share and arguments.overwrite:
@@ -120,16 +113,34 @@ def _make_shards(arguments: argparse.Namespace) -> None:
             arguments.out,
             options,
             splits=splits,
-            executor=executor,
+            workers=executor,
             share=share,
             overwrite=arguments.overwrite,
-            on_start=count.start,
-            on_progress=count.advance,
+            progress=PackProgress(count.start, count.advance),
         )
     print_summary(result)
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise `ConfigError` for options that do not belong together."""
+    settings = SOURCES[arguments.kind].settings
+    for option, setting in _OPTIONS_OF_KINDS.items():
+        if getattr(arguments, option) is not None and setting not in settings:
+            raise ConfigError(f"{arguments.kind} takes no --{option}.")
+    if "path" in settings and arguments.source is None:
+        raise ConfigError(f"{arguments.kind} needs --source PATH.")
+    if arguments.encoding == "keep" and arguments.size is not None:
+        raise ConfigError("--encoding keep leaves images as they are; omit --size here, and give it when loading.")
+    if arguments.workers is not None and arguments.workers < 1:
+        raise ConfigError(f"--workers must be at least 1, not {arguments.workers}.")
+    if arguments.ray_address is not None and arguments.executor != "ray":
+        raise ConfigError("--ray-address is the address of the cluster for --executor ray.")
+    if arguments.merge and arguments.overwrite:
+        raise ConfigError("--merge keeps what the parts have packed, and --overwrite would remove it.")
+
+
 def _source(arguments: argparse.Namespace) -> Dataset:
+    """Return the data set that the options name."""
     given = {"path": arguments.source, "download": bool(arguments.download), "count": arguments.count}
     given |= {"size": arguments.size or SIZE, "seed": arguments.seed}
     taken = SOURCES[arguments.kind].settings
@@ -148,7 +159,7 @@ def _executor(arguments: argparse.Namespace) -> Iterator[Executor]:
 
 
 def print_summary(result: PackResult) -> None:
-    """Say what is where, and what is still to be done."""
+    """Print the location and size of each set, the rejects, and what remains to be done."""
     for split, manifest in result.manifests.items():
         size_MiB = sum(shard.bytes for shard in manifest.shards) / 2**20
         shards = len(manifest.shards)

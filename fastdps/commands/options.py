@@ -1,4 +1,4 @@
-"""The parser of all commands, which suggests the nearest name for a mistyped one, and types of options."""
+"""What all commands share: the parser, option types and groups, and the exit status of a command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?")
 
 
 def location(text: str) -> Location:
-    """The type of an option that names a directory or a URL."""
+    """Parse an option that names a directory or a URL. Raises `ArgumentTypeError`."""
     try:
         return locate(text)
     except ConfigError as error:
@@ -28,47 +28,57 @@ def location(text: str) -> Location:
 
 
 def byte_count(text: str) -> int:
-    """The type of an option that is a number of bytes: 50GB, 1.5TB, 200 MiB, 1000000."""
+    """Parse a number of bytes: 50GB, 1.5TB, 200 MiB, 1000000. Raises `ArgumentTypeError`."""
     found = _SIZE.fullmatch(text.strip().upper())
     if not found or found[2] == "I":
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give one as 50GB, 1.5TB or 200MiB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; give it as 50GB, 1.5TB or 200MiB")
     return int(float(found[1]) * _UNITS[found[2]])
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:
-    """The option that commands with a display share."""
+    """Add the option --quiet."""
     parser.add_argument("--quiet", action="store_true", help="print errors only, neither progress nor results")
 
 
-def run_command(command: Callable[[], None], *, can_go_on: bool = False) -> int:
+def is_main_rank() -> bool:
+    """Return True on the process of a job that prints results and errors common to all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def run_command(command: Callable[[], None], *, can_resume: bool = False) -> int:
     """Run a command and return its exit status.
 
-    0; 1 after an error of ours, which is printed in plain; 128 + the signal's number after one that stopped it. With
-    `can_go_on` the user is told that the same command goes on then.
+    Args:
+        command: The command.
+        can_resume: Tell the user after a signal that the same command resumes.
+
+    Returns:
+        0; 1 after a `FastDPSError`, which is printed without a traceback; 128 + the number of the signal that stopped
+        the command.
     """
     try:
         with raise_on_sigterm():
             command()
     except FastDPSError as error:
         stopped = isinstance(error, StoppedError)
-        if not (error.everywhere and os.environ.get("RANK", "0") != "0"):
+        if is_main_rank() or not error.everywhere:
             print(error if stopped else f"error: {error}", file=sys.stderr)
         return error.exit_status if isinstance(error, StoppedError) else 1
     except KeyboardInterrupt as stop:
-        said, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
-        print(f"{said}; run the same command again to go on" if can_go_on else said, file=sys.stderr)
+        message, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+        print(f"{message}; run the same command again to resume" if can_resume else message, file=sys.stderr)
         return status
     return 0
 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:
-    """The options of commands that read shards by URL."""
+    """Add the options of commands that read shards by URL."""
     group = parser.add_argument_group("shards of a URL (s3://, gs://, http://, https://)")
     group.add_argument(
         "--cache-dir",
         type=Path,
         metavar="DIR",
-        help="where they are staged, best on a disk of this machine (default: $FASTDPS_CACHE, or in the user's cache)",
+        help="where they are cached, best on a local disk (default: $FASTDPS_CACHE, or in the user's cache)",
     )
     group.add_argument(
         "--cache-size",
@@ -80,7 +90,7 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
 
 
 def cache_from(arguments: argparse.Namespace) -> Cache | None:
-    """The cache that the options ask for, None if they are not given."""
+    """Return the cache that the options name, None without them."""
     if arguments.cache_dir is None and arguments.cache_size is None:
         return None
     return make_cache(arguments.cache_dir, arguments.cache_size)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdps.commands.options import add_quiet
-from fastdps.commands.score_table import print_ranking
+from fastdps.commands.tables import print_ranking
 from fastdps.errors import ConfigError, ImageError, SampleError
 from fastdps.metric.image_metric import ImageMetric
 from fastdps.metric.load import load

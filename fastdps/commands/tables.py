@@ -1,104 +1,136 @@
-"""Terminal tables."""
+"""Tables in the terminal: scores, sweeps, rankings of images, checks of the machine."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rich.console import Console
-from rich.table import Table
+from fastdps.evaluation.run_scores import HumanAgreement, RunScores, SubsetScores
+from fastdps.runtime.console import Column, Styled, TextTable, print_line
 
-#: How many of the hardest and of the easiest contexts are listed.
+#: Number of the hardest and of the easiest contexts that are listed.
 LISTED = 3
 
+State = Literal["ok", "note", "bad"]
+_STYLES: dict[State, str] = {"ok": "green", "note": "yellow", "bad": "bold red"}
 
-def print_scores(scores: Mapping[str, Any], pair_rows: Sequence[tuple[str, float, float]]) -> None:
-    """Print the contexts of `scores.json` as tables, with the accuracy of each pair of distortions.
 
-    `pair_rows` holds a pair's name and its baseline and adapted accuracy, mean over contexts.
-    """
-    console = Console()
-    summary, contexts = scores["summary"], scores["contexts"]
-    console.print()
-    console.print(
-        f"[bold]{scores['backbone']}[/], {scores['variant']}, {scores['recipe']}: accuracy on held-out distortions "
-        f"{summary['baseline_accuracy']:.4f} -> [bold]{summary['adapted_accuracy']:.4f}[/], mean over "
-        f"{summary['contexts']:,} contexts; [bold]{summary['improved_fraction']:.1%}[/] of them improved"
+def print_scores(scores: RunScores) -> None:
+    """Print the summary, the hardest and easiest contexts, and the accuracy of each pair of distortions."""
+    summary = scores.summary
+    if summary is None:
+        return
+    print_line("")
+    print_line(
+        Styled(scores.backbone, "bold"),
+        f", {scores.variant}, {scores.recipe}: accuracy on held-out distortions {summary.baseline_accuracy:.4f} -> ",
+        Styled(f"{summary.adapted_accuracy:.4f}", "bold"),
+        f", mean over {summary.contexts:,} contexts; ",
+        Styled(f"{summary.improved_fraction:.1%}", "bold"),
+        " of them improved",
     )
-    by_accuracy = sorted(contexts, key=lambda context: context["adapted_accuracy"])
-    listed = min(LISTED, len(by_accuracy))
-    table = Table(title="Contexts, least disruptive distortion first", title_justify="left")
-    table.add_column("")
-    table.add_column("ranking", no_wrap=True)
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
-    for title, rows in (("hardest", by_accuracy[:listed]), ("easiest", by_accuracy[::-1][:listed])):
+    by_accuracy = sorted(scores.contexts, key=lambda context: context.adapted_accuracy)
+    columns = [Column(), Column("ranking", no_wrap=True), Column("before", right=True), Column("after", right=True)]
+    table = TextTable(columns, title="Contexts, least disruptive distortion first")
+    for title, rows in (("hardest", by_accuracy[:LISTED]), ("easiest", by_accuracy[::-1][:LISTED])):
         for number, row in enumerate(rows):
-            table.add_row(
-                title if number == 0 else "",
-                ", ".join(row["ranking"]),
-                f"{row['baseline_accuracy']:.4f}",
-                f"{row['adapted_accuracy']:.4f}",
-            )
+            accuracies = f"{row.baseline_accuracy:.4f}", f"{row.adapted_accuracy:.4f}"
+            table.add_row(title if number == 0 else "", ", ".join(row.ranking), *accuracies)
         table.add_section()
-    console.print(table)
-    table = Table(title="Pairs of distortions, mean over contexts", title_justify="left")
-    table.add_column("pair")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
-    for pair, baseline, adapted in pair_rows:
-        table.add_row(pair, f"{baseline:.4f}", f"{adapted:.4f}")
-    console.print(table)
+    table.print()
+    columns = [Column("pair"), Column("before", right=True), Column("after", right=True)]
+    table = TextTable(columns, title="Pairs of distortions, mean over contexts")
+    for pair in scores.pairs:
+        table.add_row(pair.pair, f"{pair.baseline:.4f}", f"{pair.adapted:.4f}")
+    table.print()
 
 
-def print_bapps(bapps: Mapping[str, Any]) -> None:
-    """Print what `score_bapps` of `fastdps.evaluation.judgements` returns: a row per sub-set, and its averages below.
+def print_agreement(agreement: HumanAgreement) -> None:
+    """Print the agreement with people: a row per sub-set, and below each test its averages.
 
-    "after" is the mean over contexts. Averages that are null are left out.
+    "after" is the mean over contexts. Averages that are None are left out.
     """
-    table = Table(title="Agreement with human judgement", title_justify="left")
-    table.add_column("sub-set", overflow="fold")
-    for heading in ("samples", "human", "before", "after", "worst context"):
-        table.add_column(heading, justify="right")
-    for test, title in (("2afc", "2AFC"), ("jnd", "JND mAP")):
-        for name, scores in bapps[test].items():
-            table.add_row(f"{title} {name}", *_bapps_cells(scores))
+    headings = ("samples", "human", "before", "after", "worst context")
+    columns = [Column("sub-set", fold=True), *(Column(heading, right=True) for heading in headings)]
+    table = TextTable(columns, title="Agreement with human judgement")
+    tests = (("2AFC", agreement.two_afc, ("distort", "real", "all")), ("JND mAP", agreement.jnd, ("jnd",)))
+    for title, subsets, averages in tests:
+        for name, scores in subsets.items():
+            table.add_row(f"{title} {name}", *_agreement_cells(scores))
         table.add_section()
-        for average in ("distort", "real", "all") if test == "2afc" else ("jnd",):
-            if scores := bapps["averages"][average]:
+        for average in averages:
+            if mean := agreement.averages[average]:
                 name = "mean" if average == "jnd" else average
-                table.add_row(f"{title} {name} of {len(scores['of'])}", *_bapps_cells(scores), style="bold")
+                table.add_row(f"{title} {name} of {len(mean.of)}", *_agreement_cells(mean), style="bold")
         table.add_section()
-    Console().print(table)
+    table.print()
 
 
-def _bapps_cells(scores: Mapping[str, Any]) -> list[str]:
-    human = "" if scores["human"] is None else f"{scores['human']:.4f}"
-    after = (scores["baseline"], scores["adapted"], min(scores["contexts"]))
-    return [f"{scores['samples']:,}", human, *(f"{score:.4f}" for score in after)]
+def _agreement_cells(scores: SubsetScores) -> list[str]:
+    human = "" if scores.human is None else f"{scores.human:.4f}"
+    after = (scores.baseline, scores.adapted, min(scores.contexts))
+    return [f"{scores.samples:,}", human, *(f"{score:.4f}" for score in after)]
 
 
-def print_sweep(summary: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any]], out: Path) -> None:
-    """Print a sweep: a row per case, and over all of them the means with confidence intervals."""
-    console = Console()
-    table = Table(title="Cases", title_justify="left")
-    table.add_column("case", overflow="fold")
-    for heading in ("before", "after", "worst", "improved"):
-        table.add_column(heading, justify="right")
+def print_sweep(summary: Mapping[str, Any], scores: Mapping[str, RunScores], out: Path) -> None:
+    """Print a sweep: a row per case, and the means over all cases with their confidence intervals."""
+    headings = ("before", "after", "worst", "improved")
+    columns = [Column("case", fold=True), *(Column(heading, right=True) for heading in headings)]
+    table = TextTable(columns, title="Cases")
     for name, case in scores.items():
-        worst = min(context["adapted_accuracy"] for context in case["contexts"])
-        of_case = case["summary"]
+        if case.summary is None:
+            continue
         table.add_row(
             name,
-            f"{of_case['baseline_accuracy']:.4f}",
-            f"{of_case['adapted_accuracy']:.4f}",
-            f"{worst:.4f}",
-            f"{of_case['improved_fraction']:.1%}",
+            f"{case.summary.baseline_accuracy:.4f}",
+            f"{case.summary.adapted_accuracy:.4f}",
+            f"{min(context.adapted_accuracy for context in case.contexts):.4f}",
+            f"{case.summary.improved_fraction:.1%}",
         )
-    console.print(table)
+    table.print()
     for name, value in summary.items():
         if isinstance(value, dict):
             interval = f"{value['low']:.4f} to {value['high']:.4f}"
-            console.print(f"{name.replace('_', ' ')}: {value['mean']:.4f} ({summary['confidence']:.0%}: {interval})")
-    console.print(f"Table: {out / 'sweep.csv'}, {out / 'sweep.json'}", soft_wrap=True)
+            print_line(f"{name.replace('_', ' ')}: {value['mean']:.4f} ({summary['confidence']:.0%}: {interval})")
+    print_line(f"Table: {out / 'sweep.csv'}, {out / 'sweep.json'}", wrap=False)
+
+
+def print_ranking(title: str, rows: Sequence[tuple[str, float]], *, of: int) -> None:
+    """Print images with their distances, the nearest first; `of` is the number of images including those not shown."""
+    print_line(Styled(title, "bold"), wrap=False)
+    table = TextTable([Column("rank", right=True), Column("image", fold=True), Column("distance", right=True)])
+    for rank, (name, distance) in enumerate(rows, start=1):
+        table.add_row(str(rank), name, f"{distance:.5f}")
+    table.print()
+    if len(rows) < of:
+        print_line(f"The nearest {len(rows):,} of {of:,}.")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding about the machine.
+
+    Attributes:
+        name: What was checked.
+        state: "ok", "note" if something could be better, or "bad" if training would fail.
+        found: What was found.
+        advice: What to do about it, if anything.
+    """
+
+    name: str
+    state: State
+    found: str
+    advice: str = ""
+
+
+def print_checks(checks: Sequence[Check]) -> None:
+    """Print findings, a row each, and below them their advice."""
+    table = TextTable([Column("what", fold=True), Column(), Column("found", fold=True)], title="This machine")
+    for check in checks:
+        table.add_row(check.name, Styled(check.state, _STYLES[check.state]), check.found)
+    table.print()
+    for check in checks:
+        if check.advice:
+            print_line(f"{check.name}: {check.advice}", wrap=False)

@@ -1,4 +1,4 @@
-"""Examples of choices that an adapted metric gets wrong in its hardest contexts, for the report.
+"""Examples of wrong choices of an adapted metric in its hardest contexts, for the report.
 
 `details.json` of a run:
 
@@ -10,8 +10,8 @@
 
     VIEW: {"distortion", "parameters": {name: value}, "file", "baseline_distance", "adapted_distance"}
 
-A row of "pairs" is the accuracy on two distortions, mean over the contexts that have `closer` closer to the reference;
-in an example the metric finds `farther` closer. Files lie in `examples`.
+A row of "pairs" is the accuracy on two distortions, mean over the contexts in which `closer` must be closer to the
+reference; in an example the metric finds `farther` closer. Files are in `examples`.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from fastdps.run_directory import RunDirectory
 from fastdps.runtime.files import atomic_write, write_json
 
 DETAILS_VERSION = 1
-#: How many contexts are shown, how many wrong choices of each, and the longest side of their pictures in pixels.
+#: Number of contexts shown, number of wrong choices of each, and the longest side of their pictures in pixels.
 CONTEXTS, CHOICES, LONGEST_SIDE = 4, 3, 96
 
-#: An image of a batch, the view of it that must be closer to the reference, and the one that is found closer.
+#: Indices of an image in a batch, of the version that must be closer to the reference, and of the one found closer.
 Choice = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Example:
-    """What `details.json` says of one context, and the pictures (3, H, W) float of its wrong choices by file name."""
+    """The entry of one context in `details.json`, and the pictures (3, H, W) float of its wrong choices by name."""
 
     entry: dict[str, Any]
     pictures: dict[str, Tensor]
@@ -58,10 +58,17 @@ def find_examples(
     tally: Tally,
     interpolation: Interpolation,
 ) -> list[Example]:
-    """The most wrong choices that the contexts of the lowest accuracy have among the images of one batch.
+    """Return the worst choices of the hardest contexts among the images of one batch, in draw 0.
 
-    `adapted` are the metrics of `tally`. They are the choices of draw 0: the farther of two distortions is found
-    closer, by the most of both distances. No image is shown twice, and no pair in the same context.
+    Args:
+        baseline: The unadapted metric.
+        adapted: The metrics of `tally`.
+        batch: Images to search.
+        tally: The counts that say which contexts are the hardest.
+        interpolation: Sampling of the geometric distortions.
+
+    Returns:
+        One example per context. No image comes twice, and no pair of distortions comes twice in a context.
     """
     owners = [(metric, row) for metric in adapted for row in range(len(metric.weights))]
     before, after = tally.per_context()
@@ -87,7 +94,7 @@ def find_examples(
 def _example(
     entry: dict[str, Any], d: Tensor, choices: Sequence[Choice], batch: Batch, views: Tensor, name: str
 ) -> Example:
-    """One context: distances d (n, D, 2) of the baseline and the metric, and some wrong choices."""
+    """Return the example of one context: distances d (n, D, 2) of baseline and metric, and some wrong choices."""
     plan = draw_plan(batch.ids, seed=EVALUATION_SEED, epoch=0)
     wrong, pictures = [], {}
     for image, closer, farther in choices:
@@ -111,10 +118,15 @@ def _example(
 
 
 def worst_choices(d: Tensor, votes: Tensor, *, most: int = CHOICES, without: Collection[int] = ()) -> list[Choice]:
-    """Wrong choices, the worst first, on other images than those `without`.
+    """Return wrong choices, the worst first; no image and no pair comes twice.
 
-    d (n, D) are distances in one context; votes (pairs,) say which of each pair must be closer. How wrong a choice is
-    is the difference of both distances as a share of their sum. No image and no pair comes twice.
+    The wrongness of a choice is the difference of both distances as a share of their sum.
+
+    Args:
+        d: Distances (n, D) in one context.
+        votes: 1 where the second of a pair must be closer, else 0, (pairs,).
+        most: Largest number of choices.
+        without: Images to leave out.
     """
     first, second = pairs(d.shape[1]).unbind(dim=1)
     closer, farther = torch.where(votes == 1, second, first), torch.where(votes == 1, first, second)
@@ -129,22 +141,36 @@ def worst_choices(d: Tensor, votes: Tensor, *, most: int = CHOICES, without: Col
     return [(image, int(closer[pair]), int(farther[pair])) for image, pair in chosen]
 
 
-def write_details(run: RunDirectory, details: Mapping[str, Any], examples: Sequence[Example]) -> None:
-    """Write `details.json` and the pictures, in place of those of an earlier evaluation. Raises `FastDPSError`."""
+@dataclass(frozen=True)
+class Details:
+    """The content of `details.json`: the held-out set, the accuracy per ordered pair, and examples."""
+
+    held_out: Mapping[str, Any]
+    pairs: Sequence[Mapping[str, Any]]
+    examples: Sequence[Example]
+
+
+def write_details(run: RunDirectory, details: Details) -> None:
+    """Write `details.json` and the pictures in place of those of an earlier evaluation. Raises `FastDPSError`."""
     shutil.rmtree(run.examples, ignore_errors=True)
     run.examples.mkdir(exist_ok=True)
-    for example in examples:
+    for example in details.examples:
         for file, pixels in example.pictures.items():
             with atomic_write(run.examples / file) as opened:
                 opened.write(_png(pixels))
     write_json(
         run.details,
-        {"format_version": DETAILS_VERSION, **details, "examples": [example.entry for example in examples]},
+        {
+            "format_version": DETAILS_VERSION,
+            "held_out": details.held_out,
+            "pairs": details.pairs,
+            "examples": [example.entry for example in details.examples],
+        },
     )
 
 
 def _png(pixels: Tensor) -> bytes:
-    """An image (3, H, W) in [0, 1] as a small PNG."""
+    """Encode an image (3, H, W) in [0, 1] as a small PNG."""
     array = pixels.mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     image = Image.fromarray(array)
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))

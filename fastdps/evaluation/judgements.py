@@ -1,138 +1,96 @@
-"""Human judgement: how well metrics agree with people, on BAPPS as `make_shards.py bapps` packs it, or sets like it.
+"""Agreement of metrics with human judgement, on packed BAPPS or on sets like it.
 
     DIR/2afc/val/SUB, triplets: distances (ref, p0) and (ref, p1) --> 2AFC    --> averages distort, real, all
     DIR/jnd/val/SUB, pairs:     distances (p0, p1)                --> JND mAP --> average jnd
 
-A sub-set is read once, whatever the number of contexts. Source: Zhang et al. 2018, sections 2 and 4.
+A sub-set is read once for any number of contexts. Source: Zhang et al. 2018, sections 2 and 4.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from fastdps.contexts.distortions import to_float
 from fastdps.errors import FastDPSError, SampleError, ShardError
-from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
+from fastdps.evaluation.options import EvaluationOptions
+from fastdps.evaluation.run_scores import HumanAgreement, SubsetScores
+from fastdps.loading.loader import ShardLoader
 from fastdps.loading.spec import Batch
 from fastdps.metric.perceptual import PerceptualMetric, all_distances
 from fastdps.metric.scores import average_precision, human_ceiling, two_afc
 from fastdps.runtime.console import track
-from fastdps.shards.cache import Cache
+from fastdps.runtime.processes import Distributed
 from fastdps.shards.format import MANIFEST, Kind, read_manifest
 from fastdps.shards.storage import Location, Store, has_file, locate
 
 Test = Literal["2afc", "jnd"]
-#: The kind of the sets that each test is made on.
+#: Kind of the sets of each test.
 KINDS: dict[Test, Kind] = {"2afc": "triplets", "jnd": "pairs"}
-#: The component that holds the votes.
+#: Component with the votes.
 VOTES: dict[Test, str] = {"2afc": "judge", "jnd": "same"}
-#: The sub-sets of BAPPS in the order of the LPIPS paper; other ones come behind, by name.
+#: Sub-sets of BAPPS in the order of the LPIPS paper; others follow, by name.
 SUBSETS = ("traditional", "cnn", "superres", "deblur", "color", "frameinterp")
-#: Averages of 2AFC that are there only if all of their sub-sets are.
+#: Averages of 2AFC over these sub-sets, computed only if all of them were scored.
 AVERAGES: dict[str, tuple[str, ...]] = {"distort": SUBSETS[:2], "real": SUBSETS[2:]}
 
 
 @dataclass(frozen=True)
 class JudgedSet:
-    """A shard set of human judgements: which test it is for, the name of the sub-set, where it is."""
+    """A shard set of human judgements: its test, the name of the sub-set, and its location."""
 
     test: Test
     name: str
     directory: Location
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Scores in [0, 1] of one sub-set, or means over several.
-
-    `human` is the human ceiling, None for JND; `values` (1 + K,) float64 on the CPU are the baseline's score and that
-    of every context.
-    """
-
-    samples: int
-    human: float | None
-    values: Tensor
-
-    def to_json(self) -> dict[str, Any]:
-        """The scores as `scores.json` has them; `adapted` is the mean over `contexts`."""
-        baseline, contexts = self.values[0].item(), self.values[1:]
-        adapted = contexts.mean().item()
-        return {
-            "samples": self.samples,
-            "human": self.human,
-            "baseline": baseline,
-            "adapted": adapted,
-            "change": adapted - baseline,
-            "contexts": contexts.tolist(),
-        }
-
-
-def score_bapps(
+def score_judgements(
     baseline: PerceptualMetric,
     adapted: Sequence[PerceptualMetric],
     directory: str | Location,
-    accelerator: Accelerator,
-    *,
-    batch_size: int,
-    size: int | None = None,
-    loader: LoaderName = "auto",
-    cache: Cache | None = None,
-) -> dict[str, Any]:
-    """Score a baseline and the K contexts of one or more adapted metrics on every sub-set in `directory`.
+    processes: Distributed,
+    options: EvaluationOptions,
+) -> HumanAgreement:
+    """Score a baseline and the K contexts of one or more adapted metrics on every judged set in `directory`.
 
-    `directory` holds 2afc/val/SUB and jnd/val/SUB, some or all of them, or is itself one set of triplets or pairs.
-    `baseline` scores with its first row of weights; metrics that share its backbone share its features too. Metrics
-    are on the accelerator's device; every process reads its part and returns the same result. `batch_size` is in
-    samples of one process; `size` resizes the images to a square of this many pixels.
+    Args:
+        baseline: The unadapted metric; its first row of weights is scored.
+        adapted: Metrics on the device of `processes`. Metrics that share the backbone of `baseline` share its features.
+        directory: Directory or URL with 2afc/val/SUB and jnd/val/SUB, some or all of them, or one set of triplets or
+            pairs.
+        processes: The processes, each of which reads its part and gets the same result.
+        options: Batch size, image size and how shards are read.
 
-    Returns what `scores.json` has under "bapps", scores as fractions:
+    Returns:
+        The scores. The averages "distort" and "real" are None unless all of their sub-sets were scored; "all" (of
+        2AFC) and "jnd" are over the sub-sets that were scored, None if there are none.
 
-        {"2afc": {SUB: {"samples", "human", "baseline", "adapted", "change", "contexts": [K scores]}, ...},
-         "jnd": {SUB: the same with "human" null, ...},
-         "averages": {"distort", "real", "all", "jnd": the same and "of", the sub-sets averaged, or null}}
-
-    The averages `distort` and `real` are null unless all of their sub-sets are there; `all` (of 2AFC) and `jnd` are
-    those of what is there, null if nothing is.
-
-    Raises `ShardError` when there is no such set or one is of the wrong kind, `SampleError` for votes that are no
-    share, `FastDPSError` when a metric gives distances that are no numbers, and what loading raises.
+    Raises:
+        ShardError: There is no such set, or one is of the wrong kind.
+        SampleError: Votes are not a share in [0, 1].
+        FastDPSError: A metric gives NaN or infinite distances.
     """
-    scorer = _Scorer(baseline, adapted, accelerator)
-    scores: dict[Test, dict[str, Scores]] = {"2afc": {}, "jnd": {}}
+    scorer = _Scorer(baseline, adapted, processes)
+    scores: dict[Test, dict[str, SubsetScores]] = {"2afc": {}, "jnd": {}}
     for judged in find_judged_sets(locate(directory)):
-        shards = open_shards(
-            judged.directory,
-            batch_size=batch_size,
-            device=accelerator.device,
-            shuffle=False,
-            size=size,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            loader=loader,
-            cache=cache,
-        )
-        found = scorer.score(judged, shards)
-        if not found.values.isfinite().all():
+        found = scorer.score(judged, options.open(judged.directory, processes))
+        if not all(map(math.isfinite, (found.baseline, *found.contexts))):
             raise FastDPSError(
-                f"on {judged.directory} the metric gives distances that are no numbers: its training has diverged. "
+                f"on {judged.directory} the metric gives distances that are NaN or infinite: its training diverged. "
                 "Train again with a lower learning rate."
             )
         scores[judged.test][judged.name] = found
-    subsets: dict[str, Any] = {
-        test: {name: one.to_json() for name, one in of_test.items()} for test, of_test in scores.items()
-    }
-    return subsets | {"averages": _averages(scores)}
+    return HumanAgreement(scores["2afc"], scores["jnd"], _averages(scores))
 
 
 def find_judged_sets(directory: Location) -> list[JudgedSet]:
-    """The sub-sets in a directory: 2AFC before JND, in the order of `SUBSETS`. Raises `ShardError` as `score_bapps`."""
+    """Return the sub-sets in a directory, 2AFC before JND, in the order of `SUBSETS`. Raises `ShardError`."""
     if has_file(directory, MANIFEST):
         kind = read_manifest(directory).kind
         tests = [test for test, scored in KINDS.items() if scored == kind]
@@ -156,11 +114,11 @@ def find_judged_sets(directory: Location) -> list[JudgedSet]:
     return found
 
 
-_HOW_TO_PACK = "Pack BAPPS with `python tools/make_shards.py bapps --source BAPPS --out DIR`, and name DIR."
+_HOW_TO_PACK = "Pack BAPPS with `fastdps pack bapps --source BAPPS --out DIR`, and name DIR."
 
 
 def _subsets(directory: Location) -> list[Path] | list[Store]:
-    """The directories in it; on a web server, which lists nothing, those of BAPPS that are there."""
+    """Return the directories in a location; on a web server, which lists nothing, those of BAPPS that exist."""
     if isinstance(directory, Path):
         return [path for path in directory.glob("[!.]*") if path.is_dir()]
     if directory.is_listed:
@@ -173,39 +131,37 @@ def _by_rank(path: Location) -> tuple[int, str]:
 
 
 class _Scorer:
-    """What scores one sub-set, in one pass; every process gets the same result."""
+    """Scores one sub-set in one pass; every process gets the same result."""
 
-    def __init__(
-        self, baseline: PerceptualMetric, adapted: Sequence[PerceptualMetric], accelerator: Accelerator
-    ) -> None:
-        self._baseline, self._adapted, self._accelerator = baseline, adapted, accelerator
+    def __init__(self, baseline: PerceptualMetric, adapted: Sequence[PerceptualMetric], processes: Distributed) -> None:
+        self._baseline, self._adapted, self._processes = baseline, adapted, processes
         self._columns = 1 + sum(len(metric.weights) for metric in adapted)
 
-    def score(self, judged: JudgedSet, shards: ShardLoader) -> Scores:
-        """The scores of one sub-set."""
+    def score(self, judged: JudgedSet, shards: ShardLoader) -> SubsetScores:
+        """Return the scores of one sub-set."""
         batches = track(
             shards.epoch(0),
             total=shards.steps,
             what=f"scoring {judged.test} {judged.name}",
-            enabled=self._accelerator.is_main_process,
+            enabled=self._processes.is_main_process,
         )
         checked = (_with_votes_checked(batch, VOTES[judged.test], judged.directory) for batch in batches)
         return (self._score_2afc if judged.test == "2afc" else self._score_jnd)(checked, shards.samples)
 
-    def _score_2afc(self, batches: Iterable[Batch], samples: int) -> Scores:
-        """Sums over what each process has: the human ceiling's first, then those of the scores."""
-        sums = torch.zeros(1 + self._columns, dtype=torch.float64, device=self._accelerator.device)
+    def _score_2afc(self, batches: Iterable[Batch], samples: int) -> SubsetScores:
+        """Sum over all processes: the human ceiling first, then the scores."""
+        sums = torch.zeros(1 + self._columns, dtype=torch.float64, device=self._processes.device)
         for batch in batches:
             votes = batch.components[VOTES["2afc"]].double()[:, None]
             d0, d1 = self._distances(batch, "ref", "p0", "p1").unbind(dim=1)
             sums += torch.cat([human_ceiling(votes), two_afc(d0, d1, votes)], dim=1).sum(dim=0)
-        human, *values = (self._accelerator.reduce(sums, reduction="sum") / samples).tolist()
-        return Scores(samples, human, torch.tensor(values, dtype=torch.float64))
+        human, *values = (self._processes.reduce(sums, reduction="sum") / samples).tolist()
+        return _subset_scores(samples, human, torch.tensor(values, dtype=torch.float64))
 
-    def _score_jnd(self, batches: Iterable[Batch], samples: int) -> Scores:
-        """Ranks all pairs of the sub-set, so it brings the distances of all processes together."""
-        device = self._accelerator.device
-        rows = -(-samples // self._accelerator.num_processes)  # of the process that has most; others are filled up
+    def _score_jnd(self, batches: Iterable[Batch], samples: int) -> SubsetScores:
+        """Rank all pairs of the sub-set, which needs the distances of all processes in one place."""
+        device = self._processes.device
+        rows = -(-samples // self._processes.num_processes)  # of the process with the most; the others are padded
         votes = torch.full((rows,), torch.nan, device=device)
         distances = torch.zeros(rows, self._columns, device=device)
         start = 0
@@ -213,18 +169,18 @@ class _Scorer:
             own = slice(start, start := start + len(batch))
             votes[own] = batch.components[VOTES["jnd"]]
             distances[own] = self._distances(batch, "p0", "p1")[:, 0]
-        votes, distances = self._accelerator.gather((votes, distances))
-        is_there = ~votes.isnan()
-        return Scores(samples, None, average_precision(distances[is_there], votes[is_there]).cpu())
+        votes, distances = self._processes.gather(votes), self._processes.gather(distances)
+        is_sample = ~votes.isnan()
+        return _subset_scores(samples, None, average_precision(distances[is_sample], votes[is_sample]).cpu())
 
     def _distances(self, batch: Batch, *names: str) -> Tensor:
-        """Distances (n, D, 1 + K) of the first named component to each of the D others."""
+        """Return the distances (n, D, 1 + K) of the first named component to each of the D others."""
         views = torch.stack([to_float(batch.components[name]) for name in names], dim=1)
         return all_distances(self._baseline, self._adapted, views)
 
 
 def _with_votes_checked(batch: Batch, component: str, directory: Location) -> Batch:
-    """The batch. Raises `SampleError` where votes are no share: a score of them would look like any other."""
+    """Return the batch. Raises `SampleError` for votes outside [0, 1], whose score would look like any other."""
     votes = batch.components[component]
     if wrong := (~((votes >= 0) & (votes <= 1))).nonzero().flatten().tolist():
         number, share = batch.ids[wrong[0]].item(), votes[wrong[0]].item()
@@ -235,22 +191,26 @@ def _with_votes_checked(batch: Batch, component: str, directory: Location) -> Ba
     return batch
 
 
-def _averages(scores: Mapping[Test, Mapping[str, Scores]]) -> dict[str, Any]:
-    """The averages, in the order in which they are shown."""
+def _subset_scores(samples: int, human: float | None, values: Tensor, of: Sequence[str] = ()) -> SubsetScores:
+    """Return scores from `values` (1 + K,) float64 on the CPU: the baseline's, then that of each context."""
+    baseline, contexts = values[0].item(), values[1:]
+    adapted = contexts.mean().item()
+    return SubsetScores(samples, human, baseline, adapted, adapted - baseline, tuple(contexts.tolist()), tuple(of))
+
+
+def _averages(scores: Mapping[Test, Mapping[str, SubsetScores]]) -> dict[str, SubsetScores | None]:
+    """Return the averages in the order in which they are shown."""
     judged = scores["2afc"]
     averages = {name: _mean(judged, subsets) for name, subsets in AVERAGES.items()}
     return {**averages, "all": _mean(judged, judged), "jnd": _mean(scores["jnd"], scores["jnd"])}
 
 
-def _mean(scores: Mapping[str, Scores], subsets: Collection[str]) -> dict[str, Any] | None:
-    """The mean over sub-sets, each counting the same; None if there are none or one is missing."""
+def _mean(scores: Mapping[str, SubsetScores], subsets: Collection[str]) -> SubsetScores | None:
+    """Return the unweighted mean over sub-sets; None if there are none or one is missing."""
     chosen = [scores[name] for name in subsets if name in scores]
     if not subsets or len(chosen) < len(subsets):
         return None
     ceilings = [one.human for one in chosen if one.human is not None]
-    mean = Scores(
-        samples=sum(one.samples for one in chosen),
-        human=sum(ceilings) / len(ceilings) if ceilings else None,
-        values=torch.stack([one.values for one in chosen]).mean(dim=0),
-    )
-    return {"of": list(subsets), **mean.to_json()}
+    values = [torch.tensor([one.baseline, *one.contexts], dtype=torch.float64) for one in chosen]
+    human = sum(ceilings) / len(ceilings) if ceilings else None
+    return _subset_scores(sum(one.samples for one in chosen), human, torch.stack(values).mean(dim=0), of=list(subsets))

@@ -1,4 +1,4 @@
-"""Counting on held-out images how often metrics choose as contexts have it, all on the same distortions."""
+"""Tally: how often metrics choose as the contexts demand on held-out images, all on the same distortions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from fastdps.contexts.distortions import NAMES, draw_plan, make_views, to_float
@@ -19,6 +18,7 @@ from fastdps.loading.spec import Batch
 from fastdps.metric.perceptual import PerceptualMetric, all_distances
 from fastdps.metric.scores import agreeing_votes, prefers_second
 from fastdps.runtime.console import track
+from fastdps.runtime.processes import Processes
 
 #: Seed of the held-out distortions, the same for every run so that their scores compare.
 EVALUATION_SEED = 0x5EED_E7A1_0000_0001
@@ -26,11 +26,14 @@ EVALUATION_SEED = 0x5EED_E7A1_0000_0001
 
 @dataclass(frozen=True)
 class Tally:
-    """How often the unadapted and the adapted metric chose as each context has it.
+    """Counts of choices that agree with the contexts. They are exact, so that equal metrics have equal accuracies.
 
-    `baseline` and `adapted` count choices per pair of distortions and context, (pairs, K) float64, ties as 0.5; each of
-    their elements is out of `judged` choices. Counts are exact, so that equal metrics have equal accuracies. `votes`
-    (pairs, K) is 1 where the second of a pair must be closer.
+    Attributes:
+        baseline: Agreeing choices of the unadapted metric per pair of distortions and context, (pairs, K) float64;
+            a tie counts 0.5.
+        adapted: The same for the adapted metric.
+        votes: 1 where the second distortion of a pair must be closer, else 0, (pairs, K).
+        judged: Number of choices that each element of `baseline` and `adapted` is out of.
     """
 
     baseline: Tensor
@@ -39,19 +42,20 @@ class Tally:
     judged: int
 
     def per_context(self) -> tuple[Tensor, Tensor]:
-        """Baseline and adapted accuracy of each context, (K,) each."""
+        """Return the baseline and the adapted accuracy of each context, (K,) each."""
         choices = self.judged * len(self.adapted)
         return self.baseline.sum(dim=0) / choices, self.adapted.sum(dim=0) / choices
 
     def per_pair(self) -> tuple[Tensor, Tensor]:
-        """Baseline and adapted accuracy on each pair of distortions, mean over contexts, (pairs,) each."""
+        """Return the baseline and the adapted accuracy per pair of distortions, mean over contexts, (pairs,) each."""
         choices = self.judged * self.adapted.shape[1]
         return self.baseline.sum(dim=1) / choices, self.adapted.sum(dim=1) / choices
 
     def per_order(self) -> list[dict[str, Any]]:
-        """For each two distortions, how often they were told apart in the contexts that have one of them closer.
+        """Return the accuracy on each ordered pair of distortions, as in `details.json`.
 
-        Both orders of a pair, where there are contexts that have it so; as `details.json` has them.
+        A row is the mean over the contexts in which `closer` must be closer than `farther`; orders without a context
+        are left out.
         """
         rows = []
         for number, (first, second) in enumerate(pairs(len(NAMES)).tolist()):
@@ -66,7 +70,7 @@ class Tally:
 
 
 def evaluation_views(batch: Batch, draw: int, device: torch.device, interpolation: Interpolation) -> Tensor:
-    """A batch and its held-out distortions of one draw: views (n, 1 + D, 3, H, W), the reference first."""
+    """Return a batch with its held-out distortions of one draw: views (n, 1 + D, 3, H, W), the reference first."""
     plan = draw_plan(batch.ids, seed=EVALUATION_SEED, epoch=draw).to(device)
     with torch.inference_mode():
         return make_views(to_float(batch.images), plan, interpolation)
@@ -76,28 +80,40 @@ def tally_choices(
     baseline: PerceptualMetric,
     adapted: Sequence[PerceptualMetric],
     loader: ShardLoader,
-    accelerator: Accelerator,
+    processes: Processes,
     *,
     draws: int,
     interpolation: Interpolation = "nearest",
 ) -> Tally:
-    """Let metrics choose over all images of a shard set and all processes.
+    """Count the choices of metrics over all images of a shard set and all processes.
 
-    `adapted` are metrics with rankings, which together are the K contexts; those that share the backbone of `baseline`
-    share its features too. The distortions of draw d are those of epoch d of `EVALUATION_SEED`.
+    Args:
+        baseline: The unadapted metric.
+        adapted: Metrics with rankings, which together are the K contexts. Metrics that share the backbone of `baseline`
+            share its features too.
+        loader: The held-out images.
+        processes: The processes, each of which reads its part.
+        draws: Draws of the distortions per image; those of draw d are the ones of epoch d of `EVALUATION_SEED`.
+        interpolation: Sampling of the geometric distortions.
+
+    Returns:
+        The counts, the same on every process.
+
+    Raises:
+        FastDPSError: A metric gives NaN.
     """
     device = baseline.weights.device
     first, second = pairs(len(NAMES)).to(device).unbind(dim=1)
     rankings: list[Ranking] = [ranking for metric in adapted for ranking in metric.rankings]
     second_chosen = torch.zeros(len(first), 1 + len(rankings), dtype=torch.float64, device=device)
-    for batch in track(loader.epoch(0), total=loader.steps, what="scoring", enabled=accelerator.is_main_process):
+    for batch in track(loader.epoch(0), total=loader.steps, what="scoring", enabled=processes.is_main_process):
         for draw in range(draws):
             d = all_distances(baseline, adapted, evaluation_views(batch, draw, device, interpolation))
             second_chosen += prefers_second(d[:, first], d[:, second]).sum(dim=0, dtype=torch.float64)
-    second_chosen = accelerator.reduce(second_chosen, reduction="sum").cpu()
+    second_chosen = processes.reduce(second_chosen, reduction="sum").cpu()
     if not second_chosen.isfinite().all():
         raise FastDPSError(
-            "the metric gives distances that are no numbers: its training has diverged. Train again with a lower "
+            "the metric gives distances that are NaN or infinite: its training diverged. Train again with a lower "
             "learning rate."
         )
     judged = loader.samples * draws

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fastdps.errors import FastDPSError
-from fastdps.export.export import Verified
 from fastdps.export.format import Format
+from fastdps.export.write import Verified
 from fastdps.metric.load import ContextLocation
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.weights import tensors_sha256

@@ -1,76 +1,119 @@
-"""Write a metric in a format, and see that the foreign library measures the same with it."""
+"""Export a metric for another library, verified, with a model card beside the file."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-
-from fastdps.errors import FastDPSError
-from fastdps.export.format import Distances, Format
+from fastdps.errors import ConfigError, did_you_mean
+from fastdps.export.card import describe, finish, paths_beside, to_markdown
+from fastdps.export.format import Format
 from fastdps.export.lpips_checkpoint import LpipsCheckpoint
 from fastdps.export.onnx_model import OnnxModel
 from fastdps.export.program import ExportedProgram
-from fastdps.metric.image_metric import smallest_side
-from fastdps.metric.perceptual import PerceptualMetric
-from fastdps.runtime.files import fsync_directory, write_errors
+from fastdps.export.write import Verified, write_verified
+from fastdps.metric.load import Context, load_with_location
+from fastdps.run_directory import RunDirectory
+from fastdps.runtime.files import write_json, write_text
 
+#: The formats by the name they have on the command line.
 FORMATS: Mapping[str, Format] = {form.name: form for form in (LpipsCheckpoint(), OnnxModel(), ExportedProgram())}
 
-#: How far distances may be apart: both add up thousands of float32 in an order of their own.
-ABSOLUTE, RELATIVE = 1e-5, 1e-4
-#: Batches that are compared: number of images, and what height and width are larger than the smallest.
-_BATCHES = ((1, 0, 0), (3, 0, 21), (4, 33, 9))
 
+@dataclass(frozen=True)
+class ExportResult:
+    """An exported metric.
 
-class Verified(NamedTuple):
-    """How far the foreign library's distances were from ours, at most, and of how many image pairs."""
-
-    pairs: int
-    largest_difference: float
-    largest_distance: float
-
-
-def export(metric: PerceptualMetric, form: Format, path: Path, card: Mapping[str, Any]) -> Verified:
-    """Write the metric's one context to `path`, which has its name only once it has been verified.
-
-    Raises `ConfigError` where the library is missing or the format cannot hold the metric, and `FastDPSError` where the
-    file cannot be written, is not read back, or measures other distances.
+    Attributes:
+        path: The file.
+        card_markdown: Its model card, as Markdown.
+        card_json: Its model card, as JSON.
+        card: The content of the card.
+        verified: How closely the distances of the other library agree with those of fastdps.
     """
+
+    path: Path
+    card_markdown: Path
+    card_json: Path
+    card: Mapping[str, Any]
+    verified: Verified
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON types."""
+        return {
+            "path": str(self.path),
+            "card_markdown": str(self.card_markdown),
+            "card_json": str(self.card_json),
+            "card": dict(self.card),
+            "verified": self.verified._asdict(),
+        }
+
+
+def find_format(name: str, *, with_backbone: bool = False) -> Format:
+    """Return a format by name. Raises `ConfigError` for an unknown one, and for `with_backbone` with any but lpips."""
+    if name not in FORMATS:
+        raise ConfigError(f"Unknown format {name!r}.{did_you_mean(name, FORMATS)} Known: {', '.join(sorted(FORMATS))}.")
+    if not with_backbone:
+        return FORMATS[name]
+    if name != LpipsCheckpoint.name:
+        raise ConfigError(f"--with-backbone is for lpips; files of --format {name} hold the backbone anyway.")
+    return LpipsCheckpoint(with_backbone=True)
+
+
+def check_path(path: Path, form: Format, *, overwrite: bool) -> None:
+    """Raise `ConfigError` if a file has the wrong suffix for a format, or exists and may not be overwritten."""
+    if path.suffix != form.suffix:
+        raise ConfigError(
+            f"--out {path} must end with {form.suffix} for --format {form.name}: {path.stem}{form.suffix}."
+        )
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} exists already. Choose another --out, or pass --overwrite.")
+
+
+def export(
+    source: str | PathLike[str],
+    out: str | PathLike[str],
+    format: str = "lpips",
+    *,
+    context: Context | None = None,
+    with_backbone: bool = False,
+    overwrite: bool = False,
+) -> ExportResult:
+    """Export one context of a metric for another library, and write a model card beside the file.
+
+    The file is read back with the other library and compared before it gets its name.
+
+    Args:
+        source: RunDirectory directory, metric file, or name of a backbone, as for `fastdps.load`.
+        out: File to write, ending with the suffix of the format: .pth, .onnx or .pt2.
+        format: "lpips" for the `lpips` package, "onnx", or "torch" for torch.export.
+        context: Which of several contexts, see `fastdps.load`.
+        with_backbone: With "lpips", include the backbone, so that `lpips` has nothing to download.
+        overwrite: Replace an existing file.
+
+    Returns:
+        The file, its card, and how closely the distances agree.
+
+    Raises:
+        ConfigError: The format, suffix or context cannot be used, or the other library is not installed.
+        FastDPSError: The source cannot be read, or the other library computes other distances.
+
+    Example:
+        >>> export("runs/sample", "sample.pth", context="color,darken,zoom_in,rotate,translate,blur")  # doctest: +SKIP
+    """
+    form, path = find_format(format, with_backbone=with_backbone), Path(out)
+    check_path(path, form, overwrite=overwrite)
     form.require()
-    form.check(metric)
-    with write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside its place, so that it can be moved there, and under its own name, which some formats go by.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as directory:
-            unverified = Path(directory) / path.name
-            form.write(metric, unverified, card)
-            verified = verify(metric, form, form.read_back(metric, unverified))
-            unverified.replace(path)
-        fsync_directory(path.parent)
-    return verified
-
-
-@torch.no_grad()
-def verify(metric: PerceptualMetric, form: Format, theirs: Distances) -> Verified:
-    """Compare distances of random images of several sizes. Raises `FastDPSError` where they differ."""
-    generator = torch.Generator().manual_seed(1)
-    side = max(64, smallest_side(metric))
-    pairs, difference, distance = 0, 0.0, 0.0
-    for number, taller, wider in _BATCHES:
-        x, far = torch.rand(2, number, 3, side + taller, side + wider, generator=generator)
-        for y in (far, (x + 0.1 * far).clamp(0, 1)):
-            ours, found = metric(x, y)[:, 0].cpu(), theirs(x, y)
-            if found.shape != ours.shape or not torch.allclose(found, ours, rtol=RELATIVE, atol=ABSOLUTE):
-                raise FastDPSError(
-                    f"{form.library} reads what was written, but measures {found.tolist()} where fastdps measures "
-                    f"{ours.tolist()}, on images of {x.shape[2]} x {x.shape[3]}. Nothing is kept; please report this "
-                    "with the versions of both."
-                )
-            pairs += number
-            difference = max(difference, (found - ours).abs().max().item())
-            distance = max(distance, ours.max().item())
-    return Verified(pairs, difference, distance)
+    loaded, place = load_with_location(source, context)
+    directory = Path(fspath(source))
+    run = RunDirectory(directory) if place is not None and directory.is_dir() else None
+    card = describe(loaded.metric, place, run)
+    verified = write_verified(loaded.metric, form, path, card)
+    card = finish(card, form, loaded.metric, path.name, verified)
+    markdown, as_json = paths_beside(path)
+    write_text(markdown, to_markdown(card))
+    write_json(as_json, card)
+    return ExportResult(path, markdown, as_json, card, verified)

@@ -6,6 +6,8 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
 
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.packing.executor import Executor, LocalExecutor
@@ -15,19 +17,28 @@ from fastdps.packing.lock import only_run
 from fastdps.packing.options import PackOptions, Share
 from fastdps.packing.plan import DIVIDED, HELD_OUT, SetPlan, plan_sets
 from fastdps.packing.set_in_progress import SetInProgress
+from fastdps.packing.sources.folder import Folder
 from fastdps.packing.sources.source import Dataset
 from fastdps.packing.target import target_at
 from fastdps.packing.work import ShardWork
 from fastdps.shards.format import Manifest, read_manifest
-from fastdps.shards.storage import Location, Store, locate, open_store
+from fastdps.shards.storage import Location, LocationLike, Store, locate, open_store
 
 #: Rejects that the message of a failed run names.
 SHOWN_REJECTS = 3
 
-#: Called once with the number of items, and how many of them an earlier run has done.
-OnStart = Callable[[int, int], None]
-#: Called with the number of items that were done since the last call.
-OnProgress = Callable[[int], None]
+
+@dataclass(frozen=True)
+class PackProgress:
+    """Callbacks that report the progress of packing.
+
+    Attributes:
+        start: Called once with the number of items, and how many of them an earlier run has packed.
+        advance: Called with the number of items done since the last call.
+    """
+
+    start: Callable[[int, int], object] = lambda *_: None
+    advance: Callable[[int], object] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -45,30 +56,44 @@ class PackResult:
 
 
 def pack(
-    dataset: Dataset,
-    out: str | Location,
+    source: Dataset | str | PathLike[str],
+    out: LocationLike,
     options: PackOptions | None = None,
     *,
     splits: Collection[str] | None = None,
-    workers: int | None = None,
-    executor: Executor | None = None,
+    workers: int | Executor | None = None,
     share: Share | None = None,
     overwrite: bool = False,
-    on_start: OnStart = lambda *_: None,
-    on_progress: OnProgress = lambda _: None,
+    progress: PackProgress | None = None,
 ) -> PackResult:
-    """Pack each split of a data set (or those named by `splits`) into `out/SPLIT`, a shard set with `rejects.jsonl`.
+    """Pack each split of a data set into a shard set `out/SPLIT`.
 
-    `out` is a directory, or the URL of an object storage.
-    The bytes depend on the source and the options alone. A run that was interrupted goes on where it stopped, after it
-    has tried rejected items again; a finished set with the same options is left as it is, unless `overwrite` starts
-    anew. The work is done by `executor`, by default `workers` processes here. With a `share` only its shards are
-    packed, beside runs with other shares, and `merge` completes the sets.
+    The bytes depend only on the source and the options. An interrupted run resumes when it is called again, after it
+    has tried rejected items again; a finished set with the same options is left as it is.
 
-    Raises `ConfigError` for options that do not fit the source or the run that `out` holds, and `FastDPSError` when
-    the source is not there, when more than `max_rejects` of the items are rejected, when another run is packing into
-    `out`, when the disk is full, or when a worker dies.
+    Args:
+        source: A data set of `fastdps.open_source`, or the path of a folder of images.
+        out: Directory of the sets, or the URL of an object storage.
+        options: Encoding, size, holdout and other options, see `PackOptions`.
+        splits: Names of the splits to pack, None for all.
+        workers: Number of processes (default: cores), or an executor such as `fastdps.packing.on_ray.RayExecutor`.
+        share: Pack only the shards of this share, next to runs with other shares; `merge` completes the sets.
+        overwrite: Replace the sets that `out` holds.
+        progress: Callbacks that report progress.
+
+    Returns:
+        The manifests and the rejected items by split.
+
+    Raises:
+        ConfigError: The options do not fit the source, or the run that `out` holds.
+        FastDPSError: The source does not exist, more than `options.max_rejects` of the items are rejected, another run
+            is packing into `out`, the disk is full, or a worker process died.
+
+    Example:
+        >>> pack("photos", "shards/photos", PackOptions(size=64, holdout=0.2))  # doctest: +SKIP
     """
+    dataset = Folder(Path(source)) if isinstance(source, str | PathLike) else source
+    progress = progress or PackProgress()
     if share and overwrite:
         raise ConfigError(
             f"a part cannot overwrite: it would remove what other parts have packed. Remove {out}, or pack elsewhere."
@@ -84,9 +109,10 @@ def pack(
             one.refuse_difference()
         for one in sets:
             one.open()
-        on_start(sum(one.planned for one in sets), sum(one.done for one in sets))
+        progress.start(sum(one.planned for one in sets), sum(one.done for one in sets))
         try:
-            _pack_missing(sets, options, executor or LocalExecutor(workers), on_progress)
+            executor = LocalExecutor(workers) if workers is None or isinstance(workers, int) else workers
+            _pack_missing(sets, options, executor, progress)
         finally:
             for one in sets:
                 one.close()
@@ -94,17 +120,28 @@ def pack(
 
 
 def merge(
-    dataset: Dataset,
-    out: str | Location,
+    source: Dataset | str | PathLike[str],
+    out: LocationLike,
     options: PackOptions | None = None,
     *,
     splits: Collection[str] | None = None,
 ) -> PackResult:
-    """Complete the sets whose shards were packed by runs with shares: write the manifests that one run would write.
+    """Complete the sets whose shards were packed by runs with shares, with the manifests of a single run.
 
-    Raises `ConfigError` when those had another source or other options, and `FastDPSError` that names the shards which
-    are missing, or when more than `max_rejects` of all items were rejected.
+    Args:
+        source: The source of those runs.
+        out: Directory or URL of the sets.
+        options: The options of those runs.
+        splits: Names of the splits, None for all.
+
+    Returns:
+        The manifests and the rejected items by split.
+
+    Raises:
+        ConfigError: The shares were packed from another source or with other options.
+        FastDPSError: Shards are missing, which the message names, or too many items were rejected.
     """
+    dataset = Folder(Path(source)) if isinstance(source, str | PathLike) else source
     options, out = options or PackOptions(), _writable(out)
     with only_run(out):
         sets = [
@@ -125,7 +162,7 @@ def merge(
         return _result(out, sets)
 
 
-def _writable(out: str | Location) -> Location:
+def _writable(out: LocationLike) -> Location:
     """A location that files can be written to. Raises `ConfigError` for any other."""
     out = locate(out)
     if isinstance(out, Store):
@@ -149,14 +186,14 @@ def _replaced(plans: list[SetPlan], dataset: Dataset) -> set[str]:
     return names | {HELD_OUT} if DIVIDED in names and HELD_OUT not in dataset.splits() else names
 
 
-def _pack_missing(sets: list[SetInProgress], options: PackOptions, executor: Executor, on_progress: OnProgress) -> None:
+def _pack_missing(sets: list[SetInProgress], options: PackOptions, executor: Executor, progress: PackProgress) -> None:
     """Have all that is missing made, each set completed with its last shard; stop as soon as too much is rejected."""
     by_name = {one.plan.name: one for one in sets}
     works = [work for one in sets for work in one.works()]
 
     def record_chunk(work: ShardWork, items: int, rejects: list[Reject]) -> None:
         by_name[work.split].reject(work.shard.number, rejects)
-        on_progress(items)
+        progress.advance(items)
         _refuse_rejects(sets, options)
 
     _refuse_rejects(sets, options)

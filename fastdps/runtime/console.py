@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 Item = TypeVar("Item")
 Show = Callable[[dict[str, Any]], None]
@@ -139,3 +142,56 @@ def counter(what: str, *, unit: str, enabled: bool = True) -> Iterator[Counter]:
             yield Counter(what, unit, console, progress)
     else:
         yield Counter(what, unit, console, None)
+
+
+@dataclass(frozen=True)
+class Styled:
+    """Text in a style of Rich, such as "bold" or "green". Neither it nor a plain string is taken for markup."""
+
+    text: str
+    style: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its heading, right-aligned for numbers; long text is folded, or kept on one line."""
+
+    heading: str = ""
+    right: bool = False
+    fold: bool = False
+    no_wrap: bool = False
+
+
+class TextTable:
+    """A table for the terminal. Names and paths in its cells are never taken for markup."""
+
+    def __init__(self, columns: Sequence[Column], title: str | None = None) -> None:
+        self._table = Table(title=None if title is None else Text(title, "table.title"), title_justify="left")
+        for column in columns:
+            self._table.add_column(
+                Text(column.heading),
+                justify="right" if column.right else "left",
+                overflow="fold" if column.fold else "ellipsis",
+                no_wrap=column.no_wrap,
+            )
+
+    def add_row(self, *cells: str | Styled, style: str | None = None) -> None:
+        """Add a row; `style` applies to all of it."""
+        self._table.add_row(*map(_text, cells), style=style)
+
+    def add_section(self) -> None:
+        """Draw a line below the rows so far."""
+        self._table.add_section()
+
+    def print(self) -> None:
+        """Print the table to the standard output."""
+        Console().print(self._table)
+
+
+def print_line(*parts: str | Styled, wrap: bool = True) -> None:
+    """Print a line of text to the standard output; without `wrap` it is left to the terminal to break it."""
+    Console().print(Text.assemble(*map(_text, parts)), soft_wrap=not wrap)
+
+
+def _text(part: str | Styled) -> Text:
+    return Text(part) if isinstance(part, str) else Text(part.text, part.style)

@@ -1,15 +1,24 @@
-"""The door to Accelerate: which processes take part, on which device, and what they have to say to each other."""
+"""Processes of a job: the only module that imports Accelerate.
+
+    accelerate launch --> join_processes() --> Distributed: rank, device, collectives, watchdog, trackers
+                                                    |
+                                                    '--> SingleProcess: one rank that trains contexts of its own
+
+Training and evaluation see `Processes`, and neither Accelerate nor the watchdog (`fastdps.runtime.heartbeat`).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -22,29 +31,48 @@ from fastdps.runtime.console import print_notice
 from fastdps.runtime.heartbeat import EXCHANGES, Heartbeat
 from fastdps.runtime.machine import keep_freed_memory
 
-#: How long a process may stay at the same thing before the job is ended.
-STALLED_S = 600.0
-#: How much longer an exchange waits, so that who is to blame is found first.
-_GRACE_S = 120.0
+#: Default time in one phase (a step, say) after which a process counts as hung and the job is aborted.
+STALL_TIMEOUT_S = 600.0
+#: Extra timeout of collectives over the watchdog's, so that the watchdog names the hung rank first.
+_COLLECTIVE_GRACE_S = 120.0
 
 
 def join_processes(
-    *, stalled_s: float = STALLED_S, log_with: Sequence[str] = (), directory: Path | None = None
-) -> Accelerator:
-    """Join the processes that `accelerate launch` started, or run alone; over gloo where CUDA is absent.
+    *, stall_timeout_s: float = math.inf, trackers: Sequence[str] = (), directory: Path | None = None
+) -> Distributed:
+    """Join the processes that `accelerate launch` started, or run as a single process.
 
-    `log_with` names trackers of experiments, which keep their files in `directory`. Raises `ConfigError` for a tracker
-    that is not known or not installed, and when the launcher started more processes than Accelerate sees: each would
-    train alone and all would write the same files.
+    Uses CUDA where there is one, and the CPU with gloo otherwise. The result is a context manager: on entry the
+    watchdog starts, on a normal exit trackers and the process group are closed.
+
+    Args:
+        stall_timeout_s: Seconds in one phase after which a process counts as hung; infinite switches that off. A
+            process that dies is found in any case.
+        trackers: Names of Accelerate's experiment trackers, such as "tensorboard".
+        directory: Directory for the files of the trackers.
+
+    Returns:
+        The processes of the job, seen from this one.
+
+    Raises:
+        ConfigError: A tracker is unknown or not installed, or the launcher started more processes than Accelerate
+            sees: each of them would train alone, and all would write the same files.
+
+    Example:
+        >>> with join_processes() as processes:  # doctest: +SKIP
+        ...     total = processes.reduce(torch.ones((), device=processes.device))
     """
-    for name in log_with:
+    for name in trackers:
         _check_tracker(name, directory)
     keep_freed_memory()
+    collective_timeout_s = (
+        stall_timeout_s if math.isfinite(stall_timeout_s) else STALL_TIMEOUT_S
+    ) + _COLLECTIVE_GRACE_S
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
-        log_with=list(log_with) or None,
+        log_with=list(trackers) or None,
         project_dir=directory,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=stalled_s + _GRACE_S))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=collective_timeout_s))],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
@@ -52,7 +80,8 @@ def join_processes(
             f"{launched} processes were launched, but Accelerate sees {accelerator.num_processes}. "
             "Without GPUs launch with `accelerate launch --multi_gpu --num_processes N`."
         )
-    return accelerator
+    heartbeat = Heartbeat(accelerator.process_index, accelerator.num_processes, stalled_s=stall_timeout_s)
+    return Distributed(accelerator, heartbeat)
 
 
 def _check_tracker(name: str, directory: Path | None) -> None:
@@ -64,13 +93,15 @@ def _check_tracker(name: str, directory: Path | None) -> None:
         raise ConfigError(f"--log-with {name}: that package is not installed. Install {name}, or log without it.")
 
 
-def watch(accelerator: Accelerator, stalled_s: float = float("inf")) -> Heartbeat:
-    """A context in which a process that dies or hangs ends the whole job; see `fastdps.runtime.heartbeat`."""
-    return Heartbeat(accelerator.process_index, accelerator.num_processes, stalled_s=stalled_s)
+class Distributed:
+    """All processes of the job working on the same thing, and the watchdog over them. Made by `join_processes`.
 
-
-class Together:
-    """All processes working on the same: what training needs of Accelerate, and who watches over it."""
+    Attributes:
+        num_processes: The number of processes, 1 without a launcher.
+        process_index: The rank of this process.
+        device: The device of this process.
+        is_main_process: True on rank 0.
+    """
 
     def __init__(self, accelerator: Accelerator, heartbeat: Heartbeat) -> None:
         self._accelerator, self._heartbeat = accelerator, heartbeat
@@ -79,32 +110,47 @@ class Together:
         self.device: torch.device = accelerator.device
         self.is_main_process: bool = accelerator.is_main_process
 
+    def __enter__(self) -> Self:
+        self._heartbeat.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._heartbeat.__exit__(kind, error, traceback)
+        if error is None:
+            self._accelerator.end_training()
+
     def beat(self, phase: str, step: int | None = None) -> None:
-        """Say what this process does now: see `Heartbeat.beat`."""
+        """Report the present phase of this process to the watchdog, see `Heartbeat.beat`."""
         self._heartbeat.beat(phase, step)
 
     def prepare(self, module: nn.Module) -> nn.Module:
-        """The module with gradients averaged over processes. All start with the parameters of the first."""
+        """Return the module with its gradients averaged over processes, all starting with the parameters of rank 0."""
         return self._accelerator.prepare(module)
 
     def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:
-        """A context in which gradients are only added up, and not averaged."""
+        """Return a context in which gradients are accumulated without being averaged over processes."""
         return self._accelerator.no_sync(module)
 
     def backward(self, loss: Tensor) -> None:
-        """Compute gradients. Raises `TrainingError` where another process does not take part any more."""
+        """Compute gradients. Raises `TrainingError` if another process no longer takes part."""
         self._exchange(lambda: self._accelerator.backward(loss))
 
     def reduce(self, tensor: Tensor, reduction: str = "sum") -> Tensor:
-        """The sum (or "mean") over all processes. Raises `TrainingError`, as `backward` does."""
+        """Return the sum (or "mean") of a tensor over all processes. Raises `TrainingError`, as `backward` does."""
         return self._exchange(lambda: self._accelerator.reduce(tensor, reduction=reduction))
 
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Return the tensors (n, ...) of all processes concatenated by rank, (n * num_processes, ...)."""
+        return self._exchange(lambda: self._accelerator.gather(tensor))
+
     def gather_objects(self, item: Any) -> list[Any]:
-        """What each process has, in the order of their ranks."""
+        """Return one Python object per process, in the order of the ranks."""
         return self._exchange(lambda: gather_object([item]))
 
-    def share(self, make: Callable[[], Any]) -> Any:
-        """What the main process makes, on all processes; or the `FastDPSError` that it raises."""
+    def broadcast(self, make: Callable[[], Any]) -> Any:
+        """Call `make` on the main process and return its result on all; a `FastDPSError` is raised on all of them."""
         made: list[Any] = [None]
         if self.is_main_process:
             try:
@@ -118,30 +164,34 @@ class Together:
         return made[0]
 
     def one_per_node_first(self) -> AbstractContextManager[None]:
-        """A context that one process of each node goes through before the others."""
+        """Return a context that one process of each node passes through before the others enter it."""
         self._heartbeat.beat("")
         return self._accelerator.local_main_process_first()
 
-    def say(self, message: str) -> None:
-        """Tell the user, once for all processes."""
+    def notify(self, message: str) -> None:
+        """Print a message for the user, once for all processes."""
         if self.is_main_process:
             print_notice(message)
 
     def warn(self, message: str) -> None:
-        """Tell the user what has to be known, where only errors are wanted too."""
+        """Print a warning for the user, with `--quiet` too, once for all processes."""
         if self.is_main_process:
             print(message, file=sys.stderr, flush=True)
 
+    def start_trackers(self, config: Mapping[str, Any]) -> None:
+        """Start the trackers with the settings of the run; does nothing without trackers."""
+        self._accelerator.init_trackers("fastdps", config={key: str(value) for key, value in config.items()})
+
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Give scalars to the trackers."""
+        """Send scalars to the trackers."""
         self._accelerator.log(dict(values), step=step)
 
     def free_memory(self) -> None:
-        """Let go of what was prepared."""
+        """Release the prepared modules."""
         self._accelerator.free_memory()
 
     def wait_for_all(self) -> None:
-        """Wait for all processes, however long they take, as long as they live."""
+        """Wait without a time limit until every process has called this, as long as all are alive."""
         self._heartbeat.wait_for_all()
 
     def _exchange(self, talk: Callable[[], Any]) -> Any:
@@ -149,32 +199,32 @@ class Together:
         try:
             return talk()
         except RuntimeError as error:
-            if self.num_processes == 1 or not _is_of_the_network(error):
+            if self.num_processes == 1 or not _is_network_error(error):
                 raise
             raise self._heartbeat.explain(error) from error
 
 
-class Alone:
-    """One process that works for itself among others, where each has contexts of its own."""
+class SingleProcess:
+    """One process of a job that trains contexts of its own: the interface of `Distributed` without communication."""
 
     num_processes = 1
     process_index = 0
 
-    def __init__(self, together: Together) -> None:
-        self._together = together
-        self.device = together.device
-        self.is_main_process = together.is_main_process
+    def __init__(self, distributed: Distributed) -> None:
+        self._distributed = distributed
+        self.device = distributed.device
+        self.is_main_process = distributed.is_main_process
 
     def beat(self, phase: str, step: int | None = None) -> None:
-        """Say what this process does now."""
-        self._together.beat(phase, step)
+        """Report the present phase of this process to the watchdog."""
+        self._distributed.beat(phase, step)
 
     def prepare(self, module: nn.Module) -> nn.Module:
-        """Nothing to prepare."""
+        """Return the module as it is."""
         return module
 
-    def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:  # noqa: ARG002, the signature of the other
-        """There is nobody to exchange gradients with."""
+    def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:  # noqa: ARG002, the interface of Distributed
+        """Return a context that changes nothing."""
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
@@ -182,37 +232,38 @@ class Alone:
         loss.backward()
 
     def reduce(self, tensor: Tensor, reduction: str = "sum") -> Tensor:  # noqa: ARG002
-        """The sum over one process."""
+        """Return the tensor as it is."""
         return tensor
 
     def gather_objects(self, item: Any) -> list[Any]:
-        """What this process has."""
+        """Return a list of the one object."""
         return [item]
 
-    def share(self, make: Callable[[], Any]) -> Any:
-        """What this process makes."""
+    def broadcast(self, make: Callable[[], Any]) -> Any:
+        """Return what `make` returns."""
         return make()
 
-    def say(self, message: str) -> None:
-        """Tell the user, as the main process alone does."""
-        self._together.say(message)
+    def notify(self, message: str) -> None:
+        """Print a message for the user, on the main process of the job only."""
+        self._distributed.notify(message)
 
     def warn(self, message: str) -> None:
-        """Tell the user what has to be known."""
-        self._together.warn(message)
+        """Print a warning for the user, on the main process of the job only."""
+        self._distributed.warn(message)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Give scalars to the trackers, which only the main process has."""
-        self._together.log(values, step)
+        """Send scalars to the trackers, which only the main process of the job has."""
+        self._distributed.log(values, step)
 
     def free_memory(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no module was prepared."""
 
 
-Processes = Together | Alone
+#: What training works with: all processes together, or one on its own.
+Processes = Distributed | SingleProcess
 
 
-def _is_of_the_network(error: RuntimeError) -> bool:
-    """Whether an exchange failed because of another process, and not for a reason of this one's own."""
+def _is_network_error(error: RuntimeError) -> bool:
+    """Return True if a collective failed because of another process, not for a reason of this one's own."""
     words = ("gloo", "nccl", "connection")
     return isinstance(error, torch.distributed.DistError) or any(word in str(error).lower() for word in words)

@@ -18,6 +18,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -215,12 +216,14 @@ class Store:
 
 #: Where something lies: on this machine, or in a store.
 Location = Path | Store
+#: A location as users name it.
+LocationLike = str | PathLike[str] | Store
 
 
-def locate(text: str | Path | Store) -> Location:
+def locate(text: LocationLike) -> Location:
     """The location that a user names: a path, or a URL of `SCHEMES`. Raises `ConfigError` for any other URL."""
     if not isinstance(text, str):
-        return text
+        return text if isinstance(text, Store) else Path(text)
     found = _SCHEME.fullmatch(text)
     if found is None or (len(found[1]) == 1 and "//" not in text) or Path(text).exists():  # C:\... is a path, too
         return Path(text)

@@ -1,4 +1,4 @@
-"""Choosing the epoch: scores on a validation part after each epoch, and the best state that each context had."""
+"""Best epoch: scores on a validation set after each epoch, and the best state of each context."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastdps.metric.scores import two_afc
 from fastdps.runtime.processes import Processes
 from fastdps.training.tasks import Task
 
-#: Seed of the distortions that choose the epoch; what is reported is scored on others.
+#: Seed of the distortions that choose the epoch; reported scores use other distortions.
 VALIDATION_SEED = 0x5EED_7A11_0000_0002
 _BACKBONE = "backbone."
 
@@ -23,9 +23,9 @@ _BACKBONE = "backbone."
 def validation_scores(
     task: Task, metric: PerceptualMetric, loader: ShardLoader, processes: Processes, precision: Precision = "auto"
 ) -> Tensor:
-    """Agreement (K,) of a metric with the judgements of a task, over a whole shard set and all processes.
+    """Return the agreement (K,) of a metric with the judgements of a task, over a shard set and all processes.
 
-    Without dropout and judge: the metric's own choices, as it will be used.
+    It scores the choices of the metric itself, without dropout and judge.
     """
     agreed = torch.zeros(task.contexts, dtype=torch.float64, device=metric.weights.device)
     for number, batch in enumerate(loader.epoch(0)):
@@ -39,17 +39,17 @@ def validation_scores(
 
 
 class BestEpoch:
-    """Remembers the state of the best epoch: of each context for itself, where they share a frozen backbone."""
+    """Keeps the state of the best epoch, separately for each context where they share a frozen backbone."""
 
-    def __init__(self, contexts: int, *, with_backbone: bool) -> None:
+    def __init__(self, contexts: int, *, trains_backbone: bool) -> None:
         self.scores = torch.full((contexts,), -1.0, dtype=torch.float64)
         self.epochs = [0] * contexts
-        self._with_backbone = with_backbone
+        self._trains_backbone = trains_backbone
         self._weights: Tensor | None = None
         self._backbone: dict[str, Tensor] = {}
 
     def update(self, epoch: int, scores: Tensor, metric: PerceptualMetric) -> None:
-        """Take in the scores (K,) and the state after an epoch."""
+        """Record the scores (K,) and, where they are better, the state after an epoch."""
         better = scores.cpu() > self.scores
         if not better.any():
             return
@@ -59,11 +59,11 @@ class BestEpoch:
             self._weights = metric.weights.clone()
         rows = better.to(metric.weights.device)
         self._weights[rows] = metric.weights[rows]
-        if self._with_backbone:
+        if self._trains_backbone:
             self._backbone = {name: value.clone() for name, value in metric.backbone.state_dict().items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """What `load` needs to have again, with `epochs`."""
+        """Return the tensors for `load`, which also needs `epochs`."""
         if self._weights is None:
             return {}
         return {"scores": self.scores, "weights": self._weights} | {
@@ -71,7 +71,7 @@ class BestEpoch:
         }
 
     def load(self, tensors: Mapping[str, Tensor], epochs: Sequence[int], device: torch.device) -> None:
-        """Go on from what `tensors` and `epochs` were."""
+        """Restore the state of `tensors` and `epochs`."""
         if tensors:
             self.scores, self.epochs = tensors["scores"], list(epochs)
             self._weights = tensors["weights"].to(device)
@@ -80,7 +80,7 @@ class BestEpoch:
             }
 
     def restore(self, metric: PerceptualMetric) -> None:
-        """Put the best state back into the metric."""
+        """Copy the best state into the metric."""
         if self._weights is not None:
             metric.weights.copy_(self._weights)
         if self._backbone:

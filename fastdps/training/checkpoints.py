@@ -1,11 +1,11 @@
-"""Checkpoints of a training: files that it can go on from, the last few of them.
+"""Checkpoints of a training: the files from which it resumes, the last few of them.
 
     CHECKPOINTS/step-000000120.safetensors
 
-The file has the tensors that the training names, and as metadata, all strings:
+A file holds the tensors of the training, and as metadata, all strings:
 
     format, format_version    FORMAT and FORMAT_VERSION
-    state                     JSON: what else the training needs
+    state                     JSON: the rest of the state
     sha256                    of the tensors and the state
 """
 
@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fastdps.errors import CheckpointError
+from fastdps.errors import CheckpointError, ConfigError
 from fastdps.metric.weights import tensors_sha256
 from fastdps.runtime.files import PARTIAL, atomic_write
 
@@ -31,14 +31,32 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
+class CheckpointPolicy:
+    """When checkpoints are written.
+
+    Attributes:
+        every_steps: Number of steps between two checkpoints.
+        keep: Number of checkpoints to keep, the newest ones.
+    """
+
+    every_steps: int = 500
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        for name, value in (("--checkpoint-every", self.every_steps), ("--keep-checkpoints", self.keep)):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1.")
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """What a training goes on from: tensors by name, and a state that JSON can hold."""
+    """The state of a training: tensors by name, and the rest as JSON types."""
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write the file whole. Raises `FastDPSError` when that fails; what had the name before is kept then."""
+        """Write the file atomically. Raises `FastDPSError` on failure; an earlier file of that name is kept then."""
         state = json.dumps(self.state)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         metadata = {
@@ -52,7 +70,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
-        """Read and check a file, its tensors to the CPU. Raises `CheckpointError` when it is not whole."""
+        """Read and verify a file, with its tensors on the CPU. Raises `CheckpointError` if it is damaged."""
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -65,23 +83,23 @@ class Checkpoint:
             raise CheckpointError(f"{path} has format version {metadata.get('format_version')}, not {FORMAT_VERSION}.")
         state = metadata.get("state", "")
         if metadata.get("sha256") != _sha256(tensors, state):
-            raise CheckpointError(f"{path} is damaged: its content does not have the sha256 that it was written with.")
+            raise CheckpointError(f"{path} is damaged: the sha256 of its content differs from the recorded one.")
         return cls(tensors, json.loads(state))
 
 
 class Checkpoints:
-    """The checkpoints in one directory, of which the last `keep` stay."""
+    """The checkpoints in one directory, of which the last `keep` are kept."""
 
     def __init__(self, directory: Path, keep: int) -> None:
         self.directory = directory
         self._keep = keep
 
     def paths(self) -> list[Path]:
-        """The files that are there, the newest first."""
+        """Return the files, the newest first."""
         return sorted(self.directory.glob("step-*.safetensors"), reverse=True)
 
     def save(self, step: int, checkpoint: Checkpoint) -> Path:
-        """Write the state after `step` steps, then remove what is older than the last few. Raises `FastDPSError`."""
+        """Write the state after `step` steps, then remove all but the newest `keep`. Raises `FastDPSError`."""
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / f"step-{step:09d}.safetensors"
         checkpoint.save(path)
@@ -90,18 +108,13 @@ class Checkpoints:
         return path
 
     def newest(self, report: Callable[[str], None]) -> Checkpoint | None:
-        """The newest one that is whole; `report` is told of every newer one that is not. None if there is none."""
+        """Return the newest sound checkpoint or None; `report` is called with a message for each damaged newer one."""
         for path in self.paths():
             try:
                 return Checkpoint.load(path)
             except CheckpointError as error:
-                report(f"{error} Going on from the one before it.")
+                report(f"{error} Resuming from the checkpoint before it.")
         return None
-
-    def remove(self) -> None:
-        """Remove all of them."""
-        for path in self.directory.glob("step-*"):
-            path.unlink()
 
 
 def _sha256(tensors: dict[str, Tensor], state: str) -> str:

@@ -1,4 +1,4 @@
-"""The training loop, for one process or many, from wherever the last one stopped.
+"""The training loop, for one process or many, resumed from the newest checkpoint.
 
 checkpoint --> loader --> batch --> step --> log, validation, agreement of all processes --> checkpoint
 """
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdps.errors import ConfigError, StoppedError, TrainingError
+from fastdps.errors import StoppedError, TrainingError
 from fastdps.loading.loader import ShardLoader
 from fastdps.loading.spec import Batch
 from fastdps.metric.backbones import Backbone
@@ -25,15 +25,12 @@ from fastdps.run_directory import RunDirectory
 from fastdps.runtime.console import Show, training_display
 from fastdps.runtime.processes import Processes
 from fastdps.runtime.signals import stop_request
-from fastdps.training.agreement import Agreement
+from fastdps.training.agreement import Agreement, LossGuard
 from fastdps.training.best_epoch import BestEpoch, validation_scores
-from fastdps.training.checkpoints import Checkpoint, Checkpoints
-from fastdps.training.guard import LossGuard
-from fastdps.training.meter import Meter
-from fastdps.training.model import learning_rate_factor
-from fastdps.training.progress import Progress
+from fastdps.training.checkpoints import Checkpoint, CheckpointPolicy, Checkpoints
+from fastdps.training.progress import Meter, Progress
 from fastdps.training.recipes import TrainConfig
-from fastdps.training.step import Execution, Stepper
+from fastdps.training.step import Execution, Stepper, learning_rate_factor
 from fastdps.training.tasks import Task
 
 #: Steps between two log lines; values on the device are read only then.
@@ -42,7 +39,7 @@ _BEST = "best."
 
 
 def build_metric(config: TrainConfig, task: Task, device: torch.device) -> PerceptualMetric:
-    """The unadapted metric that training starts from. Raises `WeightsNotFoundError` without backbone weights."""
+    """Return the unadapted metric that training starts from. Raises `WeightsNotFoundError`."""
     pretrained = config.variant != "scratch"
     backbone = Backbone(config.backbone, taps=config.taps, pretrained=pretrained, seed=config.seed)
     return PerceptualMetric(backbone, rankings=task.rankings, comparison=config.comparison).to(device)
@@ -50,29 +47,24 @@ def build_metric(config: TrainConfig, task: Task, device: torch.device) -> Perce
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """A task on other images and a loader for them, to choose the epoch by."""
+    """A task on other images, and their loader, by which the best epoch is chosen."""
 
     task: Task
     loader: ShardLoader
 
 
-@dataclasses.dataclass(frozen=True)
-class Saving:
-    """When checkpoints are written: every so many steps, and how many of them are kept."""
+class TrainingLoop:
+    """One training of a run: its steps, its log and its checkpoints.
 
-    every_steps: int = 500
-    keep: int = 3
-
-    def __post_init__(self) -> None:
-        for name, value in (("--checkpoint-every", self.every_steps), ("--keep-checkpoints", self.keep)):
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; it has to be at least 1.")
-
-
-class Training:
-    """One training of a run: its steps, where they are reported, and where it is saved.
-
-    `context` is the number of the context where a run trains them one after another.
+    Args:
+        config: Settings of the run.
+        task: What the metric is adapted to.
+        metric: The unadapted metric, which `fit` changes.
+        processes: The processes that train together.
+        run: The run directory.
+        context: Number of the context in a run that trains contexts one after another, None otherwise.
+        execution: How steps are computed.
+        checkpoints: When checkpoints are written.
     """
 
     def __init__(
@@ -85,25 +77,36 @@ class Training:
         *,
         context: int | None = None,
         execution: Execution | None = None,
-        saving: Saving | None = None,
+        checkpoints: CheckpointPolicy | None = None,
     ) -> None:
         self._config, self._task, self._metric, self._processes, self._run = config, task, metric, processes, run
         self._execution = execution or Execution()
-        self._saving = saving or Saving()
+        self._policy = checkpoints or CheckpointPolicy()
         self._log = {} if context is None else {"context": context}
-        self._checkpoints = Checkpoints(run.checkpoints_of(context), self._saving.keep)
+        self._checkpoints = Checkpoints(run.checkpoints_of(context), self._policy.keep)
         self._stepper = Stepper(config, task, metric, processes, self._execution)
         self._guard = LossGuard(processes.device, processes.process_index)
-        self._best = BestEpoch(task.contexts, with_backbone=self._stepper.with_backbone)
+        self._best = BestEpoch(task.contexts, trains_backbone=config.trains_backbone)
         self._progress = Progress()
         self._saved: Path | None = None
 
     def fit(self, loader: ShardLoader, validation: Validation | None = None) -> PerceptualMetric:
-        """Train to the end, from the newest checkpoint; returns the adapted metric, the same on every process.
+        """Train to the end, from the newest checkpoint.
 
-        With a validation part each context ends with the state of its best epoch. The main process shows every log
-        line and appends it to the log of the run. Raises what the loader raises, `StoppedError` after a signal, and
-        `TrainingError` when the loss is not finite, the memory does not suffice, or another process has gone.
+        The main process shows each log line and appends it to the log of the run.
+
+        Args:
+            loader: The training set.
+            validation: With it, each context ends with the state of its best epoch.
+
+        Returns:
+            The adapted metric, the same on every process.
+
+        Raises:
+            StoppedError: A signal stopped the training, after a checkpoint was saved.
+            TrainingError: The loss is not finite, memory is exhausted, or another process is gone.
+            ShardError: A shard cannot be read.
+            SampleError: A sample cannot be decoded.
         """
         self._resume()
         self._stepper.start()
@@ -116,19 +119,19 @@ class Training:
         ):
             agreement = Agreement(self._processes, request, self._guard)
             while progress.epoch < self._config.epochs and progress.step < total_steps:
-                self._rest_of_epoch(loader, validation, total_steps, agreement, show)
+                self._finish_epoch(loader, validation, total_steps, agreement, show)
         return self._finish(validation)
 
-    def _rest_of_epoch(
+    def _finish_epoch(
         self, loader: ShardLoader, validation: Validation | None, total_steps: int, agreement: Agreement, show: Show
     ) -> None:
-        """Take the steps that are left of the present epoch, or of the training."""
+        """Take the remaining steps of the present epoch, or of the training."""
         progress = self._progress
         epoch_steps = loader.steps if progress.left is None else loader.steps_for(progress.left)
         recent = self._start_meter()
-        # Shards that are held for the next epoch would be in the way of those to validate on.
-        goes_on = validation is None and progress.step - progress.steps + epoch_steps < total_steps
-        batches = self._batches(loader, progress.epoch + 1 if goes_on else None)
+        # Shards prefetched for the next epoch would take the room of the validation set's.
+        continues = validation is None and progress.step - progress.steps + epoch_steps < total_steps
+        batches = self._batches(loader, progress.epoch + 1 if continues else None)
         for batch, wait_s in batches:
             started_s = time.perf_counter()
             rate = learning_rate_factor(self._config, self._done(loader))
@@ -138,7 +141,7 @@ class Training:
             progress.add(batch)
             ends_epoch = progress.steps == epoch_steps
             ends = ends_epoch or progress.step == total_steps
-            saves = progress.step % self._saving.every_steps == 0
+            saves = progress.step % self._policy.every_steps == 0
             logs = progress.step % LOG_EVERY == 0 or ends
             stop = agreement.reach(self._last_good) if agreement.is_due() or logs or saves else 0
             if logs:
@@ -148,7 +151,7 @@ class Training:
                 self._report(record)
                 recent = self._start_meter()
             if ends:
-                batches.close()  # and let go of its shards, whose room validating may need
+                batches.close()  # releases its shards, whose room the validation may need
             if ends and validation:
                 self._validate(validation)
             if ends_epoch:
@@ -159,16 +162,16 @@ class Training:
                 self._save(loader)
             if stop:
                 raise StoppedError(
-                    f"stopped by {Signals(stop).name} after step {progress.step}: the same command goes on from there",
+                    f"stopped by {Signals(stop).name} after step {progress.step}: run the same command again to resume",
                     stop,
                 )
             if ends:
                 return
 
     def _batches(self, loader: ShardLoader, then: int | None) -> Generator[tuple[Batch, float], None, None]:
-        """The batches of what is left of the epoch, each with the seconds that were waited for it.
+        """Yield the remaining batches of the epoch, each with the seconds spent waiting for it.
 
-        `then` is the epoch that comes next, if one does.
+        `then` is the number of the next epoch, None after the last.
         """
         progress = self._progress
         asked_s = time.perf_counter()
@@ -181,7 +184,7 @@ class Training:
                 self._processes.beat("waits for data", progress.step)
 
     def _total_steps(self, loader: ShardLoader) -> int:
-        """The steps of the whole training. What is left of an epoch for other processes may take more or fewer."""
+        """Return the steps of the whole training; the rest of an epoch takes another number on other process counts."""
         progress, config = self._progress, self._config
         steps = progress.step - progress.steps + (config.epochs - progress.epoch) * loader.steps
         if progress.left is not None:
@@ -189,7 +192,7 @@ class Training:
         return steps if config.max_steps is None else min(steps, config.max_steps)
 
     def _done(self, loader: ShardLoader) -> float:
-        """The share of the training that is done, which is what the learning rate depends on."""
+        """Return the share of the training that is done, which decides the learning rate."""
         config = self._config
         if config.max_steps is not None and config.max_steps < config.epochs * loader.steps:
             return self._progress.step / config.max_steps
@@ -207,7 +210,7 @@ class Training:
         )
 
     def _finish(self, validation: Validation | None) -> PerceptualMetric:
-        """Put the result into the metric, and sum the training up in the log."""
+        """Copy the result into the metric, and summarise the training in the log."""
         progress = self._progress
         self._take_weights()
         self._check_finite(self._metric.state_dict().values(), everywhere=True)
@@ -229,7 +232,7 @@ class Training:
         return self._metric
 
     def _check_finite(self, tensors: Iterable[Tensor], *, everywhere: bool) -> None:
-        """Raise `TrainingError` if one has values that are no numbers; `everywhere` says that all processes look."""
+        """Raise `TrainingError` for NaN or infinite values; `everywhere` if all processes check the same tensors."""
         if not all(tensor.isfinite().all() for tensor in tensors):
             raise TrainingError(
                 f"training diverged: weights are not finite after step {self._progress.step}. They were not written; "
@@ -238,18 +241,18 @@ class Training:
             )
 
     def _take_weights(self) -> None:
-        self._metric.weights.copy_(self._stepper.trainee.heads.weights.detach())
+        self._metric.weights.copy_(self._stepper.model.heads.weights.detach())
 
     def _start_meter(self) -> Meter:
         return Meter.start(self._processes.device, triplets_per_image=self._triplets_per_image)
 
     @property
     def _triplets_per_image(self) -> int:
-        """Those of all contexts."""
+        """The number of triplets per image over all contexts."""
         return self._task.judgements_per_image * self._task.contexts
 
     def _report(self, record: dict[str, Any]) -> None:
-        """Write a record to the log of the run, and its scalars to the trackers."""
+        """Append a record to the log of the run, and send its scalars to the trackers."""
         if self._processes.process_index != 0:
             return
         record = {**self._log, **record}
@@ -268,7 +271,7 @@ class Training:
         return f"the last good checkpoint is {self._saved}" if self._saved else "there is no checkpoint yet"
 
     def _save(self, loader: ShardLoader) -> None:
-        """Write a checkpoint; that of the first process is that of all."""
+        """Write a checkpoint. The state is the same on all processes, so rank 0 writes it."""
         if self._processes.process_index != 0:
             return
         tensors = self._stepper.tensors()
@@ -283,8 +286,8 @@ class Training:
         self._saved = self._checkpoints.save(self._progress.step, Checkpoint(tensors, state))
 
     def _resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one; the first process reads it for all."""
-        found: Checkpoint | None = self._processes.share(lambda: self._checkpoints.newest(self._processes.warn))
+        """Resume from the newest checkpoint, if any; rank 0 reads it for all."""
+        found: Checkpoint | None = self._processes.broadcast(lambda: self._checkpoints.newest(self._processes.warn))
         if found is None:
             return
         state, own = found.state, self._processes.num_processes
@@ -293,10 +296,10 @@ class Training:
         best = {name.removeprefix(_BEST): value for name, value in found.tensors.items() if name.startswith(_BEST)}
         self._best.load(best, state["best_epochs"], self._processes.device)
         self._saved = next(iter(self._checkpoints.paths()), None)
-        self._processes.say(f"going on after step {self._progress.step}")
+        self._processes.notify(f"resuming after step {self._progress.step}")
         if state["processes"] != own:
-            self._processes.say(
-                f"there were {state['processes']} processes before, and there are {own} now: every sample of an epoch "
-                "still comes once, but the last bits of the result may differ"
+            self._processes.notify(
+                f"the run had {state['processes']} processes before and has {own} now: each sample still comes once "
+                "per epoch, but the last bits of the result may differ"
             )
         self._report({"event": "resume", "step": self._progress.step, "processes": own})

@@ -1,24 +1,34 @@
-"""How far a training has come: what a checkpoint has to know besides tensors, to go on at the very next batch."""
+"""Progress of a training: what a checkpoint records besides tensors to resume at the next batch, and live meters."""
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fastdps.loading.loader import ShardLoader
 from fastdps.loading.spec import Batch
+from fastdps.runtime.processes import Processes
 
 
 @dataclass
 class Progress:
-    """Where a training stands.
+    """Position of a training in its data, and the time it has taken.
 
-    `step` counts the steps that are done, `epoch` the epochs, `seen` the samples of the present one. `left` are the
-    positions of the epoch's order that there were to read when its present processes began with it, None for all, and
-    `steps` those they have done since (see `ShardLoader.left_after`). `images` are those of all steps, `elapsed_s` and
-    `wait_s` the time they took and that of waiting for data.
+    Attributes:
+        step: Number of steps done.
+        epoch: Number of epochs done.
+        seen: Samples seen in the present epoch.
+        left: Positions in the order of the epoch that remained when the present processes began with it, None for all.
+        steps: Steps since then (see `ShardLoader.left_after`).
+        images: Images of all steps.
+        elapsed_s: Seconds of all steps.
+        wait_s: Seconds spent waiting for data, part of `elapsed_s`.
     """
 
     step: int = 0
@@ -38,12 +48,12 @@ class Progress:
         self.images += batch.global_size
 
     def next_epoch(self) -> None:
-        """Begin with the next epoch."""
+        """Begin the next epoch."""
         self.epoch += 1
         self.left, self.steps, self.seen = None, 0, 0
 
     def to_json(self, loader: ShardLoader) -> dict[str, Any]:
-        """What `resumed` reads. Any number of processes can go on with `rest`."""
+        """Return the state for `resumed`. Any number of processes can continue with its key `rest`."""
         return {
             **dataclasses.asdict(self),
             "left": None if self.left is None else _to_pairs(self.left),
@@ -52,7 +62,12 @@ class Progress:
 
     @classmethod
     def resumed(cls, state: Mapping[str, Any], *, same_division: bool) -> Progress:
-        """Go on from a state, with the same batches if the samples are still divided as they were."""
+        """Return the progress of a state of `to_json`.
+
+        Args:
+            state: The state.
+            same_division: The samples are divided among as many processes as before, so that the batches are the same.
+        """
         known = {field.name: state[field.name] for field in dataclasses.fields(cls)}
         progress = cls(**known)
         if not same_division:
@@ -68,3 +83,56 @@ def _to_pairs(ranges: list[range]) -> list[tuple[int, int]]:
 
 def _to_ranges(pairs: list[list[int]]) -> list[range]:
     return [range(start, stop) for start, stop in pairs]
+
+
+@dataclass
+class Meter:
+    """Sums over the steps between two log lines; tensors stay on the device until `read`.
+
+    Attributes:
+        triplets_per_image: Triplets per image over all contexts.
+        loss: Sum of the losses, mean over contexts.
+        accuracy: Sum of the accuracies, mean over contexts.
+        started_s: Time at which the meter was started, on the clock of `time.perf_counter`.
+        images: Number of images over all processes.
+        wait_s: Seconds that this process waited for data.
+    """
+
+    triplets_per_image: int
+    loss: Tensor
+    accuracy: Tensor
+    started_s: float
+    images: int = 0
+    wait_s: float = 0.0
+
+    @classmethod
+    def start(cls, device: torch.device, *, triplets_per_image: int) -> Meter:
+        """Return an empty meter whose clock starts now."""
+        return cls(
+            triplets_per_image,
+            loss=torch.zeros((), device=device),
+            accuracy=torch.zeros((), device=device),
+            started_s=time.perf_counter(),
+        )
+
+    def add(self, loss: Tensor, accuracy: Tensor, batch: Batch, wait_s: float) -> None:
+        """Count one step: loss (n, K) and accuracy (n, K) of this process's part, and its wait for the data."""
+        contexts = loss.shape[1]
+        self.loss += loss.detach().sum() / contexts
+        self.accuracy += accuracy.sum() / contexts
+        self.images += batch.global_size
+        self.wait_s += wait_s
+
+    def rates(self) -> dict[str, float]:
+        """Return the throughput over all processes, and the share of time that this process waited for data."""
+        elapsed_s = time.perf_counter() - self.started_s
+        return {
+            "images_per_s": self.images / elapsed_s,
+            "triplets_per_s": self.images * self.triplets_per_image / elapsed_s,
+            "data_wait_fraction": self.wait_s / elapsed_s,
+        }
+
+    def read(self, processes: Processes) -> dict[str, Any]:
+        """Return mean loss and accuracy over images and contexts, and rates. Waits for the device and all processes."""
+        sums = processes.reduce(torch.stack([self.loss, self.accuracy]), reduction="sum").tolist()
+        return {"loss": sums[0] / self.images, "accuracy": sums[1] / self.images, **self.rates()}

@@ -21,19 +21,33 @@ Decay = Literal["cosine", "linear"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All that decides what a training run learns; data, device and the number of processes do not belong here.
+    """The settings that decide what a training run learns; not the data, the device or the number of processes.
 
-    variant: what is trained: `baseline` nothing, `lin` the heads, `tune` heads and backbone, `scratch` the same from a
-        random backbone. taps: None for the backbone's own.
-    loss: one of `fastdps.training.losses.LOSSES`; sync_loss adds the paper's. pairs: `all` pairs of an image's
-    distortions
-        in each step, or `one` per image and context, drawn anew each epoch.
-    head_init: `constant`, every channel weight at `initial_weight`, or as `lpips` draws them. `initial_temperature` is
-        the logistic judge's. dropout: the probability of dropping an element of z.
-    batch_size: images per step, over all processes. learning_rate: Adam's at the start, for heads and judges;
-        backbone_learning_rate for the backbone. decay: `cosine`, half a cosine to zero over the run; `linear`,
-        constant for half of the epochs, then falling from epoch to epoch, as LPIPS trains.
-    max_steps: end after so many steps, even amid an epoch; the decay then fits into them. None for all epochs.
+    Attributes:
+        recipe: Name of the recipe that the settings come from.
+        variant: What is trained: "baseline" nothing, "lin" the heads, "tune" heads and backbone, "scratch" both from a
+            random backbone.
+        backbone: Name of the backbone, see `fastdps.metric.backbones`.
+        taps: Indices of the sub-modules whose outputs are compared, None for the backbone's default.
+        comparison: How features are compared, see `fastdps.metric.distances`.
+        judge: The judge that turns two distances into a probability, see `fastdps.metric.heads`.
+        loss: One of `fastdps.training.losses.LOSSES`.
+        sync_loss: Add the paper's sync loss.
+        pairs: "all" pairs of an image's distortions in each step, or "one" per image and context, drawn in each epoch.
+        head_init: "constant", every channel weight at `initial_weight`, or "lpips", drawn as LPIPS draws them.
+        initial_weight: Channel weight at the start, with "constant".
+        initial_temperature: Temperature of the logistic judge at the start.
+        dropout: Probability of dropping an element of z.
+        epochs: Number of epochs.
+        max_steps: Stop after this many steps, in mid-epoch if need be; the decay then fits into them. None for all.
+        batch_size: Images per step, over all processes.
+        learning_rate: Adam's learning rate at the start, for heads and judges.
+        backbone_learning_rate: The same for the backbone.
+        decay: "cosine", half a cosine to zero over the run; "linear", constant for half of the epochs, then falling
+            from epoch to epoch, as LPIPS trains.
+        adam_betas: Adam's betas.
+        interpolation: Sampling of the geometric distortions.
+        seed: Seed of everything random: contexts, order, distortions, dropout.
     """
 
     recipe: str
@@ -83,13 +97,27 @@ class TrainConfig:
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be in [0, 2^63), not {self.seed}.")
 
+    @property
+    def trains_backbone(self) -> bool:
+        """True if the backbone is trained, so that each context has one of its own."""
+        return self.variant in ("tune", "scratch")
+
+    def replace(self, settings: Mapping[str, Any]) -> TrainConfig:
+        """Return a copy with some settings replaced; None keeps a setting. Raises `ConfigError` for unknown names."""
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in settings:
+            if name not in known:
+                raise ConfigError(f"Unknown setting {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+        given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
+        return dataclasses.replace(self, **{key: value for key, value in given.items() if value is not None})
+
     def to_json(self) -> dict[str, Any]:
-        """The configuration as JSON has it; `config_from_json` reads it."""
+        """Return the settings as JSON types, for `config_from_json`."""
         return dataclasses.asdict(self)
 
 
 def config_from_json(data: Mapping[str, Any]) -> TrainConfig:
-    """Read a configuration; `ConfigError` on keys that this version does not know, rather than dropping them."""
+    """Read settings from JSON types. Raises `ConfigError` for keys that this version does not know."""
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     if unknown := sorted(set(data) - known):
         raise ConfigError(f"Unknown settings {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
@@ -98,16 +126,16 @@ def config_from_json(data: Mapping[str, Any]) -> TrainConfig:
 
 
 def fast() -> TrainConfig:
-    """The default: all 15 pairs of every image, logistic judge, expected error, equal weights at the start.
+    """Return the default: all 15 pairs of every image, logistic judge, expected error, equal weights at the start.
 
-    Step 0 is the baseline metric, because equal weights are. On 560 ImageNet images and all contexts the expected
+    Step 0 is the baseline metric, which has equal weights. On 560 ImageNet images and all contexts the expected
     error ends about 0.01 above the cross-entropy in mean held-out accuracy, and 0.04 above it in the worst context.
     """
     return TrainConfig(recipe="fast")
 
 
 def paper() -> TrainConfig:
-    """As Pihlgren et al. 2023 train: one pair per image and context, LPIPS's judge, and their sync loss."""
+    """Return the settings of Pihlgren et al. 2023: one pair per image and context, LPIPS's judge, their sync loss."""
     return TrainConfig(
         recipe="paper",
         judge="mlp",
@@ -124,7 +152,7 @@ def paper() -> TrainConfig:
 
 
 def lpips() -> TrainConfig:
-    """As Zhang et al. 2018 train LPIPS on human judgements: 5 + 5 epochs of batches of 50."""
+    """Return the settings of Zhang et al. 2018 for LPIPS on human judgements: 5 + 5 epochs of batches of 50."""
     return TrainConfig(
         recipe="lpips",
         judge="mlp",
@@ -142,7 +170,15 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {"fast": fast, "paper": paper, "
 
 
 def get_recipe(name: str, overrides: Mapping[str, Any]) -> TrainConfig:
-    """A recipe by name with some settings replaced; None among the overrides means the recipe's own."""
+    """Return a recipe with some settings replaced.
+
+    Args:
+        name: Name of the recipe, one of `RECIPES`.
+        overrides: Settings by name; None keeps the recipe's own.
+
+    Raises:
+        ConfigError: The recipe or a setting is unknown, or a value cannot be used.
+    """
     if name not in RECIPES:
         raise ConfigError(f"Unknown recipe {name!r}.{did_you_mean(name, RECIPES)} Known: {', '.join(RECIPES)}.")
-    return dataclasses.replace(RECIPES[name](), **{key: value for key, value in overrides.items() if value is not None})
+    return RECIPES[name]().replace(overrides)

@@ -1,154 +1,295 @@
-"""Adapt a metric: the command `fastdps train`, and with many processes `accelerate launch -m fastdps.training.run`."""
+"""Adapt a metric: one call from shards to a run directory, in one process or many.
+
+shards, contexts --> task --> [one training, or one per context] --> RUN/metric.safetensors, log.jsonl, checkpoints/
+"""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import platform
 import shutil
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from fastdps.commands.options import Parser, add_cache, add_quiet, cache_from, location, run_command
+import torch
+
 from fastdps.contexts.distortions import NAMES
-from fastdps.contexts.interpolation import Interpolation
-from fastdps.contexts.rankings import Ranking, select_rankings
+from fastdps.contexts.rankings import Ranking, parse_ranking, select_rankings
 from fastdps.errors import ConfigError
-from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
-from fastdps.metric.precision import Precision, deterministic_algorithms
-from fastdps.run_directory import RunDirectory
-from fastdps.runtime.console import print_notice, print_result, quiet_mode
+from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
+from fastdps.metric.image_metric import ImageMetric
+from fastdps.metric.load import Context, load
+from fastdps.metric.precision import deterministic_algorithms
+from fastdps.run_directory import RunDirectory, Throughput
 from fastdps.runtime.files import write_json
-from fastdps.runtime.processes import STALLED_S, Alone, Processes, Together, join_processes, watch
-from fastdps.shards.cache import Cache
+from fastdps.runtime.processes import STALL_TIMEOUT_S, Distributed, Processes, SingleProcess, join_processes
 from fastdps.shards.format import read_manifest
-from fastdps.shards.storage import Location
+from fastdps.shards.storage import Location, LocationLike, locate
 from fastdps.training.best_epoch import VALIDATION_SEED
-from fastdps.training.loop import Saving, Training, Validation, build_metric
-from fastdps.training.recipes import (
-    RECIPES,
-    Comparison,
-    JudgeName,
-    LossName,
-    TrainConfig,
-    Variant,
-    config_from_json,
-    get_recipe,
-)
+from fastdps.training.checkpoints import CheckpointPolicy
+from fastdps.training.loop import TrainingLoop, Validation, build_metric
+from fastdps.training.recipes import TrainConfig, config_from_json, get_recipe
 from fastdps.training.step import Execution
 from fastdps.training.tasks import JudgementTask, RankingTask, Task
 
 Parallel = Literal["data", "contexts"]
 Resume = Literal["auto", "never"]
-
-#: Settings of a recipe that have an option of their own.
-OVERRIDES = (
-    "variant",
-    "backbone",
-    "taps",
-    "comparison",
-    "judge",
-    "loss",
-    "epochs",
-    "max_steps",
-    "batch_size",
-    "learning_rate",
-    "backbone_learning_rate",
-    "interpolation",
-    "seed",
-)
+#: What to adapt to: "all", a number to draw, rankings as text or as tuples; empty for the judgements of a triplet set.
+Contexts = str | int | Iterable[Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Data:
-    """Where a run gets its samples from: a set of images, or of triplets if that is what it is adapted to."""
+class TrainOptions:
+    """How a run is carried out; none of it changes what is learned by more than rounding.
+
+    Attributes:
+        execution: Precision, gradient accumulation, compilation, determinism.
+        checkpoints: When checkpoints are written and how many are kept.
+        parallel: With a trained backbone per context: "data", all processes train one context after another, or
+            "contexts", each process trains contexts of its own.
+        resume: What to do if `out` holds a run: "auto" resumes it, "never" raises an error.
+        stall_timeout_s: Seconds in one step after which a process counts as hung and the job is aborted.
+        trackers: Experiment trackers of Accelerate besides log.jsonl, such as ("tensorboard",).
+        size: Side in pixels to which images are resized while loading, None for their packed size.
+        loading: How shards are read.
+    """
+
+    execution: Execution = field(default_factory=Execution)
+    checkpoints: CheckpointPolicy = field(default_factory=CheckpointPolicy)
+    parallel: Parallel = "data"
+    resume: Resume = "auto"
+    stall_timeout_s: float = STALL_TIMEOUT_S
+    trackers: tuple[str, ...] = ()
+    size: int | None = None
+    loading: LoadOptions = field(default_factory=LoadOptions)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished run, as `train` returns it. It can be passed wherever the path of a run is expected.
+
+    Attributes:
+        directory: The run directory.
+        config: The settings of the run.
+        rankings: The contexts adapted to, empty for judgements.
+    """
+
+    directory: RunDirectory
+    config: TrainConfig
+    rankings: tuple[Ranking, ...]
+
+    def __fspath__(self) -> str:
+        return fspath(self.directory.path)
+
+    @property
+    def path(self) -> Path:
+        """The path of the run directory."""
+        return self.directory.path
+
+    @property
+    def throughput(self) -> Throughput:
+        """Training speed, read from the log of the run."""
+        return Throughput.from_log(self.directory.read_log())
+
+    def load(self, context: Context | None = None, *, device: str | torch.device | None = None) -> ImageMetric:
+        """Load the adapted metric of one context, as `fastdps.load` does."""
+        return load(self.directory.path, context, device=device)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return path, settings, contexts and throughput as JSON types."""
+        return {
+            "path": str(self.path),
+            "config": self.config.to_json(),
+            "rankings": [list(ranking) for ranking in self.rankings],
+            "throughput": self.throughput.to_dict(),
+        }
+
+
+def train(
+    shards: LocationLike,
+    out: str | PathLike[str],
+    *,
+    contexts: Contexts | None = None,
+    validation: LocationLike | None = None,
+    config: str | TrainConfig = "fast",
+    overwrite: bool = False,
+    options: TrainOptions | None = None,
+    **settings: Any,
+) -> TrainingResult:
+    """Adapt a metric to contexts, or to the judgements of a set of triplets, and save it in a run directory.
+
+    Heads of all contexts are trained together on features that are computed once. A trained backbone (variants "tune"
+    and "scratch") belongs to one context, so these are trained one after another. An interrupted run resumes from its
+    last checkpoint, and a finished run is left as it is. Under `accelerate launch` each process calls this function.
+
+    Args:
+        shards: Directory or URL of the shard set to train on.
+        out: RunDirectory directory to create.
+        contexts: "all"; a number of contexts to draw; rankings, least disruptive distortion first, as text
+            "a,b,c,d,e,f" separated by ";", or as sequences of names; an empty sequence for the judgements of a set of
+            triplets. None stands for "all", or for the judgements if the set holds triplets.
+        validation: Shard set of the same kind by which the best epoch is chosen.
+        config: Name of a recipe ("fast", "paper", "lpips"), or the complete settings.
+        overwrite: Replace the run that `out` holds.
+        options: How the run is carried out, see `TrainOptions`.
+        **settings: Settings that replace those of `config`, such as epochs=10 or variant="tune", see `TrainConfig`.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ConfigError: A setting cannot be used, or `out` holds a run with other settings or data.
+        ShardError: A shard set is missing or damaged.
+        WeightsNotFoundError: The weights of the backbone are not found.
+        StoppedError: A signal stopped the training after it saved a checkpoint.
+        TrainingError: The loss is not finite, memory is exhausted, or another process is gone.
+
+    Example:
+        >>> run = train("shards/sample/train", "runs/sample", contexts="all", epochs=10)  # doctest: +SKIP
+        >>> run.load("color,darken,zoom_in,rotate,translate,blur")  # doctest: +SKIP
+    """
+    options = options or TrainOptions()
+    config = get_recipe(config, settings) if isinstance(config, str) else config.replace(settings)
+    location = locate(shards)
+    rankings = _select(contexts, location, config)
+    if options.parallel == "contexts" and not (rankings and config.trains_backbone):
+        raise ConfigError("--parallel contexts is for --variant tune and scratch on contexts; heads train all at once.")
+    data = _Data(location, None if validation is None else locate(validation), options.size, options.loading)
+    run = RunDirectory(Path(out))
+    processes = join_processes(stall_timeout_s=options.stall_timeout_s, trackers=options.trackers, directory=run.path)
+    with processes, deterministic_algorithms(options.execution.deterministic):
+        if processes.broadcast(lambda: run.create(overwrite=overwrite)) and options.resume == "never":
+            raise ConfigError(
+                f"{run.path} already holds a run. Choose another --out, pass --overwrite to replace it, or resume it "
+                "with --resume auto."
+            )
+        if options.trackers:
+            processes.start_trackers(config.to_json())
+        _notify_drawn(contexts, rankings, processes)
+        _train_tasks(config, rankings, data, processes, run, options)
+    return TrainingResult(run, config, tuple(rankings))
+
+
+def _select(contexts: Contexts | None, shards: Location, config: TrainConfig) -> list[Ranking]:
+    """Return the rankings that `contexts` means, none for judgements."""
+    if contexts is None:
+        contexts = () if read_manifest(shards).kind == "triplets" else "all"
+    if isinstance(contexts, str | int):
+        return select_rankings(str(contexts), NAMES, config.seed)
+    rankings = [parse_ranking(",".join(names), NAMES) for names in contexts]
+    if len(set(rankings)) < len(rankings):
+        raise ConfigError("The same ranking is given more than once in contexts.")
+    return rankings
+
+
+def _notify_drawn(contexts: Contexts | None, rankings: Sequence[Ranking], processes: Processes) -> None:
+    """Tell the user where "all" contexts are too many, so that some of them are drawn."""
+    total = math.factorial(len(NAMES))
+    if contexts in (None, "all") and 0 < len(rankings) < total:
+        processes.notify(f"{len(NAMES)} distortions have {total:,} contexts; {len(rankings)} of them are drawn")
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The shard sets of a run and how they are read."""
 
     shards: Location
-    validation: Location | None = None
-    size: int | None = None
-    loader: LoaderName = "auto"
-    cache: Cache | None = None
+    validation: Location | None
+    size: int | None
+    loading: LoadOptions
 
     def open(self, directory: Location, task: Task, config: TrainConfig, processes: Processes) -> ShardLoader:
-        """The loader of one set for one process."""
+        """Return the loader of one set for one process. Raises `ConfigError` for a set of the wrong kind."""
         loader = open_shards(
             directory,
             batch_size=math.ceil(config.batch_size / processes.num_processes),
+            size=self.size,
             device=processes.device,
             seed=config.seed,
-            size=self.size,
             rank=processes.process_index,
             world_size=processes.num_processes,
-            loader=self.loader,
-            cache=self.cache,
+            options=self.loading,
         )
         if loader.manifest.kind != task.kind:
             raise ConfigError(f"{directory} is a set of {loader.manifest.kind}; what is asked for needs {task.kind}.")
         return loader
 
 
-def train(
+def _train_tasks(
     config: TrainConfig,
     rankings: Sequence[Ranking],
-    data: Data,
-    processes: Together,
+    data: _Data,
+    processes: Distributed,
     run: RunDirectory,
-    *,
-    parallel: Parallel = "data",
-    execution: Execution | None = None,
-    saving: Saving | None = None,
+    options: TrainOptions,
 ) -> None:
-    """Adapt to all rankings, or without any to the judgements of a triplet set, and save what comes of it in `run`.
-
-    Heads of all rankings are trained together. A trained backbone belongs to one ranking, so that these are trained
-    one after another, each by all processes (`parallel` "data"), or each process trains its share of them alone
-    ("contexts"). An interrupted run goes on from its checkpoints, and a finished one is left as it is.
-
-    Raises `ConfigError` where the run was begun with other settings or data, what the loaders raise,
-    `WeightsNotFoundError` without backbone weights, and what `Training.fit` raises.
-    """
+    """Train all contexts together, or one after another where each has a backbone of its own, and save the metrics."""
     whole = RankingTask(rankings, config, processes.device) if rankings else JudgementTask(processes.device)
     tasks: list[Task] = [whole]
-    if config.variant in ("tune", "scratch") and rankings:
+    if config.trains_backbone and rankings:
         tasks = [RankingTask([ranking], config, processes.device) for ranking in rankings]
-    team: Processes = Alone(processes) if parallel == "contexts" else processes
-    loader = data.open(data.shards, whole, config, team)
-    processes.share(lambda: begin(run, describe(config, rankings, data, loader)))
     several = len(tasks) > 1
+    own_contexts = options.parallel == "contexts"
+    team: Processes = SingleProcess(processes) if own_contexts else processes
+    loader = data.open(data.shards, whole, config, team)
+    processes.broadcast(lambda: begin(run, describe(config, rankings, data, loader)))
     paths = [run.metric_of(number) if several else run.metric for number in range(len(tasks))]
-    left: list[int] = processes.share(lambda: [number for number, path in enumerate(paths) if not path.exists()])
+    left: list[int] = processes.broadcast(lambda: [number for number, path in enumerate(paths) if not path.exists()])
     if not left:
-        processes.say(f"{run.path} is finished: nothing to do. --overwrite trains anew.")
+        processes.notify(f"{run.path} is finished: nothing to do. --overwrite trains again from scratch.")
         return
-    with processes.one_per_node_first():  # which downloads weights; the others find them
+    with processes.one_per_node_first():  # one process downloads the weights, the others find them
         metric = build_metric(config, tasks[left[0]], processes.device)
     for number in left:
-        if parallel == "contexts" and number % processes.num_processes != processes.process_index:
+        if own_contexts and number % processes.num_processes != processes.process_index:
             continue
-        task, path = tasks[number], paths[number]
+        task = tasks[number]
         if number != left[0]:
             metric = build_metric(config, task, processes.device)
         if config.variant != "baseline":
-            context = number if several else None
-            training = Training(config, task, metric, team, run, context=context, execution=execution, saving=saving)
-            training.fit(loader, _validation(config, task, data, team))
+            loop = TrainingLoop(
+                config,
+                task,
+                metric,
+                team,
+                run,
+                context=number if several else None,
+                execution=options.execution,
+                checkpoints=options.checkpoints,
+            )
+            loop.fit(loader, _validation(config, task, data, team))
         if team.process_index == 0:
-            path.parent.mkdir(exist_ok=True)
-            metric.save(path, include_backbone=config.variant in ("tune", "scratch"))
+            paths[number].parent.mkdir(exist_ok=True)
+            metric.save(paths[number], include_backbone=config.trains_backbone)
             if several:
                 shutil.rmtree(run.checkpoints_of(number), ignore_errors=True)
     processes.wait_for_all()
 
 
-def begin(run: RunDirectory, description: dict[str, Any]) -> None:
-    """Write `config.json`; or see that a run that is there was begun with the same, and mend its log.
+def _validation(config: TrainConfig, task: Task, data: _Data, processes: Processes) -> Validation | None:
+    """Return the validation set with its task, on other draws of the distortions than the training."""
+    if data.validation is None:
+        return None
+    other_draws = replace(config, seed=VALIDATION_SEED, pairs="all")
+    if isinstance(task, RankingTask):
+        task = RankingTask(task.rankings, other_draws, processes.device)
+    return Validation(task, data.open(data.validation, task, config, processes))
 
-    Raises `ConfigError` that names what differs.
+
+def begin(run: RunDirectory, description: dict[str, Any]) -> None:
+    """Write `config.json` of a new run, or check that the run to resume has the same settings, and repair its log.
+
+    Args:
+        run: The run directory.
+        description: The content of `config.json`, see `describe`.
+
+    Raises:
+        ConfigError: The run has other settings or data; the message names each difference.
     """
     if not run.config.exists():
         write_json(run.config, description)
@@ -169,17 +310,8 @@ def begin(run: RunDirectory, description: dict[str, Any]) -> None:
     run.repair_log()
 
 
-def _validation(config: TrainConfig, task: Task, data: Data, processes: Processes) -> Validation | None:
-    if data.validation is None:
-        return None
-    other_draws = replace(config, seed=VALIDATION_SEED, pairs="all")
-    if isinstance(task, RankingTask):
-        task = RankingTask(task.rankings, other_draws, processes.device)
-    return Validation(task, data.open(data.validation, task, config, processes))
-
-
-def describe(config: TrainConfig, rankings: Sequence[Ranking], data: Data, loader: ShardLoader) -> dict[str, Any]:
-    """The content of `config.json`: what was trained on what, with which versions on which machine."""
+def describe(config: TrainConfig, rankings: Sequence[Ranking], data: _Data, loader: ShardLoader) -> dict[str, Any]:
+    """Return the content of `config.json`: settings, contexts, data, versions and machine."""
     return {
         "config": config.to_json(),
         "rankings": rankings,
@@ -195,130 +327,3 @@ def describe(config: TrainConfig, rankings: Sequence[Ranking], data: Data, loade
         "versions": {name: version(name) for name in ("fastdps", "torch", "kornia", "accelerate")},
         "machine": {"python": platform.python_version(), "platform": platform.platform()},
     }
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `fastdps train`; those whose default is None keep the recipe's value."""
-    data = parser.add_mutually_exclusive_group()
-    data.add_argument("--shards", type=location, help="shard set of images to train on: a directory or a URL")
-    data.add_argument("--triplets", type=location, help="shard set of judged triplets to adapt to, instead of contexts")
-    parser.add_argument("--validation", type=location, help="set of the same kind to choose the best epoch by")
-    parser.add_argument("--out", type=Path, help="run directory to make")
-    parser.add_argument(
-        "--contexts",
-        default="all",
-        help='"all", a number of contexts to draw, or rankings "a,b,c,d,e,f", least disruptive first, separated by ";"',
-    )
-    parser.add_argument("--recipe", default="fast", choices=sorted(RECIPES), help="named settings (default: fast)")
-    parser.add_argument(
-        "--variant", choices=get_args(Variant), help="what is trained: nothing, heads, heads and backbone, all anew"
-    )
-    parser.add_argument("--backbone", help="a backbone of fastdps, or any torchvision model with --taps")
-    parser.add_argument("--taps", type=_taps, metavar="N,N,...", help="sub-modules whose outputs are compared")
-    parser.add_argument("--comparison", choices=get_args(Comparison))
-    parser.add_argument("--judge", choices=get_args(JudgeName))
-    parser.add_argument("--loss", choices=get_args(LossName), help="what the judge is trained with")
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--batch-size", type=int, help="images per step, over all processes")
-    parser.add_argument("--learning-rate", type=float, help="of heads and judges")
-    parser.add_argument("--backbone-learning-rate", type=float)
-    parser.add_argument("--interpolation", choices=get_args(Interpolation), help="of the geometric distortions")
-    parser.add_argument("--seed", type=int, help="of everything that is drawn: contexts, order, distortions, dropout")
-    parser.add_argument("--size", type=int, help="resize images to a square of this many pixels while loading")
-    parser.add_argument("--loader", choices=get_args(LoaderName), default="auto")
-    parser.add_argument(
-        "--parallel",
-        choices=get_args(Parallel),
-        default="data",
-        help="with tune and scratch: all processes on one context, or each on contexts of its own",
-    )
-    parser.add_argument("--max-steps", type=int, metavar="N", help="end after so many steps, before --epochs are over")
-    add_cache(parser)
-    computing = parser.add_argument_group("how it is computed")
-    computing.add_argument("--precision", choices=get_args(Precision), default="auto", help="of the backbone")
-    computing.add_argument(
-        "--accumulate", type=int, default=1, metavar="N", help="compute a step in N pieces, for want of memory"
-    )
-    computing.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=False, help="run the backbone through torch.compile"
-    )
-    computing.add_argument("--deterministic", action="store_true", help="the same bits every time, on GPUs too")
-    saving = parser.add_argument_group("not losing work")
-    saving.add_argument(
-        "--resume",
-        choices=get_args(Resume),
-        default="auto",
-        help="what to do where --out holds a run: go on with it, which is the default, or refuse",
-    )
-    saving.add_argument("--overwrite", action="store_true", help="replace the run that --out already holds")
-    saving.add_argument("--checkpoint-every", type=int, default=Saving.every_steps, metavar="STEPS")
-    saving.add_argument("--keep-checkpoints", type=int, default=Saving.keep, metavar="N", help="the last N stay")
-    saving.add_argument(
-        "--stall-timeout",
-        type=float,
-        default=STALLED_S,
-        metavar="SECONDS",
-        help=f"a process that is busy with one step for longer ends the job (default {STALLED_S:.0f})",
-    )
-    parser.add_argument(
-        "--log-with",
-        action="append",
-        default=[],
-        metavar="TRACKER",
-        help="tensorboard, wandb or another tracker that Accelerate knows, besides log.jsonl; may be repeated",
-    )
-    add_quiet(parser)
-    parser.add_argument("--print-config", action="store_true", help="print the settings as JSON and end")
-
-
-def _taps(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
-def run_train(arguments: argparse.Namespace) -> None:
-    """What `fastdps train` does with its options. The same command again goes on, or finds that all is done."""
-    config = get_recipe(arguments.recipe, {name: getattr(arguments, name) for name in OVERRIDES})
-    if arguments.print_config:
-        print(json.dumps(config.to_json(), indent=1))
-        return
-    shards = arguments.shards or arguments.triplets
-    if shards is None or arguments.out is None:
-        raise ConfigError("--out and one of --shards and --triplets are needed.")
-    rankings = select_rankings(arguments.contexts, NAMES, config.seed) if arguments.shards else []
-    if arguments.contexts == "all" and rankings and len(rankings) < (total := math.factorial(len(NAMES))):
-        print_notice(f"{len(NAMES)} distortions have {total:,} contexts; {len(rankings)} of them are drawn")
-    if arguments.parallel == "contexts" and not (rankings and config.variant in ("tune", "scratch")):
-        raise ConfigError("--parallel contexts is for --variant tune and scratch on contexts; heads train all at once.")
-    execution = Execution(arguments.precision, arguments.accumulate, arguments.compile)
-    saving = Saving(arguments.checkpoint_every, arguments.keep_checkpoints)
-    data = Data(shards, arguments.validation, arguments.size, arguments.loader, cache_from(arguments))
-    run = RunDirectory(arguments.out)
-    stalled_s = arguments.stall_timeout
-    accelerator = join_processes(stalled_s=stalled_s, log_with=arguments.log_with, directory=run.path)
-    with watch(accelerator, stalled_s) as heartbeat, deterministic_algorithms(arguments.deterministic):
-        processes = Together(accelerator, heartbeat)
-        if processes.share(lambda: run.create(overwrite=arguments.overwrite)) and arguments.resume == "never":
-            raise ConfigError(
-                f"{run.path} already holds a run. Choose another --out, pass --overwrite to replace it, or go on with "
-                "--resume auto."
-            )
-        if arguments.log_with:
-            accelerator.init_trackers("fastdps", config={key: str(value) for key, value in config.to_json().items()})
-        train(config, rankings, data, processes, run, parallel=arguments.parallel, execution=execution, saving=saving)
-        if processes.is_main_process:
-            what = f"{len(rankings)} contexts" if rankings else "the judgements"
-            print_result(f"Adapted to {what}: {run.path}")
-    accelerator.end_training()
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry of `python -m fastdps.training.run`."""
-    parser = Parser(prog="fastdps train", description="Adapt a perceptual metric to contexts.")
-    add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    with quiet_mode(arguments.quiet):
-        return run_command(lambda: run_train(arguments))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,16 +1,18 @@
-"""One step of training: a batch to gradients over all processes to better heads, and for `tune` a better backbone.
+"""One step of training: a batch, its gradients averaged over all processes, and the update of the model.
 
-batch --> task: views, judgements --> [frozen backbone: moments] --> trainee: loss --> gradients --> Adam --> W >= 0
+batch --> task: views, judgements --> [frozen backbone: moments] --> model: loss --> gradients --> Adam --> W >= 0
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,34 +21,46 @@ from fastdps.loading.spec import Batch
 from fastdps.metric.perceptual import PerceptualMetric, frozen_moments
 from fastdps.metric.precision import Precision, resolve_precision
 from fastdps.runtime.processes import Processes
-from fastdps.training.model import Judgements, Trainee, dropout_generator
+from fastdps.training.model import TrainedModel
 from fastdps.training.recipes import TrainConfig
 from fastdps.training.tasks import Task
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How a training is computed; what it learns depends on this by rounding only.
+    """How a training is computed. It changes what is learned by rounding only.
 
-    precision: see `fastdps.metric.precision`. accumulate: in how many pieces each process computes its part of a step,
-    one after another, which divides the memory that is needed; the gradients are those of the whole. compile: run the
-    backbone through `torch.compile`, for long trainings on a GPU; on a CPU it was slower (see docs/design.md).
+    Attributes:
+        precision: Floating-point type of the backbone, see `fastdps.metric.precision`.
+        accumulate: Number of pieces in which each process computes its part of a step, one after another. It divides
+            the memory needed; the gradients are those of the whole step.
+        compile: Run the backbone through `torch.compile`, for long trainings on a GPU. On a CPU it was slower, see
+            docs/design.md.
+        deterministic: Compute the same bits in every run on the same machine, on GPUs too; slower there.
     """
 
     precision: Precision = "auto"
     accumulate: int = 1
     compile: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         if self.accumulate < 1:
-            raise ConfigError(f"--accumulate is {self.accumulate}; it has to be at least 1.")
+            raise ConfigError(f"--accumulate is {self.accumulate}; it must be at least 1.")
 
 
-_TRAINEE, _OPTIMIZER = "trainee.", "optimizer."
+#: Prefixes of the tensors in a checkpoint: names of the file format, which older checkpoints have too.
+_MODEL, _OPTIMIZER = "trainee.", "optimizer."
 
 
 class Stepper:
-    """Takes the steps of one training. Owns what changes in them: `trainee`, its optimizer, the scale of its loss."""
+    """Takes the steps of one training, and owns all that they change.
+
+    Attributes:
+        model: Heads, judges and, where it is trained, the backbone.
+        optimizer: Adam over the parameters of `model`.
+        scaler: The loss scale of a float16 backbone, disabled otherwise.
+    """
 
     def __init__(
         self,
@@ -60,42 +74,41 @@ class Stepper:
         self._execution = execution or Execution()
         if self._execution.compile:
             metric.backbone.compile(dynamic=True)  # the last batch of an epoch is shorter
-        self.with_backbone = config.variant in ("tune", "scratch")
-        self.trainee = Trainee(config, task.contexts, metric.channels).to(processes.device)
+        self.model = TrainedModel(config, task.contexts, metric.channels).to(processes.device)
         groups: list[dict[str, Any]] = [
             {
-                "params": [*self.trainee.heads.parameters(), *self.trainee.judge.parameters()],
+                "params": [*self.model.heads.parameters(), *self.model.judge.parameters()],
                 "initial_lr": config.learning_rate,
             }
         ]
-        if self.with_backbone:
-            self.trainee.with_backbone(metric, self._execution.precision)
+        if config.trains_backbone:
+            self.model.with_backbone(metric, self._execution.precision)
             own = list(metric.backbone.parameters())
             groups.append({"params": own, "initial_lr": config.backbone_learning_rate})
         self.optimizer = torch.optim.Adam(groups, betas=config.adam_betas, fused=True)
         # Gradients of a float16 backbone would underflow without it.
-        scaled = self.with_backbone and resolve_precision(self._execution.precision, processes.device) == "fp16"
+        scaled = config.trains_backbone and resolve_precision(self._execution.precision, processes.device) == "fp16"
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=scaled)
         self._prepared: Any = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that changes in steps, which `load` goes on from; with the scale of the loss, which is no tensor."""
-        tensors = {_TRAINEE + name: tensor for name, tensor in self.trainee.state_dict().items()}
+        """Return all tensors that steps change, for `load`. The loss scale, which is not a tensor, is not included."""
+        tensors = {_MODEL + name: tensor for name, tensor in self.model.state_dict().items()}
         for number, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"{_OPTIMIZER}{number}.{name}": tensor for name, tensor in values.items()}
         return tensors
 
     def load(self, tensors: Mapping[str, Tensor], scaler: dict[str, Any]) -> None:
-        """Take over what `tensors` gave; before `start`."""
-        trainee = {name.removeprefix(_TRAINEE): value for name, value in tensors.items() if name.startswith(_TRAINEE)}
-        self.trainee.load_state_dict(trainee)
+        """Restore the state that `tensors` returned and that of the loss scale; to be called before `start`."""
+        model = {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
+        self.model.load_state_dict(model)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith(_OPTIMIZER):
                 number, name = key.removeprefix(_OPTIMIZER).split(".")
                 like = parameters[int(number)]
-                # In the layout of the parameter, perhaps channels last, because a fused step goes through both at once.
+                # In the memory format of the parameter, maybe channels last: a fused step iterates over both at once.
                 value = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
                 state.setdefault(int(number), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
@@ -104,13 +117,23 @@ class Stepper:
             self.scaler.load_state_dict(scaler)
 
     def start(self) -> None:
-        """Join the trainee with those of the other processes; what it was loaded with must be there by now."""
-        self._prepared = self._processes.prepare(self.trainee)
+        """Connect the model with those of the other processes; its state must have been loaded before."""
+        self._prepared = self._processes.prepare(self.model)
 
     def step(self, batch: Batch, epoch: int, step: int, rate_factor: float = 1.0) -> tuple[Tensor, Tensor]:
-        """One step on one batch: loss (n, K) and accuracy (n, K) of this process's part.
+        """Take one step on one batch.
 
-        Raises `TrainingError` when the memory does not suffice.
+        Args:
+            batch: The part of the batch that this process has.
+            epoch: Number of the epoch, which decides the distortions.
+            step: Number of the step, which decides the dropout noise.
+            rate_factor: Factor on the learning rates, see `learning_rate_factor`.
+
+        Returns:
+            Loss (n, K) and accuracy (n, K) of this process's part.
+
+        Raises:
+            TrainingError: Memory is exhausted.
         """
         if self._prepared is None:
             self.start()
@@ -118,8 +141,8 @@ class Stepper:
             group["lr"] = group["initial_lr"] * rate_factor
         noise = dropout_generator(self._config.seed, step, self._processes.process_index, self._processes.device)
         try:
-            parts = list(split(batch, self._execution.accumulate))
-            results = [self._accumulate(part, epoch, noise, last=part is parts[-1]) for part in parts]
+            pieces = list(split(batch, self._execution.accumulate))
+            results = [self._accumulate(piece, epoch, noise, last=piece is pieces[-1]) for piece in pieces]
             self.scaler.step(self.optimizer)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
@@ -127,21 +150,22 @@ class Stepper:
             raise self._out_of_memory(batch) from error
         self.scaler.update()
         self.optimizer.zero_grad()
-        self.trainee.heads.project_()
+        self.model.heads.project_()
         loss, accuracy = (torch.cat(values) for values in zip(*results, strict=True))
         return loss, accuracy
 
     def _accumulate(self, batch: Batch, epoch: int, noise: torch.Generator, *, last: bool) -> tuple[Tensor, Tensor]:
-        """Add the gradients of a part of a batch; processes exchange theirs with the last one."""
+        """Add the gradients of one piece of a batch; processes exchange theirs with the last piece."""
         processes = self._processes
         with torch.no_grad():
             views = self._task.views(batch, epoch)
-        judgements: Judgements = self._task.judgements(batch, epoch)
-        inputs = views if self.with_backbone else frozen_moments(self._metric, views, self._execution.precision)
+        judgements = self._task.judgements(batch, epoch)
+        frozen = not self._config.trains_backbone
+        inputs = frozen_moments(self._metric, views, self._execution.precision) if frozen else views
         with processes.no_sync(self._prepared) if not last else contextlib.nullcontext():
             loss, accuracy = self._prepared(inputs, judgements, noise)
-            # Gradients are averaged over processes; weighted so, the average is that of the whole batch however its
-            # samples are spread. Contexts are summed, so that each learns as if it were alone.
+            # Gradients are averaged over processes. With this weight the average is that of the whole batch, however
+            # its samples are divided. Contexts are summed, so that each learns as if it were trained by itself.
             weighted = loss.sum() * (processes.num_processes / batch.global_size)
             processes.backward(self.scaler.scale(weighted))
         return loss.detach(), accuracy
@@ -156,8 +180,24 @@ class Stepper:
         )
 
 
+def learning_rate_factor(config: TrainConfig, done: float) -> float:
+    """Return the factor on the learning rates after a share `done` (0 to 1) of a training, see `TrainConfig.decay`."""
+    if config.decay == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    # LPIPS lowers the rate after each epoch of the second half, so the first of these still has the full rate.
+    decaying = config.epochs // 2
+    lowered = math.floor(done * config.epochs + 1e-9) - (config.epochs - decaying)
+    return 1 - max(0, lowered) / max(1, decaying)
+
+
+def dropout_generator(seed: int, step: int, rank: int, device: torch.device) -> torch.Generator:
+    """Return the noise generator of one step of one process, independent of all earlier steps."""
+    state = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(state[0]))
+
+
 def split(batch: Batch, pieces: int) -> Iterator[Batch]:
-    """Cut a batch into at most so many parts of about the same size, at least one; `global_size` stays."""
+    """Split a batch into at most `pieces` batches of about equal size, at least one; `global_size` stays the same."""
     size = max(1, -(-len(batch) // pieces))
     for start in range(0, max(1, len(batch)), size):
         components = {name: values[start : start + size] for name, values in batch.components.items()}

@@ -1,12 +1,15 @@
-"""What a metric is adapted to: rankings of distortions, or judgements of triplets. A task turns batches into steps.
+"""Tasks: what a metric is adapted to, rankings of distortions or judged triplets. A task turns batches into steps.
 
 batch, epoch -- views() --> (n, 1 + D, 3, H, W), reference first      batch, epoch -- judgements() --> Judgements
+
+Shapes: n images, D distorted versions of each, K contexts, T judged pairs per step.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -17,15 +20,42 @@ from fastdps.contexts.philox import uniforms
 from fastdps.contexts.rankings import Ranking, labels, pairs
 from fastdps.loading.spec import Batch
 from fastdps.shards.format import COMPONENTS, Kind
-from fastdps.training.model import Judgements
 from fastdps.training.recipes import TrainConfig
 
-#: Streams of random numbers from here on draw pairs; those below draw distortions.
+#: Random streams from this number on draw pairs; those below draw distortions.
 PAIR_STREAMS = 1 << 16
 
 
+@dataclass(frozen=True)
+class Judgements:
+    """Which two versions of each image are compared, and which of them is closer.
+
+    Attributes:
+        first: Index of the first version of each pair, int64 (T,) or (n, T, K). A vector serves all images and
+            contexts.
+        second: Index of the second version, in the same shape.
+        votes: Share of votes that finds the second version closer; broadcasts to (n, T, K).
+    """
+
+    first: Tensor
+    second: Tensor
+    votes: Tensor
+
+    def pick(self, distances: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the two distances of each judgement: (n, D, K) to two (n, T, K)."""
+        if self.first.dim() == 1:
+            # Not by indexing, whose gradient is several times slower on a CPU.
+            return distances.index_select(1, self.first), distances.index_select(1, self.second)
+        return distances.gather(1, self.first), distances.gather(1, self.second)
+
+
 class Task(ABC):
-    """What to adapt to. `rankings` are its contexts, none for judgements, which are one context without a name."""
+    """What a metric is adapted to.
+
+    Attributes:
+        kind: Kind of the shard sets that the task reads.
+        rankings: The contexts; empty for judgements, which are one context without a name.
+    """
 
     kind: ClassVar[Kind]
     rankings: Sequence[Ranking] = ()
@@ -37,25 +67,25 @@ class Task(ABC):
 
     @property
     def components(self) -> tuple[str, ...]:
-        """The components of a sample that are needed."""
+        """The components of a sample that the task needs."""
         return COMPONENTS[self.kind]
 
     @property
     @abstractmethod
     def judgements_per_image(self) -> int:
-        """How many judgements, T, an image or triplet gives per context and epoch."""
+        """The number of judgements, T, per image or triplet, context and epoch."""
 
     @abstractmethod
     def views(self, batch: Batch, epoch: int) -> Tensor:
-        """The reference and its D versions, float RGB in [0, 1]: (n, 1 + D, 3, H, W)."""
+        """Return the references and their D versions, float RGB in [0, 1]: (n, 1 + D, 3, H, W)."""
 
     @abstractmethod
     def judgements(self, batch: Batch, epoch: int) -> Judgements:
-        """What is compared in this batch, and what is right."""
+        """Return the pairs to compare in this batch, with their votes."""
 
 
 class RankingTask(Task):
-    """Adapt to rankings of the distortions, which are drawn anew for every image in every epoch."""
+    """Adapt to rankings of the distortions, with new distortions for every image in every epoch."""
 
     kind = "images"
 
@@ -67,16 +97,16 @@ class RankingTask(Task):
 
     @property
     def judgements_per_image(self) -> int:
-        """All pairs, or one."""
+        """The number of pairs: all of them, or one."""
         return 1 if self._config.pairs == "one" else len(self._first)
 
     def views(self, batch: Batch, epoch: int) -> Tensor:
-        """Each image and its distorted versions."""
+        """Return each image with its distorted versions."""
         plan = draw_plan(batch.ids, seed=self._config.seed, epoch=epoch).to(batch.images.device)
         return make_views(to_float(batch.images), plan, self._config.interpolation)
 
     def judgements(self, batch: Batch, epoch: int) -> Judgements:
-        """All pairs for all contexts, or one pair per image and context in random order, drawn as plans are."""
+        """Return all pairs for all contexts, or one pair per image and context in random order, drawn by counter."""
         if self._config.pairs == "all":
             return Judgements(self._first, self._second, self._votes)
         drawn = uniforms(self._config.seed, epoch, batch.ids, self.contexts, first_stream=PAIR_STREAMS)
@@ -93,7 +123,7 @@ class RankingTask(Task):
 
 
 class JudgementTask(Task):
-    """Adapt to triplets that people judged: BAPPS, or one's own."""
+    """Adapt to triplets judged by people: BAPPS, or a set of one's own."""
 
     kind = "triplets"
 
@@ -102,13 +132,13 @@ class JudgementTask(Task):
 
     @property
     def judgements_per_image(self) -> int:
-        """A triplet is one judgement."""
+        """One judgement per triplet."""
         return 1
 
     def views(self, batch: Batch, epoch: int) -> Tensor:  # noqa: ARG002, the same in every epoch
-        """Reference, p0 and p1."""
+        """Return reference, p0 and p1."""
         return torch.stack([to_float(batch.components[name]) for name in ("ref", "p0", "p1")], dim=1)
 
     def judgements(self, batch: Batch, epoch: int) -> Judgements:  # noqa: ARG002
-        """The share of votes that finds p1 closer."""
+        """Return the share of votes that finds p1 closer, for each triplet."""
         return Judgements(self._first, self._second, batch.components["judge"][:, None, None])

@@ -20,6 +20,7 @@ from bench.analyse.simulate_staging import (
     simulate,
 )
 from fastdps.loading.order import EpochOrder, part_of
+from fastdps.shards.cache import Prefetch
 
 EVEN = StoreModel(latency_s=0.05, latency_sigma=0, stream_bytes_per_s=100e6, stream_sigma=0, failing=0)
 
@@ -39,10 +40,10 @@ def test_what_may_come_is_what_the_product_begins(held, twice):
         visits = [(shard, part) for shard, n in visits for part in (n // 2, n - n // 2) if part]
     quota = held * manifest.shards[0].bytes
     expected = begun_after(*map(list, zip(*visits, strict=True)), quota)
-    staged = types.SimpleNamespace(quota=quota, bring=lambda *_: os.open(os.devnull, os.O_RDONLY))
-    ahead = Ahead(staged)
-    ahead.extend(visits)
-    begun = [len(visits) - len(ahead._coming)]
+    staged = types.SimpleNamespace(quota=quota, fetch=lambda *_: os.open(os.devnull, os.O_RDONLY))
+    prefetch = Prefetch(staged)
+    prefetch.extend(visits)
+    begun = [len(visits) - len(prefetch._pending)]
     for _ in range(sum(n for _, n in visits)):
         prefetch.release(1)
         begun.append(len(visits) - len(prefetch._pending))

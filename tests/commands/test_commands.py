@@ -11,6 +11,7 @@ from PIL import Image
 from fastdps.commands import cli, demo, score
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings
+from fastdps.errors import FastDPSError
 from fastdps.metric.image_metric import ImageMetric
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
@@ -27,9 +28,15 @@ ARGUMENTS = {
     "score": "{}/a.png {}/b.png {}/a.png --metric {}/run",
     "score --map": "{}/a.png {}/b.png --metric {}/run --map {}/out/map.png",
     "export": "{}/run --format lpips --out {}/out/metric.pth",
+    "pack": "folder --source {} --out {}/out/packed --size 16 --workers 1",
+    "check": "{}/shards",
     "gallery": "{}/shards/train --out {}/out/grid.png --distort",
     "demo": "--shards {}/out/shards --out {}/out/demo --images 8 --epochs 1",
 }
+
+
+#: Commands that import no torch.
+TORCHLESS = ("pack", "check")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +85,9 @@ def test_json_that_was_asked_for_is_no_noise(place, capfd, monkeypatch, weights_
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("argv", [name for name in ARGUMENTS if name not in ("score", "train", "demo")], indirect=True)
+@pytest.mark.parametrize(
+    "argv", [name for name in ARGUMENTS if name not in ("score", "train", "demo", *TORCHLESS)], indirect=True
+)
 def test_a_signal_while_a_file_is_written_leaves_none(argv, number, place, tmp_path, capfd, monkeypatch):
     """Of a training the signals are in test_resume.py, of packing in tests/packing; `score` writes its map alone."""
 
@@ -103,7 +112,7 @@ def test_a_signal_while_a_file_is_written_leaves_none(argv, number, place, tmp_p
 
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
-    "command", [name for name in cli.COMMANDS if name not in ("report", "demo", "doctor", "completion")]
+    "command", [name for name in cli.COMMANDS if name not in ("report", "demo", "doctor", "completion", *TORCHLESS)]
 )
 def test_a_signal_while_torch_is_imported_ends_at_once(command, number):
     """Libraries turn a KeyboardInterrupt that comes then into errors of their own."""
@@ -124,10 +133,13 @@ sys.exit(main([{command!r}, "--help"]))
 @pytest.mark.parametrize("status", [1, 130])
 def test_a_demo_ends_as_its_step_does(monkeypatch, tmp_path, capfd, status):
     steps = []
-    monkeypatch.setattr(demo, "make_shards", lambda argv: steps.append(argv) or status)
-    with pytest.raises(SystemExit) as raised:
-        cli.main(["demo", "--shards", str(tmp_path / "shards"), "--out", str(tmp_path / "run")])
-    assert raised.value.code == status
+
+    def stop(*arguments, **_):
+        steps.append(arguments)
+        raise FastDPSError("no space") if status == 1 else KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "pack", stop)
+    assert cli.main(["demo", "--shards", str(tmp_path / "shards"), "--out", str(tmp_path / "run")]) == status
     assert len(steps) == 1
     assert "The demo stopped at this step" in capfd.readouterr().err
 

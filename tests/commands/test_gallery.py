@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdps.commands import gallery
 from fastdps.commands.cli import main
 from fastdps.contexts.distortions import DISTORTIONS, apply_plan, draw_plan
 from fastdps.loading.loader import open_shards
@@ -16,6 +15,7 @@ from fastdps.packing.pack import pack
 from fastdps.packing.sources.bapps import Jnd
 from fastdps.packing.sources.folder import Folder
 from fastdps.packing.sources.triplets import Triplets
+from fastdps.report import gallery
 from fastdps.report.pictures import CHOSEN, FRAME, GAP, LINE, Panel, draw_sheet
 from helpers.packed import encoded, noise, photo, read_images, write_noise_folder
 

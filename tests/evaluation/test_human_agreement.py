@@ -12,7 +12,9 @@ from sklearn.metrics import average_precision_score
 
 from fastdps.commands.tables import print_bapps
 from fastdps.errors import FastDPSError, SampleError, ShardError
-from fastdps.evaluation.judgements import SUBSETS, score_bapps
+from fastdps.evaluation.judgements import SUBSETS, score_judgements
+from fastdps.evaluation.options import EvaluationOptions
+from fastdps.loading.loader import LoadOptions
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.runtime.processes import join_processes
@@ -24,7 +26,7 @@ CONTEXTS = 3
 
 
 @pytest.fixture
-def accelerator():
+def processes():
     return join_processes()
 
 
@@ -77,7 +79,7 @@ def as_views(images: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("loader", ["dali", "portable"])
-def test_scores_on_real_images(imagenet_sample, lpips_example, weights_dir, monkeypatch, tmp_path, accelerator, loader):
+def test_scores_on_real_images(imagenet_sample, lpips_example, weights_dir, monkeypatch, tmp_path, processes, loader):
     """Against votes counted in a loop, and scikit-learn, on distances of single calls of the metric."""
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
     triplets, votes = real_triplets(imagenet_sample, lpips_example, 23)
@@ -86,7 +88,9 @@ def test_scores_on_real_images(imagenet_sample, lpips_example, weights_dir, monk
     write_judged(tmp_path / "jnd" / "val" / "cnn", "pairs", pairs, same)
     metric = PerceptualMetric(Backbone("alexnet"), random_heads(CONTEXTS))
     baseline = PerceptualMetric(metric.backbone)
-    scores = score_bapps(baseline, [metric], tmp_path, accelerator, batch_size=7, loader=loader)
+    scores = score_judgements(
+        baseline, [metric], tmp_path, processes, EvaluationOptions(batch_size=7, loading=LoadOptions(loader=loader))
+    ).to_dict()
 
     ref, p0, p1 = as_views(triplets)
     a, b = as_views(pairs)
@@ -113,22 +117,26 @@ def test_scores_on_real_images(imagenet_sample, lpips_example, weights_dir, monk
     assert scores["jnd"]["cnn"]["human"] is None
 
 
-def test_all_contexts_in_one_pass(noise_sets, baseline, untrained, accelerator, monkeypatch):
+def test_all_contexts_in_one_pass(noise_sets, baseline, untrained, processes, monkeypatch):
     """720 contexts and the baseline: every image goes through the backbone once."""
     seen = []
     forward = untrained.forward
     monkeypatch.setattr(untrained, "forward", lambda images: seen.append(len(images)) or forward(images))
     metrics = [PerceptualMetric(untrained, random_heads(500)), PerceptualMetric(untrained, random_heads(220, seed=1))]
-    scores = score_bapps(baseline, metrics, noise_sets / "2afc" / "val" / "cnn", accelerator, batch_size=4)
+    scores = score_judgements(
+        baseline, metrics, noise_sets / "2afc" / "val" / "cnn", processes, EvaluationOptions(batch_size=4)
+    ).to_dict()
     assert len(scores["2afc"]["cnn"]["contexts"]) == 720
     assert seen == [12, 6]  # 6 triplets
 
 
-def test_metrics_with_backbones_of_their_own_score_as_alone(few_sets, baseline, adapted, accelerator):
+def test_metrics_with_backbones_of_their_own_score_as_alone(few_sets, baseline, adapted, processes):
     other = PerceptualMetric(Backbone("alexnet", pretrained=False), random_heads(2, seed=1))
-    together = score_bapps(baseline, [adapted, other], few_sets, accelerator, batch_size=4)
+    together = score_judgements(
+        baseline, [adapted, other], few_sets, processes, EvaluationOptions(batch_size=4)
+    ).to_dict()
     alone = [
-        score_bapps(before, [after], few_sets, accelerator, batch_size=4)
+        score_judgements(before, [after], few_sets, processes, EvaluationOptions(batch_size=4))
         for before, after in ((baseline, adapted), (PerceptualMetric(other.backbone), other))
     ]
     for test in ("2afc", "jnd"):
@@ -137,14 +145,14 @@ def test_metrics_with_backbones_of_their_own_score_as_alone(few_sets, baseline, 
         assert together[test]["cnn"]["baseline"] == first["baseline"]
 
 
-def test_equal_weights_change_nothing(few_sets, baseline, untrained, accelerator):
+def test_equal_weights_change_nothing(few_sets, baseline, untrained, processes):
     doubled = PerceptualMetric(untrained, torch.full((1, 1152), 2.0))
-    scores = score_bapps(baseline, [doubled], few_sets, accelerator, batch_size=4)
+    scores = score_judgements(baseline, [doubled], few_sets, processes, EvaluationOptions(batch_size=4)).to_dict()
     assert all(one["change"] == 0 for test in ("2afc", "jnd") for one in scores[test].values())
 
 
-def test_averages(noise_sets, baseline, adapted, accelerator):
-    scores = score_bapps(baseline, [adapted], noise_sets, accelerator, batch_size=4)
+def test_averages(noise_sets, baseline, adapted, processes):
+    scores = score_judgements(baseline, [adapted], noise_sets, processes, EvaluationOptions(batch_size=4)).to_dict()
     assert list(scores) == ["2afc", "jnd", "averages"]
     assert list(scores["2afc"]) == [*SUBSETS, "another"]
     members = {
@@ -164,11 +172,13 @@ def test_averages(noise_sets, baseline, adapted, accelerator):
     assert json.loads(json.dumps(scores, allow_nan=False)) == scores
 
 
-def test_an_average_that_lacks_a_subset_is_null(noise_sets, baseline, adapted, accelerator, tmp_path):
+def test_an_average_that_lacks_a_subset_is_null(noise_sets, baseline, adapted, processes, tmp_path):
     for name in ("traditional", "cnn", "color"):
         shutil.copytree(noise_sets / "2afc" / "val" / name, tmp_path / "2afc" / "val" / name)
     (tmp_path / "2afc" / "val" / ".cache").mkdir()
-    averages = score_bapps(baseline, [adapted], tmp_path, accelerator, batch_size=4)["averages"]
+    averages = score_judgements(baseline, [adapted], tmp_path, processes, EvaluationOptions(batch_size=4)).to_dict()[
+        "averages"
+    ]
     assert averages["distort"]["of"] == ["traditional", "cnn"]
     assert averages["real"] is None
     assert averages["all"]["of"] == ["traditional", "cnn", "color"]
@@ -176,55 +186,59 @@ def test_an_average_that_lacks_a_subset_is_null(noise_sets, baseline, adapted, a
 
 
 @pytest.mark.parametrize("test", ["2afc", "jnd"])
-def test_a_single_set_scores_as_it_does_among_others(few_sets, baseline, adapted, accelerator, test):
-    single = score_bapps(baseline, [adapted], few_sets / test / "val" / "cnn", accelerator, batch_size=4)
-    others = score_bapps(baseline, [adapted], few_sets, accelerator, batch_size=4)
+def test_a_single_set_scores_as_it_does_among_others(few_sets, baseline, adapted, processes, test):
+    single = score_judgements(
+        baseline, [adapted], few_sets / test / "val" / "cnn", processes, EvaluationOptions(batch_size=4)
+    ).to_dict()
+    others = score_judgements(baseline, [adapted], few_sets, processes, EvaluationOptions(batch_size=4)).to_dict()
     assert single[test] == {"cnn": others[test]["cnn"]}
     assert single["2afc" if test == "jnd" else "jnd"] == {}
 
 
-def test_nothing_to_score_is_explained(baseline, adapted, accelerator, noise_sets, tmp_path):
+def test_nothing_to_score_is_explained(baseline, adapted, processes, noise_sets, tmp_path):
     for directory in (tmp_path, tmp_path / "nowhere", noise_sets / "2afc"):
         with pytest.raises(
             ShardError, match=r"holds no packed.*2afc/val/SUBSET or jnd/val/SUBSET.*make_shards.py bapps"
         ):
-            score_bapps(baseline, [adapted], directory, accelerator, batch_size=4)
+            score_judgements(baseline, [adapted], directory, processes, EvaluationOptions(batch_size=4))
 
 
-def test_sets_of_another_kind_are_refused(baseline, adapted, accelerator, noise_sets, tmp_path):
+def test_sets_of_another_kind_are_refused(baseline, adapted, processes, noise_sets, tmp_path):
     images = write_set(tmp_path / "images", raw_samples(3), (3,))
     with pytest.raises(ShardError, match="images is a set of images; human judgement needs triplets or pairs"):
-        score_bapps(baseline, [adapted], images, accelerator, batch_size=4)
+        score_judgements(baseline, [adapted], images, processes, EvaluationOptions(batch_size=4))
     shutil.copytree(noise_sets / "jnd" / "val" / "cnn", tmp_path / "2afc" / "val" / "cnn")
     with pytest.raises(ShardError, match="cnn is a set of pairs; 2afc needs triplets"):
-        score_bapps(baseline, [adapted], tmp_path, accelerator, batch_size=4)
+        score_judgements(baseline, [adapted], tmp_path, processes, EvaluationOptions(batch_size=4))
 
 
-def test_an_unfinished_subset_is_no_reason_to_leave_it_out(baseline, adapted, accelerator, noise_sets, tmp_path):
+def test_an_unfinished_subset_is_no_reason_to_leave_it_out(baseline, adapted, processes, noise_sets, tmp_path):
     shutil.copytree(noise_sets / "2afc" / "val" / "cnn", tmp_path / "2afc" / "val" / "cnn")
     (tmp_path / "2afc" / "val" / "deblur").mkdir()
     with pytest.raises(ShardError, match="deblur is not a shard set"):
-        score_bapps(baseline, [adapted], tmp_path, accelerator, batch_size=4)
+        score_judgements(baseline, [adapted], tmp_path, processes, EvaluationOptions(batch_size=4))
 
 
 @pytest.mark.parametrize("test", ["2afc", "jnd"])
-def test_a_metric_that_diverged_is_named(baseline, untrained, accelerator, noise_sets, test):
+def test_a_metric_that_diverged_is_named(baseline, untrained, processes, noise_sets, test):
     diverged = PerceptualMetric(untrained, torch.full((1, 1152), torch.nan))
     with pytest.raises(FastDPSError, match=r"cnn the metric gives distances that are no numbers"):
-        score_bapps(baseline, [diverged], noise_sets / test / "val" / "cnn", accelerator, batch_size=4)
+        score_judgements(
+            baseline, [diverged], noise_sets / test / "val" / "cnn", processes, EvaluationOptions(batch_size=4)
+        )
 
 
 @pytest.mark.parametrize(("kind", "component"), [("triplets", "judge"), ("pairs", "same")])
 @pytest.mark.parametrize("share", [-0.5, 2.0, np.nan])
-def test_votes_that_are_no_share_are_named(baseline, adapted, accelerator, tmp_path, kind, component, share):
+def test_votes_that_are_no_share_are_named(baseline, adapted, processes, tmp_path, kind, component, share):
     images = np.zeros((5, 3 if kind == "triplets" else 2, 32, 32, 3), np.uint8)
     write_judged(tmp_path / "set", kind, images, np.array([0, 1, 1, share, 0]))
     with pytest.raises(SampleError, match=rf"sample 3 of .*set has {share} as {component}, not a share of votes"):
-        score_bapps(baseline, [adapted], tmp_path / "set", accelerator, batch_size=2)
+        score_judgements(baseline, [adapted], tmp_path / "set", processes, EvaluationOptions(batch_size=2))
 
 
 @pytest.mark.slow
-def test_two_processes_score_as_one(tmp_path, weights_dir, monkeypatch, accelerator):
+def test_two_processes_score_as_one(tmp_path, weights_dir, monkeypatch, processes):
     """Parts of unequal length, with an empty batch, and a set with fewer samples than processes."""
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
     sets = tmp_path / "sets"
@@ -242,16 +256,18 @@ def test_two_processes_score_as_one(tmp_path, weights_dir, monkeypatch, accelera
 
     backbone = Backbone("alexnet")
     adapted = PerceptualMetric(backbone, random_heads(CONTEXTS))
-    one = score_bapps(PerceptualMetric(backbone), [adapted], sets, accelerator, batch_size=4)
+    one = score_judgements(
+        PerceptualMetric(backbone), [adapted], sets, processes, EvaluationOptions(batch_size=4)
+    ).to_dict()
     for test in ("2afc", "jnd"):
         for name, scores in one[test].items():
             for key in ("samples", "human", "baseline", "contexts"):
                 assert ranks[0][test][name][key] == pytest.approx(scores[key], abs=1e-9)
 
 
-def test_table(noise_sets, baseline, adapted, accelerator, monkeypatch, capsys):
+def test_table(noise_sets, baseline, adapted, processes, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
-    scores = score_bapps(baseline, [adapted], noise_sets, accelerator, batch_size=4)
+    scores = score_judgements(baseline, [adapted], noise_sets, processes, EvaluationOptions(batch_size=4)).to_dict()
     scores["2afc"]["traditional"]["samples"] = 56_600
     scores["averages"]["real"] = None
     print_bapps(scores)

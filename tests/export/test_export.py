@@ -12,14 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import fastdps.export.export as exporting
 from fastdps.commands.cli import main
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.export.export import FORMATS, export
+from fastdps.export import export as exporting
+from fastdps.export.export import FORMATS
 from fastdps.export.lpips_checkpoint import LpipsCheckpoint
 from fastdps.export.plain import PlainMetric
+from fastdps.export.write import write_verified
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.distances import COMPARISONS, compared_channels
 from fastdps.metric.perceptual import PerceptualMetric
@@ -118,7 +119,7 @@ def test_torch_export_measures_the_same_at_any_size(run, tmp_path, monkeypatch):
 @torch.no_grad()
 def test_lpips_gets_a_trained_backbone(tmp_path):
     metric = PerceptualMetric(Backbone("alexnet", pretrained=False, seed=7), noise(1, 1152))
-    export(metric, FORMATS["lpips"], tmp_path / "tuned.pth", {})
+    write_verified(metric, FORMATS["lpips"], tmp_path / "tuned.pth", {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         oracle = lpips.LPIPS(net="alex", pnet_rand=True, model_path=str(tmp_path / "tuned.pth"), verbose=False)
@@ -153,7 +154,7 @@ def test_the_plain_metric_is_the_metric(comparison):
 @pytest.mark.parametrize("form", ["onnx", "torch"])
 def test_other_comparisons_and_taps(form, tmp_path):
     path = tmp_path / f"m{FORMATS[form].suffix}"
-    verified = export(small_metric("spatial+sort"), FORMATS[form], path, {})
+    verified = write_verified(small_metric("spatial+sort"), FORMATS[form], path, {})
     assert path.exists()
     assert verified.pairs == 16
     assert verified.largest_difference < 1e-5 < verified.largest_distance
@@ -169,8 +170,8 @@ def test_another_metric_than_asked_for_is_found_out(tmp_path, monkeypatch):
         write(self, PerceptualMetric(metric.backbone, weights), path, card)
 
     monkeypatch.setattr(LpipsCheckpoint, "write", write_another)
-    with pytest.raises(FastDPSError, match=r"lpips reads what was written, but measures .* Nothing is kept"):
-        export(metric, FORMATS["lpips"], tmp_path / "m.pth", {})
+    with pytest.raises(FastDPSError, match=r"lpips reads the file, but computes .* The file was removed"):
+        write_verified(metric, FORMATS["lpips"], tmp_path / "m.pth", {})
     assert not list(tmp_path.iterdir())
 
 
@@ -192,7 +193,7 @@ def test_keys_that_lpips_does_not_know_are_found_out(tmp_path):
 )
 def test_what_lpips_cannot_hold(metric, message, tmp_path):
     with pytest.raises(ConfigError, match=f"{message}.*choose --format onnx or torch"):
-        export(metric(), FORMATS["lpips"], tmp_path / "m.pth", {})
+        write_verified(metric(), FORMATS["lpips"], tmp_path / "m.pth", {})
 
 
 @pytest.mark.parametrize("module", ["lpips", "onnx", "onnxscript", "onnxruntime"])
@@ -209,7 +210,7 @@ def test_a_missing_library_is_named_before_anything_is_written(module, tmp_path,
 
 def test_the_card(run, tmp_path, capsys):
     out, _ = exported(run, tmp_path, "lpips")
-    assert "lpips 0.1.4 measures the same on 16 pairs" in capsys.readouterr().out
+    assert "lpips 0.1.4 computes the same distances for 16 pairs" in capsys.readouterr().out
     card = json.loads((out.parent / f"{out.name}.card.json").read_text())
     assert card["context"] == list(RANKINGS[1])
     assert card["training"]["data"] == {"source": {"name": "folder"}, "samples": 1234, "size": 64, "sha256": "ab" * 32}
@@ -251,7 +252,7 @@ def test_options_that_do_not_fit(run, tmp_path, capsys):
     assert "must end with .pth for --format lpips: m.pth" in capsys.readouterr().err
     out.write_text("mine")
     assert main(argv) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert out.read_text() == "mine"
     assert main([*argv, "--overwrite"]) == 0
     assert main(["export", str(run.path), "--format", "lpips", "--out", str(tmp_path / "other.pth")]) == 1

@@ -20,7 +20,7 @@ from PIL import Image
 
 from fastdps.errors import FastDPSError
 from fastdps.packing.options import PackOptions
-from fastdps.packing.pack import pack
+from fastdps.packing.pack import PackProgress, pack
 from fastdps.packing.sources.folder import Folder
 from helpers.packed import digests
 
@@ -148,9 +148,9 @@ def test_a_source_that_vanishes_is_an_error_and_the_next_run_goes_on(tmp_path, f
 
     message = "items were rejected" if mount_point_stays else "has gone away"
     # With several workers the whole of this small source may be read before the first report.
-    hook = {"on_progress": vanish} if workers == 1 else {"on_start": vanish}
+    hook = PackProgress(advance=vanish) if workers == 1 else PackProgress(start=vanish)
     with pytest.raises(FastDPSError, match=message):
-        pack(folder, tmp_path / "out", OPTIONS, workers=workers, **hook)
+        pack(folder, tmp_path / "out", OPTIONS, workers=workers, progress=hook)
     if mount_point_stays:
         folder.root.rmdir()
     (tmp_path / "elsewhere").rename(folder.root)
@@ -173,7 +173,7 @@ def interrupt(folder, out):
             raise StopError
 
     with pytest.raises(StopError):
-        pack(folder, out, OPTIONS, workers=1, on_progress=stop)
+        pack(folder, out, OPTIONS, workers=1, progress=PackProgress(advance=stop))
     assert [path.name for path in (out / "train").glob("*.tar")] == ["shard-000000.tar"]
 
 
@@ -218,7 +218,13 @@ def test_an_interrupted_run_is_not_begun_anew(tmp_path, folder):
     interrupt(folder, tmp_path / "out")
     started = []
     before = (tmp_path / "out/train/shard-000000.tar").stat().st_mtime_ns
-    pack(folder, tmp_path / "out", OPTIONS, workers=1, on_start=lambda *counts: started.append(counts))
+    pack(
+        folder,
+        tmp_path / "out",
+        OPTIONS,
+        workers=1,
+        progress=PackProgress(start=lambda *counts: started.append(counts)),
+    )
     assert started == [(120, 40)]
     assert (tmp_path / "out/train/shard-000000.tar").stat().st_mtime_ns == before
 

@@ -138,7 +138,7 @@ class Campaign:
         """Run the same command again; it has to go on, and end with the same bits."""
         had = bool(list(out.glob("checkpoints/step-*")))
         said = self.finish(out, processes, shards)
-        check(not had or "going on after step" in said, f"it began anew: {said}")
+        check(not had or "resuming after step" in said, f"it began anew: {said}")
         self.is_as_undisturbed(out, processes)
 
     def is_as_undisturbed(self, out: Path, processes: int) -> None:
@@ -259,7 +259,7 @@ class Campaign:
             for pid in (job.process.pid, *job.ranks().values()):
                 os.kill(pid, signal.SIGKILL)
         said = self.finish(out, second)
-        check(f"there were {first} processes before, and there are {second} now" in said, said)
+        check(f"the run had {first} processes before and has {second} now" in said, said)
         found, expected = (
             load_file(RunDirectory(path).metric)["weights"] for path in (out, self.root / "undisturbed-1")
         )

@@ -8,7 +8,7 @@ import torch
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import sample_rankings
 from fastdps.loading.loader import open_shards
-from fastdps.runtime.processes import Together, join_processes, watch
+from fastdps.runtime.processes import Distributed, join_processes
 from fastdps.training.loop import build_metric
 from fastdps.training.recipes import get_recipe
 from fastdps.training.step import Execution, Stepper
@@ -17,16 +17,14 @@ from fastdps.training.tasks import RankingTask
 
 def main(shards: str, out: str, *cases: str) -> None:
     """Cases are VARIANT:PIECES."""
-    accelerator = join_processes()
-    with watch(accelerator) as heartbeat:
+    with join_processes() as processes:
         for case in cases:
             variant, pieces = case.split(":")
-            found = gradients(shards, variant, int(pieces), Together(accelerator, heartbeat))
-            torch.save(found, Path(out) / f"{variant}-{accelerator.num_processes}-{accelerator.process_index}.pt")
-    accelerator.end_training()
+            found = gradients(shards, variant, int(pieces), processes)
+            torch.save(found, Path(out) / f"{variant}-{processes.num_processes}-{processes.process_index}.pt")
 
 
-def gradients(shards: str, variant: str, pieces: int, processes: Together) -> dict[str, torch.Tensor]:
+def gradients(shards: str, variant: str, pieces: int, processes: Distributed) -> dict[str, torch.Tensor]:
     config = get_recipe("fast", {"variant": variant, "dropout": 0.0})
     task = RankingTask(sample_rankings(1 if variant == "tune" else 24, NAMES, seed=1), config, processes.device)
     metric = build_metric(config, task, processes.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
 from fastdps.shards.format import component_extensions
 from helpers.packed import noise
 
@@ -88,3 +90,10 @@ def rewrite_manifest(directory: Path, **shard_zero: Any) -> None:
     manifest = json.loads(path.read_text())
     manifest["shards"][0].update(shard_zero)
     path.write_text(json.dumps(manifest))
+
+
+def open_set(directory: Path | str, **arguments: Any) -> ShardLoader:
+    """`open_shards` with the fields of `LoadOptions` as further keyword arguments, for parametrised tests."""
+    names = {field.name for field in dataclasses.fields(LoadOptions)}
+    own = {name: arguments.pop(name) for name in names & arguments.keys()}
+    return open_shards(directory, options=LoadOptions(**own), **arguments)

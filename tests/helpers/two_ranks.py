@@ -1,21 +1,18 @@
 """Started by `test_two_processes` on every rank: train, and leave what this rank saw and ended with."""
 
-import argparse
 import sys
 from pathlib import Path
 
 import torch
 
+from fastdps.commands.cli import main
 from fastdps.loading.loader import ShardLoader
-from fastdps.training import run as train
-from fastdps.training.loop import Training
+from fastdps.training.loop import TrainingLoop
 
 out = Path(sys.argv[1])
-parser = argparse.ArgumentParser()
-train.add_arguments(parser)
 
 seen: dict[int, list[int]] = {}
-original_epoch, original_fit = ShardLoader.epoch, Training.fit
+original_epoch, original_fit = ShardLoader.epoch, TrainingLoop.fit
 
 
 def recording_epoch(self, epoch, *args, **options):
@@ -32,5 +29,5 @@ def recording_fit(self, *args):
 
 
 ShardLoader.epoch = recording_epoch
-Training.fit = recording_fit
-train.run_train(parser.parse_args(sys.argv[2:]))
+TrainingLoop.fit = recording_fit
+sys.exit(main(["train", *sys.argv[2:]]))

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from fastdps.errors import ConfigError, SampleError, ShardError
-from fastdps.loading.loader import open_shards
+from fastdps.loading.loader import LoadOptions, open_shards
 from helpers.packed import encoded, noise, photo
-from helpers.shard_sets import raw_samples, rewrite_manifest, write_index, write_set
+from helpers.shard_sets import open_set, raw_samples, rewrite_manifest, write_index, write_set
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def raw_set(tmp_path):
 
 
 def read_all(directory: Path, loader: str, **options) -> list[list[int]]:
-    batches = open_shards(directory, **{"batch_size": 4, "shuffle": False, "loader": loader, **options}).epoch(0)
+    batches = open_set(directory, **{"batch_size": 4, "seed": None, "loader": loader, **options}).epoch(0)
     return [batch.ids.tolist() for batch in batches]
 
 
@@ -35,23 +35,23 @@ def read_all(directory: Path, loader: str, **options) -> list[list[int]]:
         ({"components": ["image", "judge"]}, "no component 'judge' in this set; it has image"),
         ({"components": []}, "name one or more of image"),
         ({"components": ["image", "image"]}, "each once"),
-        ({"batch_size": 0}, "batch_size is 0; it has to be at least 1"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"world_size": 0}, "world_size is 0"),
-        ({"rank": 2, "world_size": 2}, "rank is 2; it has to be at least 0 and below 2"),
+        ({"rank": 2, "world_size": 2}, "rank is 2; it must be at least 0 and below 2"),
         ({"rank": -1}, "rank is -1"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**64}, "seed is"),
         ({"size": 0}, "size is 0"),
         ({"size": (3, -1)}, "size is -1"),
         ({"num_threads": 0}, "num_threads is 0"),
-        ({"loader": "torch"}, "it can be auto, dali or portable"),
-        ({"device": "abacus"}, "device 'abacus' is none that torch knows"),
+        ({"loader": "torch"}, "it must be auto, dali or portable"),
+        ({"device": "abacus"}, "device 'abacus' is not known to torch"),
         ({"device": "meta", "loader": "dali"}, "DALI does not load to meta; use loader='portable'"),
     ],
 )
 def test_arguments_that_cannot_be_used(raw_set, options, message):
     with pytest.raises(ConfigError, match=message):
-        open_shards(raw_set, **{"batch_size": 4, "loader": "portable", **options})
+        open_set(raw_set, **{"batch_size": 4, "loader": "portable", **options})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
@@ -71,7 +71,7 @@ def test_images_in_their_own_sizes_need_a_size(tmp_path, loader):
     samples = [{"png": encoded(photo(8, 8), "PNG")}]
     directory = write_set(tmp_path / "set", samples, [1], encoding="keep", image_size=None)
     with pytest.raises(ConfigError, match=r"own sizes; give size"):
-        open_shards(directory, batch_size=1, loader=loader)
+        open_shards(directory, batch_size=1, options=LoadOptions(loader=loader))
 
 
 # --- shards and indexes -----------------------------------------------------------------------------------------
@@ -95,13 +95,13 @@ def test_raw_images_without_a_size(tmp_path):
 @pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.idx"])
 def test_a_missing_file_is_found_on_opening(raw_set, name):
     (raw_set / name).unlink()
-    with pytest.raises(ShardError, match=rf"lacks {name}.*tools/check_shards.py"):
+    with pytest.raises(ShardError, match=rf"lacks {name}.*fastdps check"):
         open_shards(raw_set, batch_size=4)
 
 
 @pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.idx"])
 def test_a_file_that_vanishes_later(raw_set, loader, name):
-    opened = open_shards(raw_set, batch_size=4, loader=loader)
+    opened = open_shards(raw_set, batch_size=4, options=LoadOptions(loader=loader))
     (raw_set / name).unlink()
     with pytest.raises(ShardError, match=r"shard-000001\.\w+ cannot be read.*tools/check_shards.py"):
         list(opened.epoch(0))
@@ -259,7 +259,7 @@ def test_a_damaged_image_is_named(tmp_path, loader, form, extension, damage, sam
         SampleError, match=rf"sample {sample_id} \(0*{sample_id}\.{extension} in .*{shard}\).*tools/check_shards.py"
     ):
         read_all(directory, loader)
-    opened = open_shards(directory, batch_size=4, shuffle=False, loader=loader).epoch(0)
+    opened = open_shards(directory, batch_size=4, seed=None, options=LoadOptions(loader=loader)).epoch(0)
     for _ in range(sample_id // 4):
         assert len(next(opened)) == 4  # whatever comes before the damage is delivered
     with pytest.raises(SampleError):

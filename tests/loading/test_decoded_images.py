@@ -14,7 +14,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import functional as transforms
 
 from fastdps.errors import ConfigError
-from fastdps.loading.loader import open_shards
+from fastdps.loading.loader import LoadOptions, open_shards
 from helpers.loaded import SIZES, gather
 from helpers.packed import encoded, noise, photo
 from helpers.shard_sets import write_set
@@ -44,7 +44,7 @@ def test_jpegs_are_decoded_as_torchvision_does(tmp_path, jpegs, loader):
     small = [transforms.resize(as_tensor(data), [64, 64], antialias=True) for data in jpegs]
     samples = [{"jpg": encoded(image.permute(1, 2, 0).numpy(), "JPEG", quality=92)} for image in small]
     directory = write_set(tmp_path / "set", samples, [7, 5], encoding="jpeg", image_size=(64, 64))
-    ids, components = gather(open_shards(directory, batch_size=5, loader=loader).epoch(0))
+    ids, components = gather(open_shards(directory, batch_size=5, options=LoadOptions(loader=loader)).epoch(0))
     for sample_id, image in zip(ids, components["image"], strict=True):
         expected = as_tensor(samples[sample_id]["jpg"]).permute(1, 2, 0)
         assert (image.int() - expected.int()).abs().max() <= 2
@@ -55,7 +55,9 @@ def test_images_of_all_sizes_are_resized_as_torchvision_does(tmp_path, jpegs, lo
     samples = [{"jpg": data} for data in jpegs]
     samples[3] = {"png": encoded(photo(90, 70), "PNG")}
     directory = write_set(tmp_path / "set", samples, [12], encoding="keep", image_size=None)
-    ids, components = gather(open_shards(directory, batch_size=5, loader=loader, size=size).epoch(0))
+    ids, components = gather(
+        open_shards(directory, batch_size=5, size=size, options=LoadOptions(loader=loader)).epoch(0)
+    )
     height, width = (size, size) if isinstance(size, int) else size
     assert components["image"].shape == (12, height, width, 3)
     scaled = loader == "portable" and height < 400  # decoded at less than full scale, see test_jpeg.py
@@ -70,7 +72,9 @@ def test_images_of_all_sizes_are_resized_as_torchvision_does(tmp_path, jpegs, lo
 def test_raw_images_are_resized_on_request(tmp_path, loader):
     pixels = [photo(32, 24, seed) for seed in range(3)]
     directory = write_set(tmp_path / "set", [{"bin": p.tobytes()} for p in pixels], [3], image_size=(32, 24))
-    ids, components = gather(open_shards(directory, batch_size=2, loader=loader, size=(16, 16)).epoch(0))
+    ids, components = gather(
+        open_shards(directory, batch_size=2, size=(16, 16), options=LoadOptions(loader=loader)).epoch(0)
+    )
     for sample_id, image in zip(ids, components["image"], strict=True):
         expected = Image.fromarray(pixels[sample_id]).resize((16, 16), Image.Resampling.BILINEAR)
         difference = np.abs(image.numpy().astype(int) - np.asarray(expected))
@@ -83,7 +87,7 @@ def test_grey_images_become_rgb(tmp_path, loader, form, extension, encoding):
     grey = photo(16, 16)[..., 0]
     samples = [{extension: encoded(grey, form)}]
     directory = write_set(tmp_path / "set", samples, [1], encoding=encoding, image_size=(16, 16))
-    (batch,) = open_shards(directory, batch_size=2, loader=loader).epoch(0)
+    (batch,) = open_shards(directory, batch_size=2, options=LoadOptions(loader=loader)).epoch(0)
     with Image.open(io.BytesIO(samples[0][extension])) as image:
         expected = np.asarray(image)
     np.testing.assert_array_equal(batch.images[0].numpy(), np.repeat(expected[..., None], 3, axis=2))
@@ -94,7 +98,7 @@ def test_an_exif_rotation_is_not_applied(tmp_path, loader):
     exif[0x0112] = 6  # rotate by 90 degrees
     samples = [{"jpg": encoded(photo(16, 16), "JPEG", exif=exif.tobytes())}]
     directory = write_set(tmp_path / "set", samples, [1], encoding="keep", image_size=None)
-    (batch,) = open_shards(directory, batch_size=2, loader=loader, size=16).epoch(0)
+    (batch,) = open_shards(directory, batch_size=2, size=16, options=LoadOptions(loader=loader)).epoch(0)
     with Image.open(io.BytesIO(samples[0]["jpg"])) as image:
         np.testing.assert_array_equal(batch.images[0].numpy(), np.asarray(image.convert("RGB")))
 
@@ -106,7 +110,9 @@ def test_dalis_decoder_is_built_once(tmp_path, monkeypatch):
     monkeypatch.setattr(dali._Decoder, "__init__", lambda *args: built.append(original(*args)))
     pixels = noise(23, 6, 4, 3)
     samples = [{"png": encoded(p, "PNG")} for p in pixels]
-    opened = open_shards(write_set(tmp_path / "set", samples, SIZES, encoding="png"), batch_size=4, loader="dali")
+    opened = open_shards(
+        write_set(tmp_path / "set", samples, SIZES, encoding="png"), batch_size=4, options=LoadOptions(loader="dali")
+    )
 
     def is_right(batches) -> bool:
         ids, components = gather(batches)
@@ -140,7 +146,7 @@ def test_triplets_and_pairs(tmp_path, loader, kind, images, scalar, encoding, ex
         for of_sample, vote in zip(pixels, votes, strict=True)
     ]
     directory = write_set(tmp_path / "set", samples, [3, 4], kind=kind, encoding=encoding)
-    batches = list(open_shards(directory, batch_size=2, loader=loader, seed=1).epoch(0))
+    batches = list(open_shards(directory, batch_size=2, seed=1, options=LoadOptions(loader=loader)).epoch(0))
     ids, components = gather(batches)
     assert list(components) == [*images, scalar]
     for place, name in enumerate(images):
@@ -150,12 +156,16 @@ def test_triplets_and_pairs(tmp_path, loader, kind, images, scalar, encoding, ex
     with pytest.raises(ConfigError, match=rf"no component 'image'.*{images[0]}"):
         _ = batches[0].images
 
-    (some,) = open_shards(directory, batch_size=9, loader=loader, components=[scalar, "p1"]).epoch(0)
+    (some,) = open_shards(directory, batch_size=9, options=LoadOptions(loader=loader, components=[scalar, "p1"])).epoch(
+        0
+    )
     assert list(some.components) == [scalar, "p1"]
     np.testing.assert_array_equal(some.components["p1"].numpy(), pixels[some.ids, images.index("p1")])
     np.testing.assert_array_equal(some.components[scalar].numpy(), votes[some.ids])
 
-    empty = list(open_shards(directory, batch_size=1, loader=loader, rank=1, world_size=8).epoch(0))[-1]
+    empty = list(
+        open_shards(directory, batch_size=1, rank=1, world_size=8, options=LoadOptions(loader=loader)).epoch(0)
+    )[-1]
     assert {name: tuple(tensor.shape) for name, tensor in empty.components.items()} == {
         **{name: (len(empty), 6, 4, 3) for name in images},
         scalar: (len(empty),),

@@ -10,11 +10,10 @@ import pytest
 from PIL import Image
 
 from fastdps.errors import SampleError
-from fastdps.loading.loader import open_shards
 from fastdps.shards import images
 from fastdps.shards.images import decode as decode_for_packing
 from helpers.packed import encoded, noise, photo
-from helpers.shard_sets import write_set
+from helpers.shard_sets import open_set, write_set
 
 SIZE = 64
 
@@ -22,7 +21,7 @@ SIZE = 64
 def load(tmp_path, samples, size=SIZE, **options) -> list[np.ndarray]:
     """The samples as the portable loader gives them, in packed order."""
     directory = write_set(tmp_path / "set", samples, [len(samples)], encoding="keep", image_size=None)
-    opened = open_shards(directory, batch_size=5, size=size, loader="portable", shuffle=False, **options)
+    opened = open_set(directory, batch_size=5, size=size, seed=None, loader="portable", **options)
     return [image.numpy() for batch in opened.epoch(0) for image in batch.images]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from fastdps.errors import ConfigError
 from fastdps.loading import segments
-from fastdps.loading.loader import open_shards
+from fastdps.loading.loader import LoadOptions, open_shards
 from helpers.loaded import gather
 from helpers.shard_sets import raw_samples, write_set
 
@@ -25,7 +25,7 @@ def no_dali(monkeypatch):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     monkeypatch.delitem(sys.modules, "fastdps.loading.dali", raising=False)
     monkeypatch.delattr(loading, "dali", raising=False)
-    loader._say_portable.cache_clear()
+    loader._warn_portable.cache_clear()
 
 
 def test_without_dali_auto_says_so_once_and_is_portable(png_set, no_dali, caplog):
@@ -37,7 +37,7 @@ def test_without_dali_auto_says_so_once_and_is_portable(png_set, no_dali, caplog
 
 def test_without_dali_asking_for_it_is_an_error(raw_set, no_dali):
     with pytest.raises(ConfigError, match="Install nvidia-dali"):
-        open_shards(raw_set, batch_size=4, loader="dali")
+        open_shards(raw_set, batch_size=4, options=LoadOptions(loader="dali"))
 
 
 def test_without_dali_auto_says_nothing_where_it_would_not_take_it(raw_set, no_dali, caplog):
@@ -66,7 +66,7 @@ def test_auto_is_the_faster_one(tmp_path, encoding, stored, wanted, threads, exp
     height, width = stored or (64, 64)
     sample = {extension: bytes(height * width * 3)}  # which nobody reads here
     directory = write_set(tmp_path / "set", [sample], [1], encoding=encoding, image_size=stored)
-    opened = open_shards(directory, batch_size=4, size=wanted, num_threads=threads)
+    opened = open_shards(directory, batch_size=4, size=wanted, options=LoadOptions(num_threads=threads))
     assert type(opened._reader).__name__ == expected
 
 
@@ -78,7 +78,7 @@ def test_an_epoch_left_early_leaves_nothing_behind(tmp_path, loader, taken, monk
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 32)
     before = set(threading.enumerate())
-    batches = open_shards(directory, batch_size=8, loader=loader).epoch(0)
+    batches = open_shards(directory, batch_size=8, options=LoadOptions(loader=loader)).epoch(0)
     for _ in range(taken):
         next(batches)
     batches.close()
@@ -91,8 +91,9 @@ def test_the_interpreter_ends_quietly_in_mid_epoch(tmp_path, end):
     pytest.importorskip("nvidia.dali")
     directory = write_set(tmp_path / "set", raw_samples(300), [100, 100, 100])
     program = f"""
-from fastdps.loading.loader import open_shards
-both = [open_shards({str(directory)!r}, batch_size=8, loader=name).epoch(0) for name in ("dali", "portable")]
+from fastdps.loading.loader import LoadOptions, open_shards
+loaders = [LoadOptions(loader=name) for name in ("dali", "portable")]
+both = [open_shards({str(directory)!r}, batch_size=8, options=options).epoch(0) for options in loaders]
 for batches in zip(*both):
     {end}
 """
@@ -102,6 +103,6 @@ for batches in zip(*both):
 
 def test_a_loader_makes_no_thread_until_it_is_used(raw_set, loader):
     before = threading.active_count()
-    opened = open_shards(raw_set, batch_size=4, loader=loader)
+    opened = open_shards(raw_set, batch_size=4, options=LoadOptions(loader=loader))
     opened.epoch(0)
     assert threading.active_count() == before

@@ -9,7 +9,7 @@ import webdataset
 
 from fastdps.errors import ConfigError
 from fastdps.loading import index_cache, segments
-from fastdps.loading.loader import open_shards
+from fastdps.loading.loader import LoadOptions, open_shards
 from fastdps.loading.spec import Batch
 from helpers.loaded import SIZES, gather
 from helpers.packed import encoded, noise, read_set
@@ -17,7 +17,7 @@ from helpers.shard_sets import raw_samples, write_set
 
 
 def test_batches_are_what_a_tar_reader_finds(raw_set, loader):
-    opened = open_shards(raw_set, batch_size=4, loader=loader)
+    opened = open_shards(raw_set, batch_size=4, options=LoadOptions(loader=loader))
     there = read_set(raw_set)
     assert (opened.samples, opened.steps) == (23, 6)
     batches = list(opened.epoch(0))
@@ -33,7 +33,9 @@ def test_batches_are_what_a_tar_reader_finds(raw_set, loader):
 
 
 def test_batches_are_what_webdataset_reads(raw_set):
-    ids, components = gather(open_shards(raw_set, batch_size=9, shuffle=False, loader="portable").epoch(0))
+    ids, components = gather(
+        open_shards(raw_set, batch_size=9, seed=None, options=LoadOptions(loader="portable")).epoch(0)
+    )
     read = []
     for path in sorted(raw_set.glob("*.tar")):
         with path.open("rb") as stream:
@@ -55,7 +57,7 @@ def test_ids_are_those_of_dalis_own_source_info(raw_set):
     by_source = {
         int(output[i].source_info().rsplit(":", 1)[1].split(".")[0]): np.asarray(output[i]).tobytes() for i in range(23)
     }
-    ids, components = gather(open_shards(raw_set, batch_size=5, loader="dali", seed=3).epoch(1))
+    ids, components = gather(open_shards(raw_set, batch_size=5, seed=3, options=LoadOptions(loader="dali")).epoch(1))
     assert {i: image.numpy().tobytes() for i, image in zip(ids, components["image"], strict=True)} == by_source
 
 
@@ -67,7 +69,10 @@ def test_both_loaders_give_the_same_batches(tmp_path):
         write_set(tmp_path / "png", [{"png": encoded(p, "PNG")} for p in pixels], SIZES, encoding="png"),
     ]
     for directory in sets:
-        opened = [open_shards(directory, batch_size=4, loader=name, seed=5) for name in ("dali", "portable")]
+        opened = [
+            open_shards(directory, batch_size=4, seed=5, options=LoadOptions(loader=name))
+            for name in ("dali", "portable")
+        ]
         for ours, theirs in zip(opened[0].epoch(2), opened[1].epoch(2), strict=True):
             assert ours.ids.tolist() == theirs.ids.tolist()
             assert torch.equal(ours.images, theirs.images)
@@ -78,7 +83,7 @@ def test_both_loaders_give_the_same_batches(tmp_path):
 @pytest.mark.parametrize("world_size", [1, 2, 5, 30])
 def test_all_processes_together_read_each_sample_once(raw_set, loader, world_size):
     opened = [
-        open_shards(raw_set, batch_size=2, loader=loader, rank=rank, world_size=world_size)
+        open_shards(raw_set, batch_size=2, rank=rank, world_size=world_size, options=LoadOptions(loader=loader))
         for rank in range(world_size)
     ]
     assert len({one.steps for one in opened}) == 1
@@ -95,18 +100,18 @@ def test_all_processes_together_read_each_sample_once(raw_set, loader, world_siz
 
 def test_epochs_and_seeds_differ_and_repeat(raw_set, loader):
     def order(seed: int, epoch: int) -> list[int]:
-        return gather(open_shards(raw_set, batch_size=8, loader=loader, seed=seed).epoch(epoch))[0]
+        return gather(open_shards(raw_set, batch_size=8, seed=seed, options=LoadOptions(loader=loader)).epoch(epoch))[0]
 
     orders = [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
     assert len({tuple(one) for one in orders}) == 4
     assert order(1, 1) == orders[3]
-    packed = gather(open_shards(raw_set, batch_size=8, loader=loader, shuffle=False).epoch(7))[0]
+    packed = gather(open_shards(raw_set, batch_size=8, seed=None, options=LoadOptions(loader=loader)).epoch(7))[0]
     assert packed == sorted(packed)
 
 
 def test_another_number_of_processes_goes_on_amid_an_epoch(raw_set, loader):
     def of(rank, world_size):
-        return open_shards(raw_set, batch_size=2, loader=loader, rank=rank, world_size=world_size)
+        return open_shards(raw_set, batch_size=2, rank=rank, world_size=world_size, options=LoadOptions(loader=loader))
 
     first = [batch for rank in range(3) for batch in list(of(rank, 3).epoch(1))[:2]]
     left = of(0, 3).left_after(2)
@@ -125,7 +130,7 @@ def test_another_number_of_processes_goes_on_amid_an_epoch(raw_set, loader):
 
 @pytest.mark.parametrize("start_step", [0, 1, 3, 5, 6])
 def test_a_start_in_the_middle_gives_the_rest_of_the_epoch(raw_set, loader, start_step):
-    opened = open_shards(raw_set, batch_size=2, loader=loader, rank=1, world_size=2)
+    opened = open_shards(raw_set, batch_size=2, rank=1, world_size=2, options=LoadOptions(loader=loader))
     whole, rest = list(opened.epoch(4)), list(opened.epoch(4, start_step))
     assert len(rest) == opened.steps - start_step
     for expected, batch in zip(whole[start_step:], rest, strict=True):
@@ -135,7 +140,7 @@ def test_a_start_in_the_middle_gives_the_rest_of_the_epoch(raw_set, loader, star
 
 
 def test_segments_do_not_change_the_batches(raw_set, loader, monkeypatch):
-    opened = open_shards(raw_set, batch_size=2, loader=loader)
+    opened = open_shards(raw_set, batch_size=2, options=LoadOptions(loader=loader))
     whole = gather(opened.epoch(0))
     for samples, shards in ((4, 64), (1, 64), (65536, 1)):
         monkeypatch.setattr(segments, "SEGMENT_SAMPLES", samples)
@@ -150,7 +155,7 @@ def test_an_epoch_reads_only_the_indexes_it_comes_to(raw_set, loader, monkeypatc
     opened = []
     original = index_cache.open_index
     monkeypatch.setattr(index_cache, "open_index", lambda *args: opened.append(args[2].name) or original(*args))
-    batches = open_shards(raw_set, batch_size=2, loader=loader).epoch(0)
+    batches = open_shards(raw_set, batch_size=2, options=LoadOptions(loader=loader)).epoch(0)
     next(batches)
     batches.close()
     assert 1 <= len(set(opened)) <= 3  # of 5: those of the segment in use and of the next
@@ -159,7 +164,11 @@ def test_an_epoch_reads_only_the_indexes_it_comes_to(raw_set, loader, monkeypatc
 def test_batches_stay_what_they_are_when_later_ones_come(tmp_path, loader):
     directory = write_set(tmp_path / "set", raw_samples(200), [200])
     there = read_set(directory)
-    kept = [batch for epoch in range(3) for batch in open_shards(directory, batch_size=8, loader=loader).epoch(epoch)]
+    kept = [
+        batch
+        for epoch in range(3)
+        for batch in open_shards(directory, batch_size=8, options=LoadOptions(loader=loader)).epoch(epoch)
+    ]
     for batch in kept:
         for sample_id, image in zip(batch.ids.tolist(), batch.images, strict=True):
             assert image.numpy().tobytes() == there[sample_id]["bin"]
@@ -169,7 +178,7 @@ def test_batches_stay_what_they_are_when_later_ones_come(tmp_path, loader):
 
 
 def test_epochs_can_be_read_side_by_side(raw_set, loader):
-    opened = open_shards(raw_set, batch_size=4, loader=loader)
+    opened = open_shards(raw_set, batch_size=4, options=LoadOptions(loader=loader))
     alone = [gather(opened.epoch(epoch))[0] for epoch in (0, 1)]
     together = list(zip(opened.epoch(0), opened.epoch(1), strict=True))
     for which in (0, 1):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdps.loading.loader import open_shards
+from fastdps.loading.loader import LoadOptions, open_shards
 from helpers.loaded import SIZES
 from helpers.packed import encoded, noise, photo, read_set
 from helpers.shard_sets import raw_samples, write_set
@@ -21,8 +21,8 @@ class TestOnGpu:
             forms = [p.tobytes() if encoding == "raw" else encoded(p, encoding.upper()) for p in pixels]
             samples = [{extension: data} for data in forms]
             directory = write_set(tmp_path / encoding, samples, SIZES, encoding=encoding, image_size=(32, 24))
-            on_cpu = open_shards(directory, batch_size=4, loader="portable").epoch(0)
-            on_gpu = open_shards(directory, batch_size=4, loader=loader, device="cuda").epoch(0)
+            on_cpu = open_shards(directory, batch_size=4, options=LoadOptions(loader="portable")).epoch(0)
+            on_gpu = open_shards(directory, batch_size=4, device="cuda", options=LoadOptions(loader=loader)).epoch(0)
             for expected, batch in zip(on_cpu, on_gpu, strict=True):
                 assert batch.images.device.type == "cuda"
                 assert batch.ids.device.type == "cpu"
@@ -36,14 +36,14 @@ class TestOnGpu:
             for i, p in enumerate(pixels)
         ]
         directory = write_set(tmp_path / "set", samples, [10], kind="pairs")
-        for batch in open_shards(directory, batch_size=4, loader=loader, device="cuda").epoch(0):
+        for batch in open_shards(directory, batch_size=4, device="cuda", options=LoadOptions(loader=loader)).epoch(0):
             assert batch.components["same"].cpu().tolist() == batch.ids.tolist()
 
     def test_memory_is_not_used_again_before_the_device_has_read_it(self, tmp_path, loader):
         directory = write_set(tmp_path / "set", raw_samples(4000, 32, 32), [2000, 2000], image_size=(32, 32))
         there = read_set(directory)
         totals = []
-        for batch in open_shards(directory, batch_size=100, loader=loader, device="cuda").epoch(0):
+        for batch in open_shards(directory, batch_size=100, device="cuda", options=LoadOptions(loader=loader)).epoch(0):
             torch.cuda._sleep(20_000_000)  # the device lags behind, while the batch goes away at once
             totals.append((batch.ids, batch.images.double().sum((1, 2, 3))))
             del batch

@@ -13,7 +13,7 @@ from fastdps.errors import SampleError, ShardError
 from fastdps.loading import index_cache, members, portable, segments, whole
 from fastdps.loading.background import BackgroundMap
 from fastdps.loading.index_cache import IndexCache
-from fastdps.loading.loader import open_shards
+from fastdps.loading.loader import LoadOptions, open_shards
 from fastdps.loading.segments import ShardSlice
 from fastdps.loading.whole import MOST_BYTES, Buffers, WholeShard, WholeShards
 from fastdps.shards.format import read_manifest
@@ -106,7 +106,7 @@ def test_only_small_regular_shards_that_are_wanted_are_read_whole(raw_set, tmp_p
 def test_a_shard_that_is_cut_while_it_is_read(tmp_path, monkeypatch, most_bytes):
     monkeypatch.setattr(whole, "MOST_BYTES", most_bytes)
     directory = write_set(tmp_path / "set", raw_samples(600), [150] * 4)
-    batches = open_shards(directory, batch_size=4, loader="portable").epoch(0)
+    batches = open_shards(directory, batch_size=4, options=LoadOptions(loader="portable")).epoch(0)
     next(batches)
     for tar in directory.glob("*.tar"):
         os.truncate(tar, tar.stat().st_size // 2)
@@ -119,7 +119,9 @@ def test_a_shard_is_read_while_batches_are_made_of_the_one_before_and_then_dropp
     original = WholeShard._read
     monkeypatch.setattr(WholeShard, "_read", lambda self: read.append(self._index.tar.name) or original(self))
     directory = write_set(tmp_path / "set", raw_samples(200), [40] * 5)
-    batches = open_shards(directory, batch_size=20, loader="portable", shuffle=False, num_threads=1).epoch(0)
+    batches = open_shards(
+        directory, batch_size=20, seed=None, options=LoadOptions(loader="portable", num_threads=1)
+    ).epoch(0)
     monkeypatch.setattr(portable, "PREFETCH_BATCHES", 0)
     seen = [(int(batch.ids[0]) // 40, len(read)) for batch in batches]
     assert all(shard + 1 <= so_far <= shard + 2 for shard, so_far in seen)
@@ -140,7 +142,7 @@ def test_the_first_shard_of_a_segment_is_read_ahead_too(tmp_path, monkeypatch):
 
     monkeypatch.setattr(WholeShards, "of", of)
     directory = write_set(tmp_path / "set", raw_samples(200), [40] * 5)
-    batches = open_shards(directory, batch_size=20, loader="portable", shuffle=False).epoch(0)
+    batches = open_shards(directory, batch_size=20, seed=None, options=LoadOptions(loader="portable")).epoch(0)
     assert [i for batch in batches for i in batch.ids.tolist()] == list(range(200))
     assert list(was_begun.values()) == [False, True, True, True, True]
 
@@ -161,7 +163,7 @@ def parsed(monkeypatch):
 def test_the_next_epoch_does_not_parse_the_indexes_again(raw_set, loader, parsed):
     if loader == "dali":
         pytest.importorskip("nvidia.dali")
-    shards = open_shards(raw_set, batch_size=8, loader=loader)
+    shards = open_shards(raw_set, batch_size=8, options=LoadOptions(loader=loader))
     epochs = [sorted(i for batch in shards.epoch(epoch) for i in batch.ids.tolist()) for epoch in range(3)]
     assert epochs == [list(range(100))] * 3
     assert len(parsed) == 2
@@ -178,7 +180,7 @@ def test_of_a_large_set_only_so_many_indexes_are_kept(raw_set, parsed, monkeypat
 
 @pytest.mark.parametrize("suffix", [".tar", ".idx"])
 def test_a_file_that_changes_between_epochs_is_checked_again(raw_set, suffix):
-    shards = open_shards(raw_set, batch_size=8, loader="portable")
+    shards = open_shards(raw_set, batch_size=8, options=LoadOptions(loader="portable"))
     list(shards.epoch(0))
     path = raw_set / f"shard-000001{suffix}"
     path.write_bytes(path.read_bytes()[:-600])
@@ -232,7 +234,7 @@ def test_the_portable_loader_makes_the_next_batches_meanwhile_and_no_more(tmp_pa
     monkeypatch.setattr(portable, name, counted)
     monkeypatch.setattr(portable, "_CHUNKS_PER_THREAD", 1)
     directory = write_set(tmp_path / "set", raw_samples(100), [50, 50])
-    shards = open_shards(directory, batch_size=5, size=size, loader="portable", num_threads=1)
+    shards = open_shards(directory, batch_size=5, size=size, options=LoadOptions(loader="portable", num_threads=1))
     batches = shards.epoch(0)
     for taken in range(1, 5):
         next(batches)
@@ -273,7 +275,7 @@ def test_dali_is_given_the_next_batches_meanwhile_and_no_more(tmp_path, monkeypa
     pixels = noise(60, 6, 4, 3)
     samples = [{"bin": p.tobytes()} if encoding == "raw" else {"png": encoded(p, "PNG")} for p in pixels]
     directory = write_set(tmp_path / "set", samples, [60], encoding=encoding)
-    batches = open_shards(directory, batch_size=5, loader="dali").epoch(0)
+    batches = open_shards(directory, batch_size=5, options=LoadOptions(loader="dali")).epoch(0)
     for _ in range(4):
         next(batches)
         ahead = counts["schedule_run"] - counts["share_outputs"]

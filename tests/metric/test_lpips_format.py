@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.evaluation.judgements import score_bapps
+from fastdps.evaluation.judgements import score_judgements
+from fastdps.evaluation.options import EvaluationOptions
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.lpips_format import heads_from_lpips, heads_to_lpips
 from fastdps.metric.perceptual import PerceptualMetric
@@ -83,7 +84,9 @@ def test_shipped_heads_score_as_in_lpips(net, backbone, judged, weights_dir, mon
     metric = PerceptualMetric(Backbone(backbone), heads_from_lpips(SHIPPED / f"{net}.pth"))
     assert np.abs(our_distances(metric, triplets, pairs) - expected).max() < 1e-5
 
-    scores = score_bapps(PerceptualMetric(metric.backbone), [metric], root, join_processes(), batch_size=16)
+    scores = score_judgements(
+        PerceptualMetric(metric.backbone), [metric], root, join_processes(), EvaluationOptions(batch_size=16)
+    ).to_dict()
     assert scores["2afc"]["traditional"]["adapted"] == pytest.approx(two_afc, abs=1e-7)
     assert scores["jnd"]["traditional"]["adapted"] == pytest.approx(jnd, abs=1e-7)
     before, after = ([scores[test]["traditional"][key] for test in ("2afc", "jnd")] for key in ("baseline", "adapted"))

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from fastdps.errors import FastDPSError
-from fastdps.loading.loader import open_shards
+from fastdps.loading.loader import LoadOptions, open_shards
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.bapps import PUBLISHED, Bapps
@@ -73,10 +73,10 @@ def write_bapps(root, example):
 
 def assert_same_samples(directory, expected, loader):
     """All samples of a set are those expected, read through a loader."""
-    kind = open_shards(directory, batch_size=2, loader=loader).manifest.kind
+    kind = open_shards(directory, batch_size=2, options=LoadOptions(loader=loader)).manifest.kind
     images, votes = IMAGES[kind], VOTES[kind]
     found = set()
-    for batch in open_shards(directory, batch_size=3, loader=loader).epoch(0):
+    for batch in open_shards(directory, batch_size=3, options=LoadOptions(loader=loader)).epoch(0):
         for row in range(len(batch)):
             pixels = [batch.components[name][row].numpy().tobytes() for name in images]
             found.add((*pixels, float(batch.components[votes][row])))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.packing.options import PackOptions
-from fastdps.packing.pack import pack
+from fastdps.packing.pack import PackProgress, pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.packing.sources.folder import Folder
 from fastdps.shards.format import read_manifest
@@ -168,7 +168,13 @@ def test_a_finished_set_is_left_alone_and_overwritten_when_asked(tmp_path, sourc
     before = digests(out)
     tar.write_bytes(b"not touched")
     read = []
-    pack(source, out, options(holdout=0.2), workers=1, on_start=lambda total, found: read.append((total, found)))
+    pack(
+        source,
+        out,
+        options(holdout=0.2),
+        workers=1,
+        progress=PackProgress(start=lambda total, found: read.append((total, found))),
+    )
     assert tar.read_bytes() == b"not touched"
     assert read == [(23, 23)]
     pack(source, out, options(holdout=0.2), workers=1, overwrite=True)
@@ -227,8 +233,7 @@ def test_progress_adds_up(tmp_path, source):
         tmp_path / "out",
         options(holdout=0.2),
         workers=2,
-        on_start=lambda *counts: started.append(counts),
-        on_progress=steps.append,
+        progress=PackProgress(lambda *counts: started.append(counts), steps.append),
     )
     assert started == [(23, 0)]
     assert sum(steps) == 23
@@ -285,5 +290,5 @@ def test_large_images_are_packed_in_smaller_chunks(tmp_path):
             return {"image": np.full((1200, 1200, 3), item, np.uint8)}
 
     steps: list[int] = []
-    pack(Seen(3), tmp_path, PackOptions(size=1200), workers=1, on_progress=steps.append)
+    pack(Seen(3), tmp_path, PackOptions(size=1200), workers=1, progress=PackProgress(advance=steps.append))
     assert steps == [1, 1, 1]

@@ -70,7 +70,7 @@ def options(**changes):
 
 def test_a_worker_gives_the_bytes_of_the_local_executor(tmp_path):
     source = Numbers(11, frozenset({3}))
-    pack(source, tmp_path / "a", options(max_rejects=0.1), executor=Elsewhere())
+    pack(source, tmp_path / "a", options(max_rejects=0.1), workers=Elsewhere())
     pack(source, tmp_path / "b", options(max_rejects=0.1), workers=1)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
@@ -78,14 +78,14 @@ def test_a_worker_gives_the_bytes_of_the_local_executor(tmp_path):
 def test_a_shard_that_only_another_machine_sees_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(on_ray, "VISIBLE_WITHIN_S", 0.0)
     with pytest.raises(FastDPSError, match=r"shard-000000\.tar was written on the machine .* is not there.*s3://"):
-        pack(Numbers(11), tmp_path / "here", options(), executor=Elsewhere(tmp_path / "there"))
+        pack(Numbers(11), tmp_path / "here", options(), workers=Elsewhere(tmp_path / "there"))
     assert not (tmp_path / "here/train/manifest.json").exists()
 
 
 @pytest.mark.parametrize("package", ["pillow", "libjpeg"])
 def test_machines_with_other_versions_are_refused(tmp_path, package):
     with pytest.raises(FastDPSError, match=f"has {package} 0.0.1 and here .*same versions everywhere"):
-        pack(Numbers(11), tmp_path, options(), executor=Elsewhere(**{package: "0.0.1"}))
+        pack(Numbers(11), tmp_path, options(), workers=Elsewhere(**{package: "0.0.1"}))
 
 
 def test_what_a_worker_gives_back_is_small(tmp_path):

@@ -180,7 +180,7 @@ def test_a_worker_of_a_cluster_uploads_by_itself(tmp_path, url, expected):
             for work in works:
                 yield PackedShard(work, pack_shard(work).record)
 
-    pack(SOURCE, url, OPTIONS, executor=Uploading())
+    pack(SOURCE, url, OPTIONS, workers=Uploading())
     assert stored(url, tmp_path) == expected
 
 

@@ -10,7 +10,7 @@ import pytest
 from fastdps.commands.make_shards import make_shards
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.packing.options import PackOptions, Share
-from fastdps.packing.pack import merge, pack
+from fastdps.packing.pack import PackProgress, merge, pack
 from helpers.packed import Numbers, digests, read_images
 
 SOURCE = Numbers(50, frozenset({3, 7}))
@@ -47,7 +47,7 @@ def test_parts_divide_the_shards_and_the_progress(tmp_path):
         items: list[int] = []
         pack(
             Numbers(50, on_read=seen.append), tmp_path, options(), workers=1, share=Share(index, 3),
-            on_start=lambda *counts: started.append(counts), on_progress=items.append,
+            progress=PackProgress(lambda *counts: started.append(counts), items.append),
         )  # fmt: skip
         assert sum(items) == started[-1][0]
         numbers = {int(path.stem.partition("-")[2]) for path in (tmp_path / "train").glob("*.tar")}

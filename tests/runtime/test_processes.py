@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastdps import train
+from fastdps.commands.cli import main
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
@@ -78,7 +78,7 @@ def test_few_and_uneven_samples_do_not_hang(tmp_path, images, samples_per_shard,
 def test_what_one_process_finds_wrong_is_said_once(tmp_path):
     shards = leaves(tmp_path / "leaves", 20)
     argv = ["--shards", str(shards), "--out", str(tmp_path / "run"), "--contexts", "2", "--epochs", "1"]
-    assert train.main(argv) == 0
+    assert main(["train", *argv]) == 0
     result = run(*launch_command(2), "-m", "fastdps.train", *argv, "--seed", "3", limit_s=60)
     assert result.returncode != 0
     assert result.stderr.count("error: ") == 1
@@ -97,7 +97,7 @@ def test_contexts_of_their_own_need_no_meeting(tmp_path):
     assert len(metrics) == 3
     expected = [load_file(path) for path in metrics]
     metrics[1].unlink()
-    assert train.main(argv) == 0
+    assert main(["train", *argv]) == 0
     for path, before in zip(metrics, expected, strict=True):
         assert all(torch.equal(value, before[name]) for name, value in load_file(path).items())
 

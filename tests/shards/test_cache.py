@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from fastdps.errors import ConfigError
-from fastdps.loading.loader import open_shards
+from fastdps.loading.loader import LoadOptions, open_shards
 from fastdps.shards import cache_files
 from fastdps.shards.cache import Cache, StagedSet
 from fastdps.shards.format import index_of, read_manifest
 from fastdps.shards.storage import open_store
 from helpers.cached_sets import SIZES, assert_same, batches, bytes_of, files_in, two_shards, write_kind
 from helpers.servers import Faults, failing_proxy
+from helpers.shard_sets import open_set
 
 
 @pytest.mark.parametrize("kind", ["raw", "jpeg", "triplets"])
@@ -37,8 +38,8 @@ def test_batches_are_those_of_the_same_set_here(web, tmp_path, kind, reader, roo
     cache = Cache(tmp_path / "cache", two_shards(directory) if room == "two shards" else 1 << 30)
     for batch_size in (1, 4, 10):
         options = {"batch_size": batch_size, "loader": reader, "num_threads": 2}
-        here = open_shards(directory, **options)
-        away = open_shards(f"{web[1]}/set", cache=cache, **options)
+        here = open_set(directory, **options)
+        away = open_set(f"{web[1]}/set", **options, cache=cache)
         for epoch in range(3):
             assert_same(batches(away, epoch, then=epoch + 1), batches(here, epoch))
         assert_same(batches(away, 3, start_step=3, then=4), batches(here, 3, start_step=3))
@@ -53,7 +54,7 @@ def test_the_cache_is_never_larger_than_its_size(raw, tmp_path, reader):
     directory, url = raw
     size = two_shards(directory)
     cache = Cache(tmp_path / "cache", size)
-    loader = open_shards(url, batch_size=2, cache=cache, loader=reader, num_threads=1)
+    loader = open_shards(url, batch_size=2, options=LoadOptions(cache=cache, loader=reader, num_threads=1))
     most, ended = 0, threading.Event()
 
     def watch():
@@ -78,14 +79,16 @@ def test_a_small_cache_is_refused_with_what_is_needed(raw, tmp_path):
     directory, url = raw
     least = two_shards(directory)
     with pytest.raises(ConfigError, match=rf"needs at least {least:,}.*--cache-size"):
-        open_shards(url, batch_size=4, cache=Cache(tmp_path / "cache", least - 1))
+        open_shards(url, batch_size=4, options=LoadOptions(cache=Cache(tmp_path / "cache", least - 1)))
 
 
 def test_processes_of_a_machine_share_its_size(raw, tmp_path, monkeypatch):
     directory, url = raw
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=f"needs at least {2 * two_shards(directory):,}"):
-        open_shards(url, batch_size=4, cache=Cache(tmp_path / "cache", 2 * two_shards(directory) - 1))
+        open_shards(
+            url, batch_size=4, options=LoadOptions(cache=Cache(tmp_path / "cache", 2 * two_shards(directory) - 1))
+        )
 
 
 def test_each_process_brings_only_what_it_reads_and_only_once(raw, tmp_path):
@@ -94,7 +97,7 @@ def test_each_process_brings_only_what_it_reads_and_only_once(raw, tmp_path):
     with failing_proxy(int(raw[1].split(":")[2].split("/")[0]), faults) as port:
         url = f"http://127.0.0.1:{port}/set"
         cache = Cache(tmp_path / "cache", 1 << 30)
-        loader = open_shards(url, batch_size=3, cache=cache, rank=1, world_size=4)
+        loader = open_shards(url, batch_size=3, rank=1, world_size=4, options=LoadOptions(cache=cache))
         for epoch in (0, 0):
             ids = torch.cat([ids for ids, _ in batches(loader, epoch)]).tolist()
     ends = list(itertools.accumulate(SIZES))
@@ -110,7 +113,7 @@ def test_shards_of_the_next_epoch_come_after_the_last_batch(raw, tmp_path):
     faults = Faults(1.0, slow_s=0.2, kinds=("slow",))
     with failing_proxy(int(raw[1].split(":")[2].split("/")[0]), faults) as port:
         cache = Cache(tmp_path / "cache", two_shards(directory))
-        loader = open_shards(f"http://127.0.0.1:{port}/set", batch_size=4, cache=cache)
+        loader = open_shards(f"http://127.0.0.1:{port}/set", batch_size=4, options=LoadOptions(cache=cache))
         batches(loader, 0, then=1)
         first = next(loader._order(1).visits(range(1))).shard
         tar = loader._spec.directory / loader.manifest.shards[first].name

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from fastdps.errors import ShardError
-from fastdps.loading.loader import open_shards
+from fastdps.loading.loader import LoadOptions, open_shards
 from fastdps.shards import cache as staging
 from fastdps.shards import cache_files, storage
 from fastdps.shards.cache import Cache, StagedSet
@@ -27,7 +27,7 @@ def test_a_shard_that_stays_bad_is_named(raw, tmp_path):
     content = bytearray(tar.read_bytes())
     content[700] ^= 1
     tar.write_bytes(content)
-    loader = open_shards(url, batch_size=4, cache=Cache(tmp_path / "cache", 1 << 30), shuffle=False)
+    loader = open_shards(url, batch_size=4, seed=None, options=LoadOptions(cache=Cache(tmp_path / "cache", 1 << 30)))
     with pytest.raises(ShardError, match=rf"{url}/shard-000003\.tar does not have the checksum.*Upload it again"):
         batches(loader)
     assert "shard-000003.tar" not in files_in(tmp_path / "cache")
@@ -37,14 +37,14 @@ def test_a_shard_that_stays_bad_is_named(raw, tmp_path):
 def test_a_shard_that_is_not_there_is_named(raw, tmp_path):
     directory, url = raw
     (directory / "shard-000002.tar").unlink()
-    loader = open_shards(url, batch_size=4, cache=Cache(tmp_path / "cache", 1 << 30))
+    loader = open_shards(url, batch_size=4, options=LoadOptions(cache=Cache(tmp_path / "cache", 1 << 30)))
     with pytest.raises(ShardError, match=rf"there is no {url}/shard-000002\.tar"):
         batches(loader)
 
 
 def test_a_damaged_file_of_the_cache_is_brought_again(raw, tmp_path):
     _, url = raw
-    loader = open_shards(url, batch_size=4, cache=Cache(tmp_path / "cache", 1 << 30))
+    loader = open_shards(url, batch_size=4, options=LoadOptions(cache=Cache(tmp_path / "cache", 1 << 30)))
     before = batches(loader)
     tars = sorted((tmp_path / "cache").rglob("*.tar"))
     os.truncate(tars[0], 100)
@@ -54,7 +54,11 @@ def test_a_damaged_file_of_the_cache_is_brought_again(raw, tmp_path):
 
 def test_an_epoch_that_is_left_leaves_nothing_behind(raw, tmp_path):
     directory, url = raw
-    loader = open_shards(url, batch_size=1, cache=Cache(tmp_path / "cache", two_shards(directory)), loader="portable")
+    loader = open_shards(
+        url,
+        batch_size=1,
+        options=LoadOptions(cache=Cache(tmp_path / "cache", two_shards(directory)), loader="portable"),
+    )
     epoch = loader.epoch(0)
     next(epoch)
     epoch.close()
@@ -81,7 +85,9 @@ def test_failing_slow_and_cut_requests_change_nothing(place, raw, tmp_path, requ
             s3_at(failing)
         else:
             url = f"http://127.0.0.1:{failing}/set"
-        away = open_shards(url, batch_size=5, cache=Cache(tmp_path / "cache", two_shards(directory)))
+        away = open_shards(
+            url, batch_size=5, options=LoadOptions(cache=Cache(tmp_path / "cache", two_shards(directory)))
+        )
         here = open_shards(directory, batch_size=5)
         for epoch in range(4 if place == "web" else 1):
             assert_same(batches(away, epoch), batches(here, epoch))

@@ -192,7 +192,7 @@ def test_a_signal_saves_and_ends(leaves, tmp_path, at_step, number, capsys):
     assert cli.main([*argv, "--out", str(tmp_path / "run")]) == 128 + number
     assert signal.getsignal(number) == before
     said = capsys.readouterr().err
-    stopped = re.search(rf"stopped by {signal.Signals(number).name} after step (\d): the same command goes on", said)
+    stopped = re.search(rf"stopped by {signal.Signals(number).name} after step (\d): run the same command", said)
     done = int(stopped[1])
     assert 3 <= done < 8  # within a second, which is more than one of these steps
     assert "Traceback" not in said
@@ -200,7 +200,7 @@ def test_a_signal_saves_and_ends(leaves, tmp_path, at_step, number, capsys):
     steps = at_step(None)
     assert cli.main([*argv, "--out", str(tmp_path / "run")]) == 0
     assert steps() == 8 - done
-    assert f"going on after step {done}" in capsys.readouterr().err
+    assert f"resuming after step {done}" in capsys.readouterr().err
     assert_same(tmp_path / "run", tmp_path / "undisturbed")
 
 
@@ -216,7 +216,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_used(leaves, tmp_path, 
     assert cli.main([*argv, "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().err
     assert "step-000000006.safetensors cannot be read" in said
-    assert "going on after step 4" in said
+    assert "resuming after step 4" in said
     assert_same(tmp_path / "run", tmp_path / "undisturbed")
 
 

@@ -20,8 +20,7 @@ from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.run_directory import RunDirectory
-from fastdps.runtime.heartbeat import Heartbeat
-from fastdps.runtime.processes import Together, join_processes
+from fastdps.runtime.processes import join_processes
 from fastdps.training.loop import build_metric
 from fastdps.training.recipes import fast, get_recipe
 from fastdps.training.step import Execution, Stepper, split
@@ -38,8 +37,7 @@ def _pretrained(monkeypatch, weights_dir):
 
 @pytest.fixture
 def together():
-    accelerator = join_processes()
-    return Together(accelerator, Heartbeat(0, 1, stalled_s=1.0))
+    return join_processes(stall_timeout_s=1.0)
 
 
 def batch_of(n: int) -> Batch:

@@ -12,7 +12,7 @@ from fastdps.contexts.rankings import all_rankings, pairs, sample_rankings
 from fastdps.loading.spec import Batch
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric, frozen_moments
-from fastdps.training.model import Trainee
+from fastdps.training.model import TrainedModel
 from fastdps.training.recipes import fast, get_recipe, paper
 from fastdps.training.tasks import JudgementTask, RankingTask
 from helpers.lpips_oracle import lpips_oracle
@@ -107,7 +107,7 @@ def test_the_papers_step_written_out(monkeypatch, weights_dir, flipped):
     task = RankingTask([ranking], config, CPU)
     batch = image_batch(6)
     metric = PerceptualMetric(Backbone("alexnet"), rankings=[ranking])
-    trainee = Trainee(config, 1, metric.backbone.channels)
+    trainee = TrainedModel(config, 1, metric.backbone.channels)
     trainee.heads.project_()
     judgements = task.judgements(batch, 0)
     loss, _ = trainee(frozen_moments(metric, task.views(batch, 0)), judgements, torch.Generator())
@@ -148,7 +148,7 @@ def test_the_papers_step_written_out(monkeypatch, weights_dir, flipped):
 
 def test_lpips_initialisation_is_torchs():
     config = get_recipe("paper", {"seed": 3})
-    heads = Trainee(config, 50, [64, 192]).heads.weights.detach()
+    heads = TrainedModel(config, 50, [64, 192]).heads.weights.detach()
     oracle = torch.nn.Conv2d(64, 1, 1, bias=False).weight.detach()
     bound = oracle.abs().max()
     own = heads[:, :64]
@@ -156,4 +156,4 @@ def test_lpips_initialisation_is_torchs():
     assert abs(own.std() - 1 / 8 / 3**0.5) < 0.003
     assert bound <= 1 / 8
     assert heads[:, 64:].abs().max() <= 192**-0.5
-    assert torch.equal(heads, Trainee(config, 50, [64, 192]).heads.weights)
+    assert torch.equal(heads, TrainedModel(config, 50, [64, 192]).heads.weights)

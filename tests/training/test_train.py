@@ -25,8 +25,10 @@ from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.runtime import processes
-from fastdps.training.model import Judgements, Trainee, dropout_generator, learning_rate_factor
+from fastdps.training.model import TrainedModel
 from fastdps.training.recipes import config_from_json, fast, get_recipe
+from fastdps.training.step import dropout_generator, learning_rate_factor
+from fastdps.training.tasks import Judgements
 from helpers.launching import launch_command
 
 RANKINGS = ";".join(",".join(ranking) for ranking in sample_rankings(3, NAMES, seed=3))
@@ -199,7 +201,7 @@ def test_contexts_learn_as_if_each_were_alone():
     moments = [torch.rand(2, 8, 6, 20, generator=generator) for _ in range(5)]
 
     def learn(chosen):
-        trainee = Trainee(config, len(chosen), channels=[20])
+        trainee = TrainedModel(config, len(chosen), channels=[20])
         optimizer = torch.optim.Adam(trainee.parameters(), lr=0.05, betas=config.adam_betas)
         for mean, var in moments:
             loss, _ = trainee(Moments(mean, var), all_judgements(chosen), generator)
@@ -220,7 +222,7 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch():
     config = dataclasses.replace(fast(), dropout=0.0)
     rankings = all_rankings(NAMES)[:4]
     mean, var = torch.rand(2, 7, 6, 20, generator=torch.Generator().manual_seed(0))
-    whole, parts = (Trainee(config, len(rankings), channels=[20]) for _ in range(2))
+    whole, parts = (TrainedModel(config, len(rankings), channels=[20]) for _ in range(2))
 
     def loss_of(trainee, start, end):
         moments = Moments(mean[start:end], var[start:end])

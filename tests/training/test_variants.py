@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from fastdps.commands import cli
-from fastdps.commands.sweep import bootstrap, read_grid
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import sample_rankings
+from fastdps.evaluation.sweep import bootstrap, read_grid
 from fastdps.metric.lpips_format import heads_to_lpips
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.weights import DIGESTS, tensors_sha256

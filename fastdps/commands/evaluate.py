@@ -1,0 +1,54 @@
+"""`fastdps evaluate`: score a run on held-out images and on human judgement."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import get_args
+
+from fastdps.commands.options import add_cache, add_quiet, cache_from, is_main_rank, location
+from fastdps.commands.tables import print_agreement, print_scores
+from fastdps.evaluation.evaluate import evaluate
+from fastdps.evaluation.options import DRAWS, EvaluationOptions
+from fastdps.evaluation.run_scores import RunScores
+from fastdps.loading.loader import LoaderName, LoadOptions
+from fastdps.run_directory import RunDirectory
+from fastdps.runtime.console import is_quiet, print_result
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `fastdps evaluate`."""
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("--shards", type=location, help="shard set of held-out images: a directory or a URL")
+    parser.add_argument("--bapps", type=location, help="packed BAPPS, or any set of judged triplets or pairs")
+    parser.add_argument(
+        "--draws", type=int, default=DRAWS, help=f"draws of all distortions per image (default {DRAWS})"
+    )
+    parser.add_argument("--batch-size", type=int, default=50, help="images per step and process (default 50)")
+    parser.add_argument("--size", type=int, help="resize images to a square of this many pixels while loading")
+    parser.add_argument("--loader", choices=get_args(LoaderName), default="auto")
+    add_cache(parser)
+    add_quiet(parser)
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    """Run `fastdps evaluate`. Scores of an earlier call that are not computed again are kept."""
+    options = EvaluationOptions(
+        draws=arguments.draws,
+        batch_size=arguments.batch_size,
+        size=arguments.size,
+        loading=LoadOptions(loader=arguments.loader, cache=cache_from(arguments)),
+    )
+    scores = evaluate(arguments.run, shards=arguments.shards, bapps=arguments.bapps, options=options)
+    if is_main_rank():
+        print_evaluation(arguments.run, scores, on_contexts=bool(arguments.shards), on_people=bool(arguments.bapps))
+
+
+def print_evaluation(run: Path, scores: RunScores, *, on_contexts: bool, on_people: bool) -> None:
+    """Print the tables of what was scored, and where the scores are."""
+    if on_contexts and not is_quiet():
+        print_scores(scores)
+    if on_people and scores.bapps and not is_quiet():
+        print_agreement(scores.bapps)
+    print_result(f"Scores: {RunDirectory(run).scores}; as a page: fastdps report {shlex.quote(str(run))}")

@@ -1,0 +1,177 @@
+"""`fastdps train`: adapt a metric, with many processes under `accelerate launch -m fastdps.train`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import get_args
+
+from fastdps.commands.options import add_cache, add_quiet, cache_from, is_main_rank, location
+from fastdps.contexts.interpolation import Interpolation
+from fastdps.errors import ConfigError
+from fastdps.loading.loader import LoaderName, LoadOptions
+from fastdps.metric.precision import Precision
+from fastdps.runtime.console import print_result
+from fastdps.runtime.processes import STALL_TIMEOUT_S
+from fastdps.training.checkpoints import CheckpointPolicy
+from fastdps.training.recipes import (
+    RECIPES,
+    Comparison,
+    JudgeName,
+    LossName,
+    Variant,
+    get_recipe,
+)
+from fastdps.training.run import Parallel, Resume, TrainOptions, train
+from fastdps.training.step import Execution
+
+#: Settings of a recipe that have an option of their own.
+SETTINGS = (
+    "variant",
+    "backbone",
+    "taps",
+    "comparison",
+    "judge",
+    "loss",
+    "epochs",
+    "max_steps",
+    "batch_size",
+    "learning_rate",
+    "backbone_learning_rate",
+    "interpolation",
+    "seed",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `fastdps train`; settings without a value keep that of the recipe."""
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--shards", type=location, help="shard set of images to train on: a directory or a URL")
+    data.add_argument("--triplets", type=location, help="shard set of judged triplets to adapt to, instead of contexts")
+    parser.add_argument("--validation", type=location, help="set of the same kind to choose the best epoch by")
+    parser.add_argument("--out", type=Path, help="run directory to create")
+    parser.add_argument(
+        "--contexts",
+        default="all",
+        help='"all", a number of contexts to draw, or rankings "a,b,c,d,e,f", least disruptive first, separated by ";"',
+    )
+    _add_settings(parser)
+    parser.add_argument("--size", type=int, help="resize images to a square of this many pixels while loading")
+    parser.add_argument("--loader", choices=get_args(LoaderName), default="auto")
+    parser.add_argument(
+        "--parallel",
+        choices=get_args(Parallel),
+        default="data",
+        help="with tune and scratch: all processes on one context, or each on contexts of its own",
+    )
+    add_cache(parser)
+    _add_execution(parser)
+    _add_checkpoints(parser)
+    parser.add_argument(
+        "--log-with",
+        action="append",
+        default=[],
+        metavar="TRACKER",
+        help="tensorboard, wandb or another tracker that Accelerate knows, besides log.jsonl; may be repeated",
+    )
+    add_quiet(parser)
+    parser.add_argument("--print-config", action="store_true", help="print the settings as JSON and exit")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the settings of a recipe."""
+    parser.add_argument("--recipe", default="fast", choices=sorted(RECIPES), help="named settings (default: fast)")
+    parser.add_argument(
+        "--variant",
+        choices=get_args(Variant),
+        help="what is trained: nothing, heads, heads and backbone, or both from a random backbone",
+    )
+    parser.add_argument("--backbone", help="a backbone of fastdps, or any torchvision model with --taps")
+    parser.add_argument("--taps", type=_taps, metavar="N,N,...", help="sub-modules whose outputs are compared")
+    parser.add_argument("--comparison", choices=get_args(Comparison))
+    parser.add_argument("--judge", choices=get_args(JudgeName))
+    parser.add_argument("--loss", choices=get_args(LossName), help="loss of the judge")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--max-steps", type=int, metavar="N", help="stop after N steps, before --epochs are over")
+    parser.add_argument("--batch-size", type=int, help="images per step, over all processes")
+    parser.add_argument("--learning-rate", type=float, help="of heads and judges")
+    parser.add_argument("--backbone-learning-rate", type=float)
+    parser.add_argument("--interpolation", choices=get_args(Interpolation), help="of the geometric distortions")
+    parser.add_argument("--seed", type=int, help="of everything random: contexts, order, distortions, dropout")
+
+
+def _add_execution(parser: argparse.ArgumentParser) -> None:
+    """Add what decides how a step is computed."""
+    group = parser.add_argument_group("execution")
+    group.add_argument("--precision", choices=get_args(Precision), default="auto", help="of the backbone")
+    group.add_argument(
+        "--accumulate", type=int, default=1, metavar="N", help="compute a step in N pieces, to save memory"
+    )
+    group.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=False, help="run the backbone through torch.compile"
+    )
+    group.add_argument("--deterministic", action="store_true", help="compute the same bits every time, on GPUs too")
+
+
+def _add_checkpoints(parser: argparse.ArgumentParser) -> None:
+    """Add what decides when work is saved and resumed."""
+    group = parser.add_argument_group("checkpoints and fault tolerance")
+    group.add_argument(
+        "--resume",
+        choices=get_args(Resume),
+        default="auto",
+        help="if --out holds a run: resume it (default), or refuse",
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
+    group.add_argument("--checkpoint-every", type=int, default=CheckpointPolicy.every_steps, metavar="STEPS")
+    group.add_argument("--keep-checkpoints", type=int, default=CheckpointPolicy.keep, metavar="N", help="the newest N")
+    group.add_argument(
+        "--stall-timeout",
+        type=float,
+        default=STALL_TIMEOUT_S,
+        metavar="SECONDS",
+        help=f"abort the job if a process is busy with one step for longer (default {STALL_TIMEOUT_S:.0f})",
+    )
+
+
+def _taps(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def run_train(arguments: argparse.Namespace) -> None:
+    """Run `fastdps train`. The same command again resumes, or finds that all is done."""
+    config = get_recipe(arguments.recipe, {name: getattr(arguments, name) for name in SETTINGS})
+    if arguments.print_config:
+        print(json.dumps(config.to_json(), indent=1))
+        return
+    shards = arguments.shards or arguments.triplets
+    if shards is None or arguments.out is None:
+        raise ConfigError("--out and one of --shards and --triplets are needed.")
+    result = train(
+        shards,
+        arguments.out,
+        contexts=arguments.contexts if arguments.shards else (),
+        validation=arguments.validation,
+        config=config,
+        overwrite=arguments.overwrite,
+        options=_options(arguments),
+    )
+    if is_main_rank():
+        what = f"{len(result.rankings)} contexts" if result.rankings else "the judgements"
+        print_result(f"Adapted to {what}: {result.path}")
+
+
+def _options(arguments: argparse.Namespace) -> TrainOptions:
+    return TrainOptions(
+        execution=Execution(
+            arguments.precision, arguments.accumulate, arguments.compile, deterministic=arguments.deterministic
+        ),
+        checkpoints=CheckpointPolicy(arguments.checkpoint_every, arguments.keep_checkpoints),
+        parallel=arguments.parallel,
+        resume=arguments.resume,
+        stall_timeout_s=arguments.stall_timeout,
+        trackers=tuple(arguments.log_with),
+        size=arguments.size,
+        loading=LoadOptions(loader=arguments.loader, cache=cache_from(arguments)),
+    )

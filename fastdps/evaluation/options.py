@@ -1,0 +1,47 @@
+"""Options of scoring a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fastdps.errors import ConfigError
+from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
+from fastdps.runtime.processes import Processes
+from fastdps.shards.storage import Location
+
+#: Default number of draws of all distortions per image.
+DRAWS = 5
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How a run is scored.
+
+    Attributes:
+        draws: Draws of all distortions per image.
+        batch_size: Samples per step and process.
+        size: Side in pixels to which images are resized while loading, None for their packed size.
+        loading: How shards are read.
+    """
+
+    draws: int = DRAWS
+    batch_size: int = 50
+    size: int | None = None
+    loading: LoadOptions = field(default_factory=LoadOptions)
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ConfigError(f"--draws must be at least 1, not {self.draws}.")
+
+    def open(self, location: Location, processes: Processes) -> ShardLoader:
+        """Return the loader of a shard set for this process, in packed order."""
+        return open_shards(
+            location,
+            batch_size=self.batch_size,
+            size=self.size,
+            device=processes.device,
+            seed=None,
+            rank=processes.process_index,
+            world_size=processes.num_processes,
+            options=self.loading,
+        )
