@@ -18,7 +18,7 @@ from bench.harness.measure import Compared, Measurement, repeated
 from fastdps.errors import FastDPSError
 from fastdps.loading.loader import open_shards
 from fastdps.metric.backbones import Backbone
-from fastdps.metric.image_metric import CANDIDATES, ImageMetric
+from fastdps.metric.image_metric import RANK_BATCH, ImageMetric
 from fastdps.metric.lpips_format import heads_from_lpips
 from fastdps.metric.perceptual import PerceptualMetric
 
@@ -53,7 +53,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
             # A pair is 1 / 99.5 of what an image costs: 200 images have 19,900.
             "pair by pair": repeated(pair_calls(1), IMAGES / PAIRS),
             "batches": repeated(pair_calls(BATCH), BATCH * IMAGES / PAIRS),
-            "features": repeated(lambda: [metric.metric.backbone(part) for part in units.split(CANDIDATES)], IMAGES),
+            "features": repeated(lambda: [metric.metric.backbone(part) for part in units.split(RANK_BATCH)], IMAGES),
         }
     )
     ratios = [own / other for own, other in zip(rates["matrix"], rates["batches"], strict=True)]

@@ -1,6 +1,6 @@
-"""The metric as people use it: one context, images of any kind, one distance per pair.
+"""The metric for users: one context, float or uint8 images, one distance per pair.
 
-`fastdps.load` makes an `ImageMetric`, which compares, ranks, and makes distance matrices.
+`fastdps.load` returns an `ImageMetric`. It compares image pairs, ranks candidates and computes distance matrices.
 """
 
 from __future__ import annotations
@@ -18,47 +18,60 @@ from fastdps.metric.maps import distance_maps
 from fastdps.metric.matrix import distance_matrix, mebibytes
 from fastdps.metric.perceptual import PerceptualMetric
 
-#: Candidates of a ranking that are compared at a time.
-CANDIDATES = 64
-#: What a distance matrix may take of memory unless something else is said.
+#: Candidates that `rank` compares at a time.
+RANK_BATCH = 64
+#: Default memory limit of a distance matrix.
 MATRIX_MIB = 1024
-#: Larger images than this side every backbone takes, in pixels.
+#: Side in pixels that is large enough for every backbone.
 _LARGE_ENOUGH = 512
 
 
 class Ranked(NamedTuple):
-    """Candidates by distance: `indices` (N,) int64, the nearest first, and their `distances` (N,)."""
+    """Candidates sorted by distance, the nearest first.
+
+    Attributes:
+        indices: Positions of the candidates, int64 (N,).
+        distances: Their distances, (N,), ascending.
+    """
 
     indices: Tensor
     distances: Tensor
 
 
 class ImageMetric(nn.Module):
-    """A metric in one context, or in none if it is not adapted. `fastdps.load` makes one.
+    """A metric in one context, or an unadapted one. Returned by `fastdps.load`.
 
-    Images are RGB, (N, 3, H, W) or single (3, H, W), float in [0, 1] or uint8, on any device; distances are on the
-    metric's. `check_values` looks whether float images are in [0, 1] and free of NaN, for which a GPU has to be waited
-    for; it may be switched off. `ImageError` says what is wrong with images.
+    Images are RGB, (N, 3, H, W) or single (3, H, W), float in [0, 1] or uint8, on any device. Distances are on the
+    device of the metric.
 
-    >>> import torch, fastdps
-    >>> m = fastdps.load("alexnet")
-    >>> x, y = torch.rand(2, 5, 3, 64, 64)
-    >>> m(x, y).shape
-    torch.Size([5])
-    >>> m(x, x)
-    tensor([0., 0., 0., 0., 0.])
+    Args:
+        metric: A metric with one context.
+        check_values: Check that float images are in [0, 1] and free of NaN. The check synchronises with a GPU.
+
+    Raises:
+        ConfigError: The metric has several contexts.
+        ImageError: (from the methods) Images of an unsupported shape, type, size or range.
+
+    Example:
+        >>> import torch, fastdps
+        >>> m = fastdps.load("alexnet")
+        >>> x, y = torch.rand(2, 5, 3, 64, 64)
+        >>> m(x, y).shape
+        torch.Size([5])
+        >>> m(x, x)
+        tensor([0., 0., 0., 0., 0.])
     """
 
     def __init__(self, metric: PerceptualMetric, *, check_values: bool = True) -> None:
         super().__init__()
         if len(metric.weights) != 1:
-            raise ConfigError(f"An ImageMetric has one context, not {len(metric.weights)}; `fastdps.load` chooses one.")
+            raise ConfigError(f"An ImageMetric has one context, not {len(metric.weights)}; `fastdps.load` selects one.")
         self.metric = metric
         self.check_values = check_values
 
     @property
     def context(self) -> Ranking | None:
-        """The distortions of the context, least disruptive first; None for a metric that belongs to none."""
+        """The distortions of the context, least disruptive first; None for a metric without a ranking."""
         return self.metric.rankings[0] if self.metric.rankings else None
 
     @overload
@@ -70,10 +83,21 @@ class ImageMetric(nn.Module):
     def forward(
         self, x: Images, y: Images, *, per_layer: bool = False, spatial: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Distances (N,) of image pairs; differentiable in both. One image against N is compared with each.
+        """Return the distances of image pairs. Differentiable with respect to both.
 
-        With `spatial` a map (N, H, W) of where they differ, enlarged to the images' size, instead. With `per_layer`
-        also what each of the backbone's L taps adds to it: (N, L), or (N, L, H, W). Both are as in the `lpips` package.
+        Args:
+            x: N images, or one that is compared with each of `y`.
+            y: N images, or one that is compared with each of `x`.
+            per_layer: Also return the contribution of each of the backbone's L taps, as the `lpips` package does.
+            spatial: Return maps of where the images differ, upsampled to their size, as the `lpips` package does.
+
+        Returns:
+            Distances (N,), or maps (N, H, W) with `spatial`. With `per_layer` a tuple of that and the contributions,
+            (N, L) or (N, L, H, W).
+
+        Raises:
+            ImageError: The images have an unsupported shape, type, size or range, or do not match each other.
+            ConfigError: `spatial` with a metric whose comparison discards the position.
         """
         first, second = self._batched(x, "x"), self._batched(y, "y")
         check_same_size(first, second, ("x", "y"))
@@ -88,42 +112,65 @@ class ImageMetric(nn.Module):
 
     @torch.no_grad()
     def rank(self, ref: Images, candidates: Images) -> Ranked:
-        """Candidates (N, 3, H, W), or a list, by distance to the one image `ref`, the nearest first.
+        """Sort candidates by their distance to one image. No gradients.
 
-        >>> import torch, fastdps
-        >>> m = fastdps.load("alexnet")
-        >>> images = torch.rand(4, 3, 64, 64)
-        >>> indices, distances = m.rank(images[2], images)
-        >>> indices[0].item(), distances[0].item()
-        (2, 0.0)
+        Args:
+            ref: One image.
+            candidates: Images (N, 3, H, W), or a list of images (3, H, W).
+
+        Returns:
+            Indices and distances of the candidates, the nearest first.
+
+        Raises:
+            ImageError: `ref` is not one image, or the images are not supported.
+
+        Example:
+            >>> import torch, fastdps
+            >>> m = fastdps.load("alexnet")
+            >>> images = torch.rand(4, 3, 64, 64)
+            >>> indices, distances = m.rank(images[2], images)
+            >>> indices[0].item(), distances[0].item()
+            (2, 0.0)
         """
         reference, others = self._batched(ref, "ref"), self._batched(candidates, "candidates")
         if len(reference) != 1:
-            raise ImageError(f"ref must be one image, not {len(reference)}. Rank for each of them.")
+            raise ImageError(f"ref must be one image, not {len(reference)}. Call rank for each of them.")
         check_same_size(reference, others, ("ref", "candidates"))
         weights = self.metric.weights[0].float()
-        found = torch.cat([(self._means(reference, part) * weights).sum(dim=1) for part in others.split(CANDIDATES)])
-        distances, indices = found.sort(stable=True)
+        unsorted = torch.cat([(self._means(reference, part) * weights).sum(dim=1) for part in others.split(RANK_BATCH)])
+        distances, indices = unsorted.sort(stable=True)
         return Ranked(indices, distances)
 
     def matrix(self, images: Images, *, memory_MiB: float = MATRIX_MIB) -> Tensor:  # noqa: N803
-        """Distances (N, N) of all pairs of images (N, 3, H, W), or of a list: symmetric, zeros on the diagonal.
+        """Return the distances of all pairs of images. No gradients.
 
-        The features of each image are computed once, where `fastdps.metric.matrix` gets them into `memory_MiB`, which
-        is what is taken besides images and result. No gradients.
+        The features of each image are computed once if those of all images fit into `memory_MiB`; see
+        `fastdps.metric.matrix`.
 
-        >>> import torch, fastdps
-        >>> m = fastdps.load("alexnet")
-        >>> images = torch.rand(4, 3, 64, 64)
-        >>> torch.allclose(m.matrix(images)[0, 1:], m(images[:1], images[1:]), atol=1e-5)
-        True
+        Args:
+            images: Images (N, 3, H, W), or a list of images (3, H, W).
+            memory_MiB: Memory limit, in addition to the images and the result.
+
+        Returns:
+            Distances (N, N): symmetric, with zeros on the diagonal.
+
+        Raises:
+            ImageError: The images are not supported.
+            ConfigError: `memory_MiB` is not above 0.
+
+        Example:
+            >>> import torch, fastdps
+            >>> m = fastdps.load("alexnet")
+            >>> images = torch.rand(4, 3, 64, 64)
+            >>> torch.allclose(m.matrix(images)[0, 1:], m(images[:1], images[1:]), atol=1e-5)
+            True
         """
         batch, memory_bytes = self._batched(images, "images"), mebibytes(memory_MiB)
         with self._size_named(batch):
             return distance_matrix(self.metric, batch, memory_bytes=memory_bytes)
 
     def extra_repr(self) -> str:
-        """Backbone, comparison and context."""
+        """Return the backbone, comparison and context for `repr`."""
         context = "not adapted to a context" if self.context is None else ",".join(self.context)
         return f"{self.metric.backbone.name}, {self.metric.comparison}: {context}"
 
@@ -135,17 +182,17 @@ class ImageMetric(nn.Module):
         return to_unit_range(batch, own.device, own.dtype)
 
     def _means(self, x: Tensor, y: Tensor) -> Tensor:
-        """Moments' means (N, C) of pairs of batches, of which one may be a single image."""
+        """Return the first moments (N, C) of pairs of batches, one of which may be a single image."""
         if len(x) == len(y):
             views = torch.stack([self._ready(x), self._ready(y)], dim=1)
-        else:  # one reference with all others as its versions: its features are computed once
+        else:  # one reference, with all others as its distorted versions: its features are computed once
             one, others = (x, y) if len(x) == 1 else (y, x)
             views = torch.cat([self._ready(one), self._ready(others)])[None]
         with self._size_named(x):
             return self.metric.moments(views).mean.flatten(0, 1)
 
     def _maps(self, x: Tensor, y: Tensor) -> Tensor:
-        """Maps (N, L, H, W) of pairs of batches."""
+        """Return the distance maps (N, L, H, W) of pairs of batches."""
         with self._size_named(x):
             features = self.metric.backbone(torch.cat([self._ready(x), self._ready(y)]))
         in_x, in_y = zip(*(feature.split([len(x), len(y)]) for feature in features), strict=True)
@@ -156,7 +203,7 @@ class ImageMetric(nn.Module):
 
 
 class _SizeNamed:
-    """A context in which a backbone's complaint about images that are too small becomes an `ImageError`."""
+    """A context manager that turns a backbone's error on images that are too small into an `ImageError`."""
 
     def __init__(self, metric: PerceptualMetric, batch: Tensor) -> None:
         self._metric, self._batch = metric, batch
@@ -171,13 +218,13 @@ class _SizeNamed:
         smallest = smallest_side(self._metric)
         if min(height, width) < smallest:
             raise ImageError(
-                f"Images of {height} x {width} are too small for {self._metric.backbone.name}, which takes "
-                f"{smallest} x {smallest} and larger. Enlarge them, or choose another backbone."
+                f"Images of {height} x {width} are too small for {self._metric.backbone.name}, which needs at least "
+                f"{smallest} x {smallest}. Resize them, or choose another backbone."
             ) from error
 
 
 def smallest_side(metric: PerceptualMetric) -> int:
-    """The side in pixels of the smallest square image that a metric's backbone takes; nothing is computed."""
+    """Return the side in pixels of the smallest square image that a metric's backbone takes. Computes no features."""
     backbone = copy.deepcopy(metric.backbone).to("meta")
 
     def fits(side: int) -> bool:

@@ -1,4 +1,4 @@
-"""Which metric is meant: a run, a metric's file or a backbone by name, and the context in it."""
+"""Load a metric from a run directory, a metric file or a backbone name, and select its context."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ from fastdps.metric.perceptual import PerceptualMetric, read_rankings
 from fastdps.run_directory import RunDirectory
 
 Context = str | Sequence[str]
-#: How many of a run's contexts an error lists.
-LISTED = 3
+#: Number of contexts that an error message lists.
+SHOWN_CONTEXTS = 3
 
 
 @dataclass(frozen=True)
 class ContextLocation:
-    """Where one context is: the file, and its row there; `ranking` is None for a metric that belongs to none."""
+    """The location of one context.
+
+    Attributes:
+        path: The metric file.
+        row: The row of the context's weights in it.
+        ranking: The ranking, or None for a metric that was not adapted to a ranking.
+    """
 
     path: Path
     row: int
@@ -38,18 +44,29 @@ def load(
     device: str | torch.device | None = None,
     check_values: bool = True,
 ) -> ImageMetric:
-    """A metric to compare images with, from a run's directory, a metric's file, or a backbone by its name.
+    """Load a metric that compares images.
 
-    `context` is a ranking, "a,b,c,d,e,f" or a list of names, least disruptive first; a run of one context needs none.
-    A backbone's name, such as "alexnet", is the unadapted metric, all weights equal. (A directory of that name is
-    "./alexnet".) `device` is where it computes, the CPU unless said. See `ImageMetric` for the rest.
+    Args:
+        source: A run directory, a metric file, or the name of a backbone such as "alexnet", which gives the unadapted
+            metric: all weights are equal. (A directory of that name is "./alexnet".)
+        context: The ranking to select, as "a,b,c,d,e,f" or a list of names, least disruptive first. A run with one
+            context needs none.
+        device: The device of the metric; None for the CPU.
+        check_values: See `ImageMetric`.
 
-    Raises `FastDPSError` that says what there is where nothing, or more than one thing, is meant.
+    Returns:
+        The metric in one context.
 
-    >>> import fastdps, torch
-    >>> m = fastdps.load("alexnet")
-    >>> m(torch.zeros(3, 64, 64), torch.ones(3, 64, 64)).shape
-    torch.Size([1])
+    Raises:
+        ConfigError: The source does not exist, or the context does not, or is not given where there are several. The
+            message lists what exists.
+        FastDPSError: The metric file cannot be read.
+
+    Example:
+        >>> import fastdps, torch
+        >>> m = fastdps.load("alexnet")
+        >>> m(torch.zeros(3, 64, 64), torch.ones(3, 64, 64)).shape
+        torch.Size([1])
     """
     return load_with_location(source, context, device=device, check_values=check_values)[0]
 
@@ -61,14 +78,12 @@ def load_with_location(
     device: str | torch.device | None = None,
     check_values: bool = True,
 ) -> tuple[ImageMetric, ContextLocation | None]:
-    """As `load`, with where the metric was found; None for a backbone."""
+    """Load a metric as `load` does, and return it with its location, which is None for a backbone."""
     text = fspath(source)
     place: ContextLocation | None = None
     if text in BACKBONES:
         if context is not None:
-            raise ConfigError(
-                f"{text} is a backbone that is not adapted: it has no context. Name a run to find_context one."
-            )
+            raise ConfigError(f"{text} is a backbone that is not adapted: it has no contexts. Name a run instead.")
         metric = PerceptualMetric(Backbone(text))
     else:
         place = find_context(Path(text), context)
@@ -77,14 +92,14 @@ def load_with_location(
 
 
 def find_context(source: Path, context: Context | None) -> ContextLocation:
-    """Where a context is in a run's directory or a metric's file. Raises as `load` does."""
+    """Return the location of a context in a run directory or a metric file. Raises what `load` raises."""
     places = list_contexts(source)
     if context is None:
         if len(places) == 1:
             return places[0]
         raise ConfigError(
             f"{source} has {len(places)} contexts. Choose one, least disruptive first, with context="
-            f"{_text(places[0])!r} or on the command line --context {_text(places[0])}. There are: {_list(places)}."
+            f"{_text(places[0])!r} or on the command line --context {_text(places[0])}. It has: {_list(places)}."
         )
     if places[0].ranking is None:
         raise ConfigError(f"{source} was adapted to judgements and has no contexts: leave the context out.")
@@ -95,26 +110,26 @@ def find_context(source: Path, context: Context | None) -> ContextLocation:
             return place
     nearest = sorted(places, key=lambda place: _swaps(place.ranking or (), wanted))
     raise ConfigError(
-        f"{source} has no context {','.join(wanted)}. The nearest of its {len(places)}: {_list(nearest)}."
+        f"{source} has no context {','.join(wanted)}. The nearest of its {len(places)} contexts: {_list(nearest)}."
     )
 
 
 def list_contexts(source: Path) -> list[ContextLocation]:
-    """All contexts of a run's directory or a metric's file, in its order. Raises as `load` does."""
+    """Return the contexts of a run directory or a metric file, in its order. Raises what `load` raises."""
     if not source.exists():
         near = did_you_mean(str(source), BACKBONES)
         here = get_close_matches(source.name, _names_beside(source), n=1)
         if here:
             near = f" Did you mean {str(source.with_name(here[0]))!r}?"
         raise ConfigError(
-            f"{source} is no run, no metric's file and no backbone.{near} Runs are made by `fastdps train --out RUN`; "
+            f"{source} is not a run, a metric file or a backbone.{near} `fastdps train --out RUN` creates a run; "
             f"backbones are {', '.join(BACKBONES)}."
         )
     paths = [source]
     if source.is_dir():
         run = RunDirectory(source)
         if not run.config.exists() and not run.metrics()[0].exists():
-            run.read_config()  # says that it is no run
+            run.read_config()  # raises the error that it is not a run
         paths = run.metrics()
     places = []
     for path in paths:
@@ -126,7 +141,7 @@ def list_contexts(source: Path) -> list[ContextLocation]:
 
 
 def select_context(metric: PerceptualMetric, place: ContextLocation) -> PerceptualMetric:
-    """A metric with one of the contexts of another, on the same backbone."""
+    """Return a metric with one of the contexts of `metric`, on the same backbone."""
     rankings = [] if place.ranking is None else [place.ranking]
     row = metric.weights[place.row : place.row + 1]
     return PerceptualMetric(metric.backbone, row, rankings, comparison=metric.comparison)
@@ -144,11 +159,11 @@ def _text(place: ContextLocation) -> str:
 
 
 def _list(places: Sequence[ContextLocation]) -> str:
-    shown = "; ".join(_text(place) for place in places[:LISTED])
-    return f"{shown}; and {len(places) - LISTED} more" if len(places) > LISTED else shown
+    shown = "; ".join(_text(place) for place in places[:SHOWN_CONTEXTS])
+    return f"{shown}; and {len(places) - SHOWN_CONTEXTS} more" if len(places) > SHOWN_CONTEXTS else shown
 
 
 def _swaps(a: Ranking, b: Ranking) -> int:
-    """Pairs of names that two rankings have in a different order (Kendall's distance)."""
+    """Return the number of pairs of names in different order (Kendall's tau distance)."""
     order = [b.index(name) for name in a]
     return sum(order[i] > order[j] for i in range(len(order)) for j in range(i + 1, len(order)))

@@ -1,14 +1,16 @@
-"""The metric: backbone, distances and heads in one Module, with a file format of its own.
+"""The metric: backbone, distances and channel weights in one module, and its file format.
 
-A metric's file is a safetensors file: `weights` (K, C), where it is included `backbone.<name>` for every tensor of the
-backbone, and metadata, all strings:
+A metric file is a safetensors file. It holds `weights` (K, C), the tensors of the backbone as `backbone.<name>` if the
+backbone is included, and metadata, all strings:
 
     format, format_version    FORMAT and FORMAT_VERSION
     backbone, taps            torchvision's name of the network, and JSON: the indices of its tapped layers
-    backbone_weights          "included", or "pretrained": to be found by `fastdps.metric.weights`
-    backbone_sha256           of the backbone's tensors, in either case
+    backbone_weights          "included", or "pretrained": looked up by `fastdps.metric.weights`
+    backbone_sha256           hash of the backbone's tensors, in either case
     comparison, channels      see `fastdps.metric.distances`, and JSON: the channels of every tap; their sum is C
-    rankings                  JSON: K lists of names, least disruptive first, or none
+    rankings                  JSON: K lists of names, least disruptive first, or an empty list
+
+Shapes: n images, D distorted versions of each, C channels of all taps, K contexts.
 """
 
 from __future__ import annotations
@@ -39,12 +41,19 @@ _PREFIX = "backbone."
 class PerceptualMetric(nn.Module):
     """A deep perceptual similarity metric in K contexts.
 
-    `weights` (K, C) are the channel weights, all ones for the unadapted metric; `rankings` names the K contexts, or is
-    empty for a metric that belongs to none. `comparison` is one of `fastdps.metric.distances.COMPARISONS`.
+    Args:
+        backbone: The network whose features are compared.
+        weights: Channel weights (K, C); None for ones, which is the unadapted metric.
+        rankings: The K contexts, or empty for a metric that was not adapted to rankings.
+        comparison: One of `fastdps.metric.distances.COMPARISONS`.
 
-    >>> metric = PerceptualMetric.load("runs/sample/metric.safetensors")  # doctest: +SKIP
-    >>> metric(images, others).shape  # doctest: +SKIP
-    torch.Size([8, 720])
+    Raises:
+        ConfigError: The weights do not fit the backbone or the rankings, or the comparison is unknown.
+
+    Example:
+        >>> metric = PerceptualMetric.load("runs/sample/metric.safetensors")  # doctest: +SKIP
+        >>> metric(images, others).shape  # doctest: +SKIP
+        torch.Size([8, 720])
     """
 
     weights: Tensor
@@ -67,7 +76,7 @@ class PerceptualMetric(nn.Module):
                 f"{backbone.name}, compared by {comparison}, needs weights (K, {channels}), not {tuple(weights.shape)}."
             )
         if rankings and len(rankings) != len(weights):
-            raise ConfigError(f"{len(weights)} rows of weights, and {len(rankings)} rankings.")
+            raise ConfigError(f"{len(weights)} rows of weights do not match {len(rankings)} rankings.")
         self.backbone = backbone
         self.rankings = tuple(rankings)
         self.register_buffer("weights", weights.detach().clone())
@@ -76,17 +85,25 @@ class PerceptualMetric(nn.Module):
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Channels of every tap; a comparison of two kinds has each of the backbone's taps twice."""
+        """The channels of every tap. A comparison of two kinds has each of the backbone's taps twice."""
         return compared_channels(self.backbone.channels, self.comparison)
 
     def moments(self, views: Tensor) -> Moments:
-        """Moments of views (n, 1 + D, 3, H, W), RGB in [0, 1], the reference first; see `fastdps.metric.distances`."""
+        """Return the moments (n, D, C) of views (n, 1 + D, 3, H, W), RGB in [0, 1], the reference first."""
         return moments(self.backbone(views.flatten(0, 1)), views.shape[1] - 1, self.comparison)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distances of image pairs: two (n, 3, H, W), RGB float in [0, 1], to (n, K). Differentiable in both.
+        """Return the distances of image pairs in all contexts. Differentiable with respect to both images.
 
-        Raises `ValueError` for other shapes and types.
+        Args:
+            x: Images (n, 3, H, W), RGB float in [0, 1].
+            y: Images of the same shape.
+
+        Returns:
+            Distances (n, K).
+
+        Raises:
+            ValueError: The images have other shapes or types.
         """
         if x.shape != y.shape or x.dim() != 4 or x.shape[1] != 3:
             raise ValueError(f"images must be two (n, 3, H, W) of one size, not {tuple(x.shape)} and {tuple(y.shape)}")
@@ -95,10 +112,15 @@ class PerceptualMetric(nn.Module):
         return distances(self.weights, self.moments(torch.stack([x, y], dim=1)).mean[:, 0])
 
     def save(self, path: str | Path, include_backbone: bool = False) -> None:
-        """Write the channel weights and what they belong to.
+        """Write the metric to a file.
 
-        The backbone's own tensors are written only with `include_backbone`, which is for a backbone that is not the
-        pretrained one; without them `load` finds the pretrained one, and refuses the file if that is another.
+        Args:
+            path: The file, usually `metric.safetensors`.
+            include_backbone: Also write the tensors of the backbone. Needed if it is not the pretrained one: without
+                them `load` uses the pretrained backbone, and rejects the file if its hash differs.
+
+        Raises:
+            FastDPSError: The file cannot be written.
         """
         state = self.backbone.state_dict()
         metadata = {
@@ -122,10 +144,16 @@ class PerceptualMetric(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> PerceptualMetric:
-        """Read what `save` wrote, and unless it is included the backbone from where `fastdps.metric.weights` finds it.
+        """Load a metric that `save` wrote; a backbone that is not included is looked up by `fastdps.metric.weights`.
 
-        Raises `FastDPSError` when the file is missing, is not such a file, is damaged, or belongs to other backbone
-        weights than those found.
+        Args:
+            path: The metric file.
+
+        Returns:
+            The metric on the CPU.
+
+        Raises:
+            FastDPSError: The file is missing, damaged, not a metric, or was made with other backbone weights.
         """
         metadata, tensors = _read(Path(path))
         try:
@@ -136,7 +164,7 @@ class PerceptualMetric(nn.Module):
             weights = tensors.pop("weights")
         except (KeyError, TypeError, ValueError) as error:
             raise FastDPSError(
-                f"{path} is not whole: {error!r} in its metadata or tensors. Restore it or train again."
+                f"{path} is incomplete: {error!r} in its metadata or tensors. Restore it or train again."
             ) from error
         state = {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()} if included else None
         try:
@@ -146,28 +174,38 @@ class PerceptualMetric(nn.Module):
             raise type(error)(f"{path}: {error}") from error
         if tensors_sha256(backbone.state_dict()) != expected:
             raise FastDPSError(
-                f"{path} is damaged: the hash of its backbone is not what its metadata say. Restore it or train again."
+                f"{path} is damaged: the hash of its backbone differs from its metadata. Restore it or train again."
                 if included
-                else f"{path} was adapted with other weights of {name} than those found here."
+                else f"{path} was adapted with other weights of {name} than the ones found on this machine. "
+                "Install those, or train again."
             )
         return metric
 
 
 def frozen_moments(metric: PerceptualMetric, views: Tensor, precision: Precision = "auto") -> Moments:
-    """Moments of views (n, 1 + D, 3, H, W) without gradients for the backbone; they may take part in autograd.
+    """Return the moments of views (n, 1 + D, 3, H, W) without gradients for the backbone.
 
-    The backbone computes in `precision`; distances are float32 everywhere.
+    Nothing here depends on the context, so one pass serves all contexts. The moments themselves may take part in
+    autograd. The backbone computes in `precision`, the moments are float32.
     """
     with torch.inference_mode(), autocast(precision, views.device):
         moments = metric.moments(views)
-    # Copies made outside inference mode are ordinary tensors.
+    # Copies made outside inference mode may take part in autograd.
     return Moments(moments.mean.clone(), moments.var.clone())
 
 
 def all_distances(baseline: PerceptualMetric, adapted: Sequence[PerceptualMetric], views: Tensor) -> Tensor:
-    """Distances of views (n, 1 + D, 3, H, W) in all contexts of all metrics: (n, D, 1 + K), the baseline's one first.
+    """Return the distances of views (n, 1 + D, 3, H, W) in all contexts of all metrics.
 
-    Where all metrics share one backbone its features are computed once, and the distances are one matrix product.
+    If all metrics share one backbone, its features are computed once and the distances are one matrix product.
+
+    Args:
+        baseline: The unadapted metric; its first context is used.
+        adapted: Metrics with K contexts together.
+        views: Images, the reference first.
+
+    Returns:
+        Distances (n, D, 1 + K), the baseline's first.
     """
     mean = frozen_moments(baseline, views).mean
     if all(metric.backbone is baseline.backbone for metric in adapted):
@@ -177,31 +215,35 @@ def all_distances(baseline: PerceptualMetric, adapted: Sequence[PerceptualMetric
 
 
 def read_rankings(path: str | Path) -> list[Ranking]:
-    """The contexts of a metric's file, in order, without reading its tensors; none if it belongs to no context.
+    """Return the rankings of a metric file, in order, without reading its tensors.
 
-    Raises `FastDPSError` as `PerceptualMetric.load` does.
+    Returns:
+        The rankings; empty for a metric that was not adapted to rankings.
+
+    Raises:
+        FastDPSError: The file is missing, damaged or not a metric.
     """
     metadata, _ = _read(Path(path), tensors=False)
     try:
         return [tuple(ranking) for ranking in json.loads(metadata["rankings"])]
     except (KeyError, TypeError, ValueError) as error:
-        raise FastDPSError(f"{path} is not whole: {error!r} in its metadata. Restore it or train again.") from error
+        raise FastDPSError(f"{path} is incomplete: {error!r} in its metadata. Restore it or train again.") from error
 
 
 def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The metadata and, if wanted, all tensors of a metric's file."""
+    """Return the metadata of a metric file and, if `tensors` is set, its tensors."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise FastDPSError(f"{path} is not a metric of fastdps: its metadata name no {FORMAT!r}.")
+                raise FastDPSError(f"{path} is not a metric of fastdps: its metadata do not name {FORMAT!r}.")
             if metadata.get("format_version") != str(FORMAT_VERSION):
                 raise FastDPSError(
-                    f"{path} has format version {metadata.get('format_version')}, and this fastdps reads "
-                    f"{FORMAT_VERSION}; update fastdps."
+                    f"{path} has format version {metadata.get('format_version')}, but this fastdps reads version "
+                    f"{FORMAT_VERSION}. Update fastdps."
                 )
             return metadata, {key: file.get_tensor(key) for key in file.keys() if tensors}  # noqa: SIM118
     except FileNotFoundError:
-        raise FastDPSError(f"{path} does not exist. A run has one once `fastdps train` has ended.") from None
+        raise FastDPSError(f"{path} does not exist. `fastdps train` writes it when training ends.") from None
     except (OSError, SafetensorError) as error:
         raise FastDPSError(f"{path} cannot be read as a metric: {error}. Restore it or train again.") from error

@@ -171,7 +171,7 @@ def test_too_small_images(name):
     fitting, small = noise(2, 3, smallest, smallest + 9), noise(2, 3, smallest - 1, smallest + 9)
     assert m(fitting, fitting.flip(0)).shape == (2,)
     for call in (lambda: m(small, small), lambda: m.matrix(small), lambda: m(small, small, spatial=True)):
-        with pytest.raises(ImageError, match=f"too small for {name}, which takes {smallest} x {smallest} and larger"):
+        with pytest.raises(ImageError, match=f"too small for {name}, which needs at least {smallest} x {smallest}"):
             call()
 
 

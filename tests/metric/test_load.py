@@ -98,9 +98,9 @@ def test_mistyped_names_are_corrected(run, tmp_path):
         fastdps.load(run.path, "colour,rotate,translate,darken,blur,zoom_in")
     with pytest.raises(ConfigError, match=r"lacks zoom_in"):
         fastdps.load(run.path, "color,rotate,translate,darken,blur")
-    with pytest.raises(ConfigError, match=r"alexnt is no run, .* Did you mean 'alexnet'\?"):
+    with pytest.raises(ConfigError, match=r"alexnt is not a run, .* Did you mean 'alexnet'\?"):
         fastdps.load("alexnt")
-    with pytest.raises(ConfigError, match=r"rnu is no run.* Did you mean '.*/run'\?"):
+    with pytest.raises(ConfigError, match=r"rnu is not a run.* Did you mean '.*/run'\?"):
         fastdps.load(tmp_path / "rnu")
 
 

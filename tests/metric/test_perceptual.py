@@ -133,11 +133,11 @@ def rewrite(path, *, metadata=(), tensors=(), without=()):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"without": ["taps"]}, r"is not whole: KeyError\('taps'\)"),
-        ({"without": ["weights"]}, r"is not whole: KeyError\('weights'\)"),
-        ({"metadata": {"rankings": "[1"}}, r"is not whole: JSONDecodeError"),
-        ({"metadata": {"backbone_weights": "elsewhere"}}, r"is not whole: KeyError\('elsewhere'\)"),
-        ({"metadata": {"taps": "7"}}, r"is not whole: TypeError"),
+        ({"without": ["taps"]}, r"is incomplete: KeyError\('taps'\)"),
+        ({"without": ["weights"]}, r"is incomplete: KeyError\('weights'\)"),
+        ({"metadata": {"rankings": "[1"}}, r"is incomplete: JSONDecodeError"),
+        ({"metadata": {"backbone_weights": "elsewhere"}}, r"is incomplete: KeyError\('elsewhere'\)"),
+        ({"metadata": {"taps": "7"}}, r"is incomplete: TypeError"),
         ({"metadata": {"taps": "[1, 77]"}}, r"metric.safetensors: alexnet has no tap 77"),
         (
             {"metadata": {"backbone": "alexnets"}},
@@ -151,7 +151,7 @@ def rewrite(path, *, metadata=(), tensors=(), without=()):
         ({"tensors": {"backbone.features.3.bias": torch.zeros(3)}}, r"of shape \(3,\) and not \(192,\)"),
     ],
 )
-def test_files_that_are_not_whole(tmp_path, change, message):
+def test_incomplete_files(tmp_path, change, message):
     path = tmp_path / "metric.safetensors"
     PerceptualMetric(Backbone("alexnet", pretrained=False)).save(path, include_backbone=True)
     rewrite(path, **change)
@@ -214,5 +214,5 @@ def test_wrong_heads_are_refused():
         PerceptualMetric(backbone, torch.ones(1, 5))
     with pytest.raises(ConfigError, match="Unknown comparison 'sorted'"):
         PerceptualMetric(backbone, comparison="sorted")
-    with pytest.raises(ConfigError, match="2 rows of weights, and 1 rankings"):
+    with pytest.raises(ConfigError, match="2 rows of weights do not match 1 rankings"):
         PerceptualMetric(backbone, torch.ones(2, 1152), all_rankings(NAMES)[:1])
