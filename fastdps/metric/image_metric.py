@@ -50,7 +50,6 @@ class ImageMetric(nn.Module):
 
     Raises:
         ConfigError: The metric has several contexts.
-        ImageError: (from the methods) Images of an unsupported shape, type, size or range.
 
     Example:
         >>> import torch, fastdps

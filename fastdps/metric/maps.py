@@ -1,6 +1,6 @@
-"""Where two images differ: distances before they are averaged over the image, as `lpips` has them with `spatial`.
+"""Distance maps: distances before they are averaged over the image, as `lpips` returns them with `spatial=True`.
 
-Shapes: n image pairs, L taps (twice as many where two kinds are compared), H x W the images' size.
+Shapes: n image pairs, L taps (twice as many for a comparison of two kinds), H x W the size of the images.
 """
 
 from __future__ import annotations
@@ -18,17 +18,26 @@ from fastdps.metric.perceptual import PerceptualMetric
 
 
 def distance_maps(metric: PerceptualMetric, x: Sequence[Tensor], y: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """One map per tap, (n, L, H, W), in the metric's first context; their sum over L is the map of the distance.
+    """Return the distance map of each tap in the first context of the metric.
 
-    x and y are feature maps (n, C_l, H_l, W_l) per tap. Each tap's map is enlarged to `size` (bilinear, corners not
-    aligned). What a comparison of two kinds (`spatial+sort`) compares without regard to place is spread evenly.
+    The second part of a comparison of two kinds (`spatial+sort`) has no position: its distance is spread evenly.
 
-    Raises `ConfigError` for a comparison that has no place in it at all.
+    Args:
+        metric: The metric.
+        x: Feature maps (n, C_l, H_l, W_l) per tap.
+        y: Feature maps of the same shapes.
+        size: (H, W) to which the maps are upsampled (bilinear, corners not aligned).
+
+    Returns:
+        Maps (n, L, H, W). Their sum over L is the map of the distance.
+
+    Raises:
+        ConfigError: The comparison of the metric discards the position.
     """
     if "spatial" not in metric.comparison.split("+"):
         raise ConfigError(
-            f"This metric compares by {metric.comparison}, which does not say where images differ. Use one that was "
-            "trained with --comparison spatial."
+            f"This metric compares by {metric.comparison}, which does not tell where images differ. Use a metric that "
+            "was trained with --comparison spatial."
         )
     shapes = [feature.shape[2:] for feature in x]
     shapes *= len(metric.channels) // len(shapes)

@@ -1,11 +1,11 @@
-"""Distances of all pairs of some images, with the features of each computed once.
+"""Distances of all pairs of images, with the features of each image computed once.
 
     images --backbone, unit vectors times sqrt(weight / positions)--> a (n, F)    d(i, j) = |a_i - a_j|^2
 
-|a_i|^2 + |a_j|^2 - 2 a_i . a_j is one matrix product for all pairs, but subtracts large numbers whose last digits are
-wrong. Three things keep them right: the vectors are taken relative to their mean, which changes no distance and makes
-the numbers small; the product is summed up piece by piece in float64; and what is small even so, the distances of near
-copies, is computed from the difference itself.
+|a_i|^2 + |a_j|^2 - 2 a_i . a_j is one matrix product for all pairs, but suffers from cancellation. Three measures keep
+it accurate: the mean is subtracted from the vectors, which changes no distance and makes the numbers small; the product
+is accumulated piece by piece in float64; and distances that are small even so, of near copies, are computed from the
+difference of the vectors.
 
 Shapes: n images, F = channels times positions, summed over all taps.
 """
@@ -22,26 +22,35 @@ from fastdps.metric.distances import normalized_vectors
 from fastdps.metric.inputs import to_unit_range
 from fastdps.metric.perceptual import PerceptualMetric
 
-#: Distances below this share of |a_i|^2 + |a_j|^2 are computed from the difference: above it the product leaves them a
-#: relative error of some 1e-4.
+#: Distances below this share of |a_i|^2 + |a_j|^2 are computed from the difference. Above it the relative error of the
+#: product is about 1e-4.
 NEAR = 1e-3
-#: Elements of the vectors whose products are summed in float32: of all at once the sum is off by 2e-5, so by 4e-7.
+#: Elements of the vectors that are summed in float32 at a time: the relative error is 4e-7, and 2e-5 for all at once.
 PIECE = 4096
 #: Images whose features are computed at a time, if memory allows.
 BATCH = 32
-#: What the maps of an image in a backbone take at most, in sizes of its vector: all layers, in and out, and copies.
+#: Upper bound of the memory of a backbone's maps per image, in multiples of its vector: inputs, outputs and copies.
 OVERHEAD = 8
 
 
 @torch.no_grad()
 def distance_matrix(metric: PerceptualMetric, images: Tensor, *, memory_bytes: int) -> Tensor:
-    """Distances (n, n) float32 of all pairs of images (n, 3, H, W), RGB float in [0, 1] or uint8, in one context.
+    """Return the distances of all pairs of images in one context.
 
-    Symmetric, with zeros on the diagonal, on the metric's device; the images may be elsewhere. About `memory_bytes`
-    are taken besides images and result. If the vectors of all images fit into that, features are computed once.
-    Otherwise those of half as many stay, and the others pass by them: n / (images that fit) times as often.
+    If the vectors of all images fit into `memory_bytes`, features are computed once. Otherwise half of the memory holds
+    a block of rows while the other images pass by in blocks, so features are computed about n / (images that fit)
+    times.
 
-    Raises `ConfigError` for a metric with several contexts or negative weights.
+    Args:
+        metric: A metric with one context and non-negative weights.
+        images: Images (n, 3, H, W), RGB float in [0, 1] or uint8, on any device.
+        memory_bytes: Approximate memory limit, in addition to the images and the result.
+
+    Returns:
+        Distances (n, n) float32 on the metric's device: symmetric, with zeros on the diagonal.
+
+    Raises:
+        ConfigError: The metric has several contexts or negative weights.
     """
     if len(metric.weights) != 1 or not (metric.weights >= 0).all():
         raise ConfigError("A distance matrix needs a metric in one context, with weights that are at least 0.")
@@ -70,7 +79,7 @@ def distance_matrix(metric: PerceptualMetric, images: Tensor, *, memory_bytes: i
 
 
 def vectors(metric: PerceptualMetric, images: Tensor) -> Tensor:
-    """Vectors (n, F) whose squared differences sum up to distances, of images (n, 3, H, W) of any type, as above."""
+    """Return vectors (n, F) of images (n, 3, H, W), float or uint8: squared Euclidean distances are the metric's."""
     own = metric.backbone.mean
     parts = normalized_vectors(metric.backbone(to_unit_range(images, own.device, own.dtype)), metric.comparison)
     weights = metric.weights[0].float().split(list(metric.channels))
@@ -81,7 +90,7 @@ def vectors(metric: PerceptualMetric, images: Tensor) -> Tensor:
 
 
 def _block(metric: PerceptualMetric, images: Tensor, batch: int) -> Tensor:
-    """The vectors of some images, some at a time, in one piece of memory."""
+    """Return the vectors of images in one tensor, computed `batch` images at a time."""
     rows: Tensor | None = None
     for start in range(0, len(images), batch):
         part = vectors(metric, images[start : start + batch])
@@ -93,8 +102,8 @@ def _block(metric: PerceptualMetric, images: Tensor, batch: int) -> Tensor:
 
 
 def _squared_distances(a: Tensor, b: Tensor, memory_bytes: int) -> Tensor:
-    """|a_i - b_j|^2 of vectors (n, F) and (m, F): (n, m)."""
-    # Products of pieces are exact enough in float32; their sum is not. MPS knows no float64.
+    """Return |a_i - b_j|^2 of vectors (n, F) and (m, F): (n, m)."""
+    # Products of pieces are accurate enough in float32; their sum is not. MPS does not support float64.
     exact = torch.float32 if a.device.type == "mps" else torch.float64
     total = a.new_zeros(len(a), len(b), dtype=exact)
     result = torch.zeros_like(total)
@@ -104,7 +113,7 @@ def _squared_distances(a: Tensor, b: Tensor, memory_bytes: int) -> Tensor:
         result -= piece_a @ piece_b.T
     result = result.mul_(2).add_(total)
     near_a, near_b = (result <= NEAR * total).nonzero(as_tuple=True)
-    if a is b:  # each pair once, and no image with itself
+    if a is b:  # each pair once, without the diagonal
         above = near_a < near_b
         near_a, near_b = near_a[above], near_b[above]
     at_a_time = max(1, memory_bytes // (OVERHEAD * a.shape[1] * a.element_size()))
@@ -114,7 +123,7 @@ def _squared_distances(a: Tensor, b: Tensor, memory_bytes: int) -> Tensor:
 
 
 def mebibytes(count: float) -> int:
-    """`count` MiB in bytes. Raises `ConfigError` unless it is above 0."""
+    """Return `count` MiB in bytes. Raises `ConfigError` unless it is above 0."""
     if not (math.isfinite(count) and count > 0):
         raise ConfigError(f"memory_MiB must be above 0, not {count}.")
     return math.ceil(count * 2**20)

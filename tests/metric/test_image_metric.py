@@ -83,7 +83,7 @@ def test_maps_of_two_kinds_add_up_to_the_distance():
     assert torch.allclose(layers.sum(dim=1), distances)
     assert torch.allclose(maps[:, 5:].mean(dim=(2, 3)), layers[:, 5:], rtol=1e-4)
     assert (maps[:, 5:].amax(dim=(2, 3)) - maps[:, 5:].amin(dim=(2, 3)) < 1e-6).all()
-    with pytest.raises(ConfigError, match="compares by sort, which does not say where"):
+    with pytest.raises(ConfigError, match="compares by sort, which does not tell where"):
         random_metric("sort")(x, y, spatial=True)
 
 
@@ -120,25 +120,25 @@ def test_rank_against_sorted_distances():
     ("images", "message"),
     [
         (noise(2, 3, 64, 64) * 255, r"from 0.\d+ to 25\d.*; float images are in \[0, 1\]\. For .* x / 255"),
-        (noise(2, 3, 64, 64) * 2 - 1, r"as `lpips` has them, give \(x \+ 1\) / 2"),
+        (noise(2, 3, 64, 64) * 2 - 1, r"as `lpips` takes them, pass \(x \+ 1\) / 2"),
         (noise(2, 3, 64, 64) * 9 - 4, r"undo it; .* x\.clamp\(0, 1\)"),
-        (torch.full((2, 3, 64, 64), torch.nan), r"not numbers \(NaN\), in 2 of 2 images"),
-        (noise(2, 64, 64, 3), r"channels are last: give x\.movedim\(-1, -3\)"),
+        (torch.full((2, 3, 64, 64), torch.nan), r"x has NaN values in 2 of 2 images\. Fix or remove"),
+        (noise(2, 64, 64, 3), r"channels are last: pass x\.movedim\(-1, -3\)"),
         (noise(64, 64, 3), r"\(64, 64, 3\); .*channels are last"),
-        (noise(2, 1, 64, 64), r"grey images give x\.expand\(-1, 3, -1, -1\)"),
-        (noise(4, 64, 64), r"leave it out: x\[:3\]"),
-        (noise(2, 4, 64, 64), r"leave it out: x\[:, :3\]"),
-        (noise(2, 5, 64, 64), "Give RGB images"),
-        (noise(64, 64), r"of shape \(64, 64\); images are"),
-        (torch.zeros(0, 3, 64, 64), "there is no image in it"),
+        (noise(2, 1, 64, 64), r"greyscale images pass x\.expand\(-1, 3, -1, -1\)"),
+        (noise(4, 64, 64), r"drop it: x\[:3\]"),
+        (noise(2, 4, 64, 64), r"drop it: x\[:, :3\]"),
+        (noise(2, 5, 64, 64), "Pass RGB images"),
+        (noise(64, 64), r"has shape \(64, 64\); images are"),
+        (torch.zeros(0, 3, 64, 64), "it holds no image"),
         (torch.zeros(2, 3, 64, 64, dtype=torch.int64), r"torch.int64; .* x\.to\(torch\.uint8\)"),
         (torch.zeros(2, 3, 64, 64, dtype=torch.bool), r"torch.bool"),
         (noise(2, 3, 64, 64).numpy(), r"not numpy.ndarray.*torch\.from_numpy"),
         ([], "not no image"),
-        ([noise(3, 64, 64), noise(3, 64, 65)], r"x\[1\] is 64 x 65 of torch.float32, and x\[0\] is 64 x 64"),
-        ([noise(1, 3, 64, 64)], r"x\[0\] is of shape \(1, 3, 64, 64\); a list holds single"),
-        (noise(2, 3, 48, 64), r"x are images of 48 x 64 and y of 64 x 64"),
-        (noise(3, 3, 64, 64), r"x are 3 images and y 2: give as many"),
+        ([noise(3, 64, 64), noise(3, 64, 65)], r"x\[1\] is 64 x 65 of torch.float32, but x\[0\] is 64 x 64"),
+        ([noise(1, 3, 64, 64)], r"x\[0\] has shape \(1, 3, 64, 64\); a list must hold single"),
+        (noise(2, 3, 48, 64), r"x has images of 48 x 64 and y of 64 x 64"),
+        (noise(3, 3, 64, 64), r"x has 3 images and y has 2: give the same number"),
     ],
 )
 def test_mistakes_say_what_was_given_and_the_remedy(images, message):

@@ -141,12 +141,15 @@ def head(channels: int = 3, value: float = 1.0) -> torch.Tensor:
         ({"lin0.model.1.weight": head(), "lin2.model.1.weight": head()}, "lacks the key lin1.model.1.weight"),
         ({"lin0.model.0.weight": head()}, "use_dropout=False, which keeps random heads"),
         ({"lin0.model.1.weight": head(), "lin0.model.1.bias": head()}, r"has lin0.model.1.bias besides heads"),
-        ({"lin0.model.1.weight": torch.ones(3)}, r"lin0.model.1.weight of the state dict is no tensor \(1, C, 1, 1\)"),
-        ({"lin0.model.1.weight": [1.0]}, r"is no tensor \(1, C, 1, 1\)"),
-        ({"lin0.model.1.weight": torch.ones(2, 3, 1, 1)}, r"is \(2, 3, 1, 1\), not \(1, C, 1, 1\)"),
-        ({"lin0.model.1.weight": torch.ones(1, 3, 3, 3)}, r"is \(1, 3, 3, 3\), not \(1, C, 1, 1\)"),
+        (
+            {"lin0.model.1.weight": torch.ones(3)},
+            r"lin0.model.1.weight of the state dict is not a float tensor \(1, C, 1, 1\)",
+        ),
+        ({"lin0.model.1.weight": [1.0]}, r"is not a float tensor \(1, C, 1, 1\)"),
+        ({"lin0.model.1.weight": torch.ones(2, 3, 1, 1)}, r"has shape \(2, 3, 1, 1\), not \(1, C, 1, 1\)"),
+        ({"lin0.model.1.weight": torch.ones(1, 3, 3, 3)}, r"has shape \(1, 3, 3, 3\), not \(1, C, 1, 1\)"),
         ({"lin0.model.1.weight": head(value=-0.1)}, "has weights that are not all at least 0"),
-        ({"lin0.model.1.weight": head(value=float("nan"))}, "has weights that are not all numbers"),
+        ({"lin0.model.1.weight": head(value=float("nan"))}, "has weights that are not all finite"),
     ],
 )
 def test_what_is_not_heads_is_refused(state, message):
@@ -182,7 +185,7 @@ def test_bad_files_are_named(tmp_path):
     with pytest.raises(FastDPSError, match=r"heads\.pth holds Tensor, not a state dict"):
         heads_from_lpips(tmp_path / "heads.pth")
     torch.save({"lin0.model.1.weight": torch.ones(3)}, tmp_path / "heads.pth")
-    with pytest.raises(FastDPSError, match=r"lin0.model.1.weight of .*heads\.pth is no tensor"):
+    with pytest.raises(FastDPSError, match=r"lin0.model.1.weight of .*heads\.pth is not a float tensor"):
         heads_from_lpips(tmp_path / "heads.pth")
 
 
@@ -206,7 +209,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
         (torch.ones(5, 1), r"one context, not weights \(5, 1\)"),
         (torch.ones(6), "6 weights do not fit taps of 2, 3 channels"),
         (-torch.ones(5), "not all at least 0"),
-        (torch.full((5,), torch.inf), "not all numbers"),
+        (torch.full((5,), torch.inf), "not all finite"),
     ],
 )
 def test_what_lpips_cannot_have_is_refused(weights, message):
