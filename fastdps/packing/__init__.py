@@ -1,6 +1,6 @@
-"""Packing: from a source of samples to a shard set, with many processes and the same bytes whatever their number.
+"""Packing: turn a source of samples into a shard set. The bytes do not depend on the number of worker processes.
 
 source.items() -- plan.py --> shards of items -- fragment.py, in workers --> tar fragments -- writer.py --> files
 
-Who the workers are is said by an executor (`executor.py`), which shards they pack by a share (`options.py`).
+An executor (`executor.py`, `on_ray.py`) runs the workers; a `Share` (`options.py`) selects the shards that a run packs.
 """

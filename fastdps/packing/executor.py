@@ -1,7 +1,7 @@
-"""Where the work of packing is done: an `Executor` takes shards to be packed and gives those that are in place.
+"""Executors run the work of packing: they take shards to pack, and yield the finished ones.
 
-Here it is done by processes of this machine, which share the chunks of a shard; in `on_ray.py` by those of a Ray
-cluster, a shard for each core.
+`LocalExecutor` uses processes of this machine, which share the chunks of a shard. `on_ray.RayExecutor` uses a Ray
+cluster, with one shard per core.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from fastdps.packing.target import Directory
 from fastdps.packing.work import OnChunk, PackedShard, ShardWork, write_shard
 from fastdps.runtime.machine import cores
 
-#: Chunks in flight per worker: memory stays bounded, and a chunk that takes long keeps no other worker waiting.
+#: Chunks in flight per worker. This bounds the memory, and a slow chunk does not block the other workers.
 IN_FLIGHT = 4
-#: Shards that wait for their upload while the next one is written: room on disk stays bounded.
+#: Shards that wait for their upload while the next one is written. This bounds the disk space.
 UPLOADS = 2
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
-#: Windows can keep no signals back.
+#: Windows cannot block signals.
 _CAN_BLOCK = hasattr(signal, "pthread_sigmask")
 
 
 class ChunkTask(NamedTuple):
-    """The arguments of `make_fragment`: what a worker is sent."""
+    """The arguments of `make_fragment`, which are sent to a worker process."""
 
     source: Source
     chunk: WorkChunk
@@ -48,25 +48,38 @@ class ChunkTask(NamedTuple):
 
 
 class Executor(Protocol):
-    """Whoever packs shards."""
+    """The interface of an executor."""
 
     def run(self, works: Sequence[ShardWork], on_chunk: OnChunk) -> Generator[PackedShard, None, None]:
-        """Pack the shards and give each once its files are in place, in any order.
+        """Pack the shards, and yield each one once its files are in place, in any order.
 
-        Closing the generator ends the work, and what it was about to write is gone or can be told by its name. Raises
-        `FastDPSError` when the work cannot go on.
+        Closing the generator stops the work. Unfinished files are removed, or have the suffix of partial files.
+
+        Args:
+            works: The shards to pack.
+            on_chunk: Called after each chunk (or shard) with its items and rejects.
+
+        Yields:
+            A packed shard and its record.
+
+        Raises:
+            FastDPSError: The work cannot continue.
         """
         ...
 
 
 class LocalExecutor:
-    """Packs with `workers` processes of this machine (default: cores), or in this one if it is one."""
+    """Packs with processes of this machine.
+
+    Args:
+        workers: The number of worker processes, by default one per core. With 1, this process does the work.
+    """
 
     def __init__(self, workers: int | None = None) -> None:
         self._workers = workers or cores()
 
     def run(self, works: Sequence[ShardWork], on_chunk: OnChunk) -> Generator[PackedShard, None, None]:
-        """As in `Executor`, in order. Uploads go on while the next shard is packed."""
+        """Pack as described in `Executor`, in order. Uploads overlap with packing the next shard."""
         tasks = (
             ChunkTask(work.source, chunk, work.options) for work in works for chunk in work.shard.chunks(work.options)
         )
@@ -95,10 +108,19 @@ class LocalExecutor:
 
 
 def make_fragments(tasks: Iterable[ChunkTask], workers: int) -> Generator[Fragment, None, None]:
-    """The fragments of the tasks, in order, made by `workers` processes, or here if there is one.
+    """Yield the fragments of the tasks, in order.
 
-    Closing the generator ends the processes; they also end when this process does, however that happens. Raises
-    `FastDPSError` when a worker process dies.
+    Closing the generator ends the worker processes. They also end when this process ends, even by SIGKILL.
+
+    Args:
+        tasks: The chunks to pack.
+        workers: The number of worker processes. With 1, this process does the work.
+
+    Yields:
+        One fragment per task.
+
+    Raises:
+        FastDPSError: A worker process died.
     """
     if workers == 1:
         for task in tasks:
@@ -108,7 +130,7 @@ def make_fragments(tasks: Iterable[ChunkTask], workers: int) -> Generator[Fragme
     waiting: deque[Future[Fragment]] = deque()
     try:
         for task in tasks:
-            with _signals_kept_back():  # submitting starts processes
+            with _signals_blocked():  # submitting starts processes
                 waiting.append(pool.submit(make_fragment, *task))
             if len(waiting) == workers * IN_FLIGHT:
                 yield waiting.popleft().result()
@@ -116,17 +138,17 @@ def make_fragments(tasks: Iterable[ChunkTask], workers: int) -> Generator[Fragme
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise FastDPSError(
-            "a worker process died, most likely for want of memory. Run the same command again with fewer --workers; "
-            'finished shards are kept. A script of your own has to pack below `if __name__ == "__main__":`, since '
-            "workers import it."
+            "a worker process died, most likely because memory ran out. Run the same command again with fewer "
+            "--workers; finished shards are kept. A script of your own must call `pack` below "
+            '`if __name__ == "__main__":`, because the workers import the script.'
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager
-def _signals_kept_back() -> Iterator[None]:
-    """A context in which SIGINT and SIGTERM wait, for this thread and for processes that it starts."""
+def _signals_blocked() -> Iterator[None]:
+    """Block SIGINT and SIGTERM, for this thread and for processes that it starts."""
     if not _CAN_BLOCK:
         yield
         return
@@ -138,7 +160,7 @@ def _signals_kept_back() -> Iterator[None]:
 
 
 def _begin_worker() -> None:
-    """Leave signals, which reach the whole process group, to the parent; end when it ends, even by SIGKILL."""
+    """Ignore signals, which reach the whole process group, and exit when the parent process ends, even by SIGKILL."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if _CAN_BLOCK:

@@ -1,4 +1,4 @@
-"""What a worker does: turn a run of items into a piece of a tar file and the lines of its index."""
+"""The work of a packing worker: turn a chunk of items into a fragment of a tar file and its index entries."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from fastdps.packing.sources.source import Sample, Source
 from fastdps.shards.format import COMPONENTS, SCALARS, sample_key
 from fastdps.shards.images import UnreadableItemError, pack_image
 
-#: What a tar file ends with, and is filled up to a multiple of.
+#: The end mark of a tar file: two empty blocks.
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 
 
 @dataclass(frozen=True)
 class Member:
-    """Where the content of one tar member is: extension, offset from the start of the fragment, size, name."""
+    """The position of one tar member.
+
+    Attributes:
+        extension: The extension, such as "jpg" or "judge.f32".
+        offset: The offset of the content in bytes, from the start of the fragment or, in an index, of the tar.
+        size: The size of the content in bytes.
+        name: The name of the member.
+    """
 
     extension: str
     offset: int
@@ -30,7 +37,13 @@ class Member:
 
 @dataclass(frozen=True)
 class Reject:
-    """An item that gave no sample, and why; `id` is the sample id that is missing for it."""
+    """An item that could not be packed.
+
+    Attributes:
+        id: The sample id of the item, which is missing from the set.
+        item: The name of the item in its source.
+        reason: The reason for the rejection.
+    """
 
     id: int
     item: str
@@ -39,7 +52,13 @@ class Reject:
 
 @dataclass
 class Fragment:
-    """A piece of a tar file: whole members, one list of them per sample, and the items that were rejected."""
+    """A part of a tar file.
+
+    Attributes:
+        data: Complete tar members, headers and padding included.
+        samples: The members of each sample.
+        rejects: The items of the chunk that were rejected.
+    """
 
     data: bytearray = field(default_factory=bytearray)
     samples: list[list[Member]] = field(default_factory=list)
@@ -47,7 +66,19 @@ class Fragment:
 
 
 def make_fragment(source: Source, chunk: WorkChunk, options: PackOptions) -> Fragment:
-    """Read, decode, resize and encode the items of a chunk. The same chunk gives the same bytes anywhere."""
+    """Read, decode, resize and encode the items of a chunk.
+
+    Args:
+        source: The source of the items.
+        chunk: The items and their sample ids.
+        options: Options of packing.
+
+    Returns:
+        The fragment, whose bytes depend on the arguments only. Unreadable items are in its `rejects`.
+
+    Raises:
+        FastDPSError: The source as a whole is not available.
+    """
     fragment = Fragment()
     for sample_id, item in enumerate(chunk.items, start=chunk.first_id):
         try:
@@ -60,7 +91,7 @@ def make_fragment(source: Source, chunk: WorkChunk, options: PackOptions) -> Fra
 
 
 def _members(source: Source, sample: Sample, options: PackOptions) -> Iterable[tuple[str, bytes]]:
-    """Extension and content of each component, in the order of the index."""
+    """Yield the extension and content of each component, in the order of the index."""
     for component in COMPONENTS[source.kind]:
         value = sample[component]
         if component in SCALARS:
@@ -69,7 +100,7 @@ def _members(source: Source, sample: Sample, options: PackOptions) -> Iterable[t
             yield f"{component}.f32", struct.pack("<f", value)
             continue
         if isinstance(value, float):
-            raise TypeError(f"{source.kind} has a number as {component}, which is an image")
+            raise TypeError(f"a source of {source.kind} returned a number for {component}, which must be an image")
         extension, content = pack_image(value, options.encoding, options.size, options.fit)
         yield extension if source.kind == "images" else f"{component}.{extension}", content
 
@@ -84,10 +115,10 @@ def _append(data: bytearray, sample_id: int, extension: str, content: bytes) -> 
 
 
 def _header(name: str, size: int) -> bytearray:
-    """A tar header in the plain USTAR format: no owner, no time, so that the bytes say nothing but the content.
+    """Return a USTAR tar header without owner or time, so that the bytes depend on name and content only.
 
-    As `tarfile` makes it, but not anew for each member: it has the name in the first 100 bytes, and in bytes 148 to 155
-    the sum of all bytes with those taken for spaces.
+    The result equals that of `tarfile`, which is slower: only the name (bytes 0 to 99) and the checksum (bytes 148 to
+    155; the sum of all bytes, with the checksum field counted as spaces) differ between members of the same size.
     """
     header = bytearray(_header_without_name(size))
     header[: len(name)] = name.encode()

@@ -1,7 +1,7 @@
-"""The manifest in progress: which shards of a set are finished, so that an interrupted run goes on there.
+"""The record of finished shards of an unfinished set, from which an interrupted run resumes.
 
-A run that packs all shards writes `progress.jsonl`, one that packs a part of them (see `Share`) a file of its own,
-`progress-I-of-N.jsonl`. All are read.
+A run that packs all shards writes `progress.jsonl`. A run that packs a share of them (see `Share`) writes
+`progress-I-of-N.jsonl`. Every run reads all of these files.
 """
 
 from __future__ import annotations
@@ -24,17 +24,23 @@ from fastdps.shards.format import MANIFEST, Shard
 
 LEDGER = "progress.jsonl"
 REJECTS = "rejects.jsonl"
-#: Seconds between two copies of a ledger in object storage, which takes files as a whole only.
+#: Seconds between two uploads of a ledger to object storage, which cannot append to files.
 SAVE_EVERY_S = 10.0
 
 _LEDGER_NAME = re.compile(r"progress(?:-\d+-of-(\d+))?\.jsonl")
-_REJECTS_OF_PART = re.compile(r"rejects-\d+-of-\d+\.jsonl")
+_PART_REJECTS = re.compile(r"rejects-\d+-of-\d+\.jsonl")
 _SHARD_FILE = re.compile(r"shard-(\d+)\.(tar|idx)(\..*)?")
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """One finished shard by its number; `shard` is None if all of its items were rejected."""
+    """The record of one finished shard.
+
+    Attributes:
+        number: The number of the shard in its set.
+        shard: The entry for the manifest; None if all items of the shard were rejected.
+        rejects: The rejected items of the shard.
+    """
 
     number: int
     shard: Shard | None
@@ -42,56 +48,65 @@ class ShardRecord:
 
 
 class Ledger:
-    """Finished shards of one set, one JSON line each behind a first line with the identity.
+    """The finished shards of one set. Its file has the identity of the set in the first line, then a line per shard.
 
-    `records` are those of a run's share, whoever has packed them.
+    Attributes:
+        records: The finished shards of this run's share by number, including those that other runs packed.
+        rejected: The number of rejected items in `records`.
     """
 
     def __init__(self, target: Target, identity: dict[str, Any], share: Share | None = None) -> None:
         self._target, self._identity, self._share = target, identity, share
-        self._name = _of_share(LEDGER, share)
+        self._name = _share_name(LEDGER, share)
         self._saved_s, self._is_saved = 0.0, True
         self.records: dict[int, ShardRecord] = {}
-        #: The number of rejected items in all records.
         self.rejected = 0
 
-    def refuse_difference(self) -> None:
-        """Raise `ConfigError` that names the difference when an earlier run had another source or other options."""
+    def require_same_identity(self) -> None:
+        """Raise `ConfigError` naming the difference when an earlier run had another source or other options."""
         for name in filter(is_ledger, self._target.sizes()):
             if lines := self._lines(name):
                 try:
                     before = json.loads(lines[0])
                 except ValueError as error:
                     raise self._damaged(name, error) from error
-                refuse_difference(self._target, before, self._identity)
+                require_same_identity(self._target, before, self._identity)
 
-    def read(self, still_holds: Callable[[ShardRecord], bool] = lambda _: True) -> None:
-        """Read what earlier runs finished.
+    def read(self, is_still_valid: Callable[[ShardRecord], bool] = lambda _: True) -> None:
+        """Read the records of earlier runs.
 
-        A shard counts as finished if its files are there in full and `still_holds` says so of its record. Raises
-        `ShardError` when a ledger is damaged.
+        Args:
+            is_still_valid: Returns False for a record whose shard must be packed again. A record whose files are
+                missing or have another size is dropped in any case.
+
+        Raises:
+            ShardError: A ledger is damaged.
         """
         sizes = self._target.sizes()
         found: dict[int, list[ShardRecord]] = {}
         for name in filter(is_ledger, sorted(sizes)):
             for record in self._records_of(name):
-                if self._is_own(record.number) and _is_whole(record, sizes):
+                if self._is_own(record.number) and _is_complete(record, sizes):
                     known = found.setdefault(record.number, [])
                     known += [record] if record not in known else []
         for number in sorted(found):
-            true = self._true_one(found[number])
-            if true is not None and still_holds(true):
-                self._add(true)
+            matching = self._matching_record(found[number])
+            if matching is not None and is_still_valid(matching):
+                self._add(matching)
 
     def begin(self) -> None:
-        """Write the file of this run, as a whole: a line that was cut off when the last one ended is gone."""
+        """Write the complete file of this run. This drops a truncated last line of an interrupted run."""
         self._target.write(self._name, "".join(_line(content) for content in self._contents()))
         self._saved_s, self._is_saved = time.monotonic(), True
 
     def append(self, record: ShardRecord) -> None:
-        """Record a shard whose files are in place; in object storage that may take some seconds, or until `close`.
+        """Record a shard whose files are in place.
 
-        Raises `FastDPSError` when the disk is full.
+        In object storage, a record is uploaded at once only if the last upload is `SAVE_EVERY_S` seconds ago; otherwise
+        with a later record, or by `close`.
+
+        Raises:
+            FastDPSError: The disk is full.
         """
         self._add(record)
         if isinstance(self._target, Directory):
@@ -102,44 +117,44 @@ class Ledger:
             self._is_saved = False
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Write the records that are not written yet."""
         if not self._is_saved:
             self.begin()
 
     def remove_all(self) -> None:
-        """Remove the ledgers of all runs and what else is theirs, once there is a manifest."""
+        """Remove the ledgers and reject lists of all runs. The manifest replaces them."""
         for name in self._target.sizes():
-            if is_ledger(name) or _REJECTS_OF_PART.fullmatch(name):
+            if is_ledger(name) or _PART_REJECTS.fullmatch(name):
                 self._target.remove(name)
 
-    def remove_strays(self) -> None:
-        """Remove shards that are in no record: of an earlier run, with items that are rejected by now."""
+    def remove_unrecorded(self) -> None:
+        """Remove shards without a record: an earlier run packed items in them that are now rejected."""
         known = {name for record in self.records.values() if (s := record.shard) for name in (s.name, s.index_name)}
         for name in self._target.sizes():
             if _SHARD_FILE.fullmatch(name) and name not in known:
                 self._target.remove(name)
 
-    def sweep(self) -> None:
-        """Remove files that an earlier or this run was about to write, but none of a run beside this one."""
+    def remove_unfinished(self) -> None:
+        """Remove unfinished files of this and earlier runs, except those of concurrent runs with other shares."""
         for name in self._target.unfinished():
             shard = _SHARD_FILE.fullmatch(name)
-            of_run = name.startswith((self._name, _of_share(REJECTS, self._share)))
+            of_run = name.startswith((self._name, _share_name(REJECTS, self._share)))
             if self._share is None or (self._share.has(int(shard[1])) if shard else of_run):
                 self._target.remove(name)
 
     def write_rejects(self, rejects: Iterable[Reject], *, is_final: bool = True) -> str:
-        """Write `rejects.jsonl`, or the file of a part unless it `is_final`: a line each. Returns its name."""
-        name = REJECTS if is_final else _of_share(REJECTS, self._share)
+        """Write rejected items to `rejects.jsonl`, or to the file of the share unless `is_final`. Return its name."""
+        name = REJECTS if is_final else _share_name(REJECTS, self._share)
         self._target.write(name, "".join(_line(dataclasses.asdict(reject)) for reject in rejects))
         return name
 
     @property
     def rejects(self) -> list[Reject]:
-        """All rejects, in the order of the shards."""
+        """All rejected items, in the order of the shards."""
         return [reject for number in sorted(self.records) for reject in self.records[number].rejects]
 
-    def parts_seen(self) -> set[int]:
-        """Into how many parts the runs divided the set that have left ledgers."""
+    def part_counts(self) -> set[int]:
+        """Return the numbers of parts into which earlier runs divided the set."""
         names = (_LEDGER_NAME.fullmatch(name) for name in self._target.sizes())
         return {int(name[1]) for name in names if name and name[1]}
 
@@ -150,8 +165,8 @@ class Ledger:
     def _is_own(self, number: int) -> bool:
         return self._share is None or self._share.has(number)
 
-    def _true_one(self, records: list[ShardRecord]) -> ShardRecord | None:
-        """The record that the files agree with; there are several if an item was mended between two runs."""
+    def _matching_record(self, records: list[ShardRecord]) -> ShardRecord | None:
+        """Return the record that the files match. There are several if an item was repaired between two runs."""
         if len(records) == 1:
             return records[0]
         for record in records:
@@ -168,7 +183,7 @@ class Ledger:
             raise self._damaged(name, error) from error
 
     def _lines(self, name: str) -> list[str]:
-        """The complete lines of a file; the last one may have been cut off."""
+        """Return the complete lines of a file. The last line may be truncated."""
         return (self._target.read(name) or b"").decode(errors="replace").split("\n")[:-1]
 
     def _contents(self) -> Iterable[dict[str, Any]]:
@@ -177,52 +192,66 @@ class Ledger:
             yield dataclasses.asdict(self.records[number])
 
     def _damaged(self, name: str, error: Exception) -> ShardError:
-        return ShardError(f"{self._target.named(name)} is damaged: {error}. Pass --overwrite to start anew.")
+        return ShardError(
+            f"{self._target.display_name(name)} is damaged: {error}. Pass --overwrite to start from scratch."
+        )
 
 
 def is_ledger(name: str) -> bool:
-    """Whether a file has the name of a ledger."""
+    """Return True if a file has the name of a ledger."""
     return _LEDGER_NAME.fullmatch(name) is not None
 
 
 def read_rejects(target: Target) -> list[Reject]:
-    """Read `rejects.jsonl`. Raises `ShardError` when it is not there or damaged."""
+    """Read `rejects.jsonl`. Raises `ShardError` when it is missing or damaged."""
     try:
         content = target.read(REJECTS)
         if content is None:
-            raise ValueError("it is not there")
+            raise ValueError("it is missing")
         return [Reject(**json.loads(line)) for line in content.decode().split("\n")[:-1]]
     except (OSError, ValueError, TypeError) as error:
         raise ShardError(
-            f"{target.named(REJECTS)} cannot be read: {error}. Restore it or pack with --overwrite."
+            f"{target.display_name(REJECTS)} cannot be read: {error}. Restore it or pack with --overwrite."
         ) from None
 
 
 def clear_set(target: Target) -> None:
-    """Remove a set, or what is there of one, and nothing else; the manifest first, without which it is no set."""
+    """Remove the files of a set, finished or not, and no other files.
+
+    The manifest goes first, so that an interruption leaves no set that looks complete.
+    """
     for name in (MANIFEST, *target.sizes(), *target.unfinished()):
-        own = name in (MANIFEST, REJECTS) or _REJECTS_OF_PART.fullmatch(name) or is_ledger(name)
+        own = name in (MANIFEST, REJECTS) or _PART_REJECTS.fullmatch(name) or is_ledger(name)
         if own or _SHARD_FILE.fullmatch(name) or name.endswith(PARTIAL):
             target.remove(name)
     target.clear()
 
 
-def refuse_difference(target: Target, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise `ConfigError` that names what differs between two runs into the same directory."""
+def require_same_identity(target: Target, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compare the identities of two runs into the same directory.
+
+    Args:
+        target: The place of the set, for the message.
+        before: The identity of the earlier run.
+        now: The identity of this run.
+
+    Raises:
+        ConfigError: They differ; the message names each difference.
+    """
     differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if differing:
         changes = "; ".join(f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in differing)
         raise ConfigError(
-            f"{target} was started with another source or other options: {changes}. Use the same to go on, choose "
-            "another --out, or pass --overwrite to start anew."
+            f"{target} was started with another source or other options: {changes}. Use the same to resume, choose "
+            "another --out, or pass --overwrite to start from scratch."
         )
 
 
-def _of_share(name: str, share: Share | None) -> str:
+def _share_name(name: str, share: Share | None) -> str:
     return name if share is None else name.replace(".", f"{share.suffix}.")
 
 
-def _is_whole(record: ShardRecord, sizes: Mapping[str, int]) -> bool:
+def _is_complete(record: ShardRecord, sizes: Mapping[str, int]) -> bool:
     shard = record.shard
     return shard is None or (sizes.get(shard.name) == shard.bytes and shard.index_name in sizes)
 

@@ -13,14 +13,20 @@ from fastdps.packing.options import Share
 from fastdps.runtime.files import write_errors
 from fastdps.shards.storage import Location, Store
 
-#: The file in `out` that keeps two runs of one part apart.
+#: The lock file in `out` of one part, which excludes a second run of the same part.
 _LOCK = "part{}.lock"
 
 
 @contextmanager
 def only_run(out: Location, share: Share | None = None) -> Iterator[None]:
-    """A context that another process cannot enter for the same directory, but with another share. `FastDPSError`."""
-    if isinstance(out, Store):  # no locks there
+    """Hold the lock of a directory: exclusively, or together with runs of other shares.
+
+    Object storage and Windows have no such locks; nothing is locked there.
+
+    Raises:
+        FastDPSError: Another run holds the lock.
+    """
+    if isinstance(out, Store):
         yield
         return
     with write_errors(out):
@@ -34,11 +40,13 @@ def only_run(out: Location, share: Share | None = None) -> Iterator[None]:
     def lock(path: Path, flags: int, operation: int, who: str) -> int:
         descriptor = os.open(path, flags, 0o666)
         stack.callback(os.close, descriptor)
-        with contextlib.suppress(OSError):  # some network file systems lock no directories
+        with contextlib.suppress(OSError):  # some network file systems cannot lock directories
             try:
                 fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise FastDPSError(f"{who} is packing into {out}. Wait for it, or choose another --out.") from None
+                raise FastDPSError(
+                    f"{who} is packing into {out}. Wait until it ends, or choose another --out."
+                ) from None
         return descriptor
 
     with ExitStack() as stack:
@@ -48,6 +56,6 @@ def only_run(out: Location, share: Share | None = None) -> Iterator[None]:
             lock(own, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX, f"another run of part {share}")
             stack.callback(own.unlink, missing_ok=True)
         else:
-            for left in out.glob(_LOCK.format("-*-of-*")):  # by parts that were killed
+            for left in out.glob(_LOCK.format("-*-of-*")):  # left by parts that were killed
                 left.unlink()
         yield

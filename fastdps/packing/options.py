@@ -20,11 +20,23 @@ _SHARE = re.compile(r"(\d+)/(\d+)")
 
 @dataclass(frozen=True)
 class PackOptions:
-    """Options of packing; the number of workers is not among them, since it changes nothing.
+    """Options of packing. Together with the source they determine the bytes of a shard set.
 
-    `size` is the side of the square images in pixels, None with encoding `keep`, where images keep their own. `fit`
-    says how a rectangle becomes a square (see `fastdps.shards.images.decode`). `holdout` is the fraction of the items
-    that goes to the split `val`; `max_rejects` the fraction that may be rejected before packing fails.
+    Attributes:
+        encoding: The format of the images: "raw" (uint8 HWC), "jpeg", "png", or "keep" (JPEG files unchanged).
+        size: The side of the square images in pixels. None with the encoding "keep", which keeps the original size.
+        fit: The way a rectangle becomes a square: "squash" or "crop" (see `fastdps.shards.images.decode`).
+        samples_per_shard: The number of samples in a shard; the last shard of a set may have fewer.
+        holdout: The fraction of the items in [0, 1) that goes from the split "train" to "val".
+        seed: The seed of the order of the items.
+        max_rejects: The fraction of the items in [0, 1] that may be rejected before packing fails.
+
+    Raises:
+        ConfigError: A value is out of range.
+
+    Example:
+        >>> PackOptions(encoding="jpeg", size=256, holdout=0.1).samples_per_shard
+        5000
     """
 
     encoding: Encoding = "raw"
@@ -40,7 +52,9 @@ class PackOptions:
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
         if (self.encoding == "keep") != (self.size is None):
-            raise ConfigError("images have a size unless the encoding is keep, which leaves them as they are.")
+            raise ConfigError(
+                "the encoding keep needs size=None, since it leaves images as they are; the others need a size."
+            )
         if self.size is not None and self.size < 1:
             raise ConfigError(f"size must be at least 1 pixel, not {self.size}.")
         if self.samples_per_shard < 1:
@@ -53,17 +67,25 @@ class PackOptions:
             raise ConfigError(f"seed must not be negative, not {self.seed}.")
 
     def allowed_rejects(self, items: int) -> int:
-        """How many of a number of items may be rejected."""
+        """Return the number of items that may be rejected, of a total of `items`."""
         return math.floor(self.max_rejects * items + 1e-9)  # 0.29 * 100 is a little less than 29
 
     def describe(self) -> dict[str, Any]:
-        """The options as the manifest's `source` has them."""
+        """Return the options that determine the bytes, for `source` in the manifest."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "max_rejects"}
 
 
 @dataclass(frozen=True)
 class Share:
-    """Part `index` of `count`, counted from 0: the shards `index`, `index + count`, ... of each set."""
+    """One of several runs that pack a set together, such as a job of an array: it packs every `count`-th shard.
+
+    Attributes:
+        index: The number of the run, from 0. It packs the shards `index`, `index + count`, ... of each set.
+        count: The number of runs.
+
+    Raises:
+        ConfigError: `index` is not in [0, count).
+    """
 
     index: int
     count: int
@@ -71,16 +93,24 @@ class Share:
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
             raise ConfigError(
-                f"--part {self.index}/{self.count} is none of {self.count}: parts count from 0 to N-1. "
+                f"--part {self.index}/{self.count} is out of range: parts count from 0 to N-1. "
                 "An array of N jobs is `sbatch --array=0-$((N-1))`."
             )
 
     @classmethod
     def parse(cls, text: str) -> Share:
-        """The part that `I/N` means. Raises `ConfigError`."""
+        """Parse `I/N`.
+
+        Raises:
+            ConfigError: The text has another form, or I is not in [0, N).
+
+        Example:
+            >>> Share.parse("0/8")
+            Share(index=0, count=8)
+        """
         found = _SHARE.fullmatch(text)
         if found is None:
-            raise ConfigError(f"--part is I/N, such as 0/8 for the first of eight parts, not {text!r}.")
+            raise ConfigError(f"--part must be I/N, such as 0/8 for the first of eight parts, not {text!r}.")
         return cls(int(found[1]), int(found[2]))
 
     def __str__(self) -> str:
@@ -88,9 +118,9 @@ class Share:
 
     @property
     def suffix(self) -> str:
-        """What its own files have in their names."""
+        """The suffix of the names of files that belong to this share."""
         return f"-{self.index}-of-{self.count}"
 
     def has(self, number: int) -> bool:
-        """Whether the shard of this number is one of its."""
+        """Return True if the shard of this number belongs to the share."""
         return number % self.count == self.index

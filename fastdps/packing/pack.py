@@ -1,4 +1,4 @@
-"""Pack a data set: plan, have an executor pack the shards that are missing, record each, end with the manifest."""
+"""Pack a data set: plan the shards, pack the missing ones with an executor, record each, write the manifest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastdps.packing.fragment import Reject
 from fastdps.packing.ledger import clear_set
 from fastdps.packing.lock import only_run
 from fastdps.packing.options import PackOptions, Share
-from fastdps.packing.plan import DIVIDED, HELD_OUT, SetPlan, plan_sets
+from fastdps.packing.plan import HOLDOUT_SOURCE, HOLDOUT_SPLIT, SetPlan, plan_sets
 from fastdps.packing.set_in_progress import SetInProgress
 from fastdps.packing.sources.folder import Folder
 from fastdps.packing.sources.source import Dataset
@@ -43,10 +43,14 @@ class PackProgress:
 
 @dataclass(frozen=True)
 class PackResult:
-    """The manifests by split, the directory of each being `out / split`, and what was rejected.
+    """The result of packing.
 
-    After a run that packed a part, a set that is not complete has no manifest, and `missing` has the numbers of the
-    shards that no part has packed yet; none of them means that the set can be merged.
+    Attributes:
+        out: The directory of the sets; the set of a split is at `out / split`.
+        manifests: The manifests of the complete sets, by split.
+        rejects: The rejected items, by split.
+        missing: For each incomplete set, by split: the numbers of the shards that no run has packed yet. A run with a
+            share leaves sets incomplete; `merge` completes them once nothing is missing.
     """
 
     out: Location
@@ -96,7 +100,8 @@ def pack(
     progress = progress or PackProgress()
     if share and overwrite:
         raise ConfigError(
-            f"a part cannot overwrite: it would remove what other parts have packed. Remove {out}, or pack elsewhere."
+            f"a part cannot overwrite: it would remove shards of the other parts. "
+            f"Remove {out}, or choose another directory."
         )
     options, out = options or PackOptions(), _writable(out)
     plans = plan_sets(dataset, options, splits)
@@ -106,7 +111,7 @@ def pack(
                 clear_set(target_at(out / name))
         sets = [SetInProgress(plan, target_at(out / plan.name), options, share) for plan in plans]
         for one in sets:
-            one.refuse_difference()
+            one.require_same_identity()
         for one in sets:
             one.open()
         progress.start(sum(one.planned for one in sets), sum(one.done for one in sets))
@@ -148,13 +153,13 @@ def merge(
             SetInProgress(plan, target_at(out / plan.name), options) for plan in plan_sets(dataset, options, splits)
         ]
         for one in sets:
-            one.refuse_difference()
+            one.require_same_identity()
         for one in sets:
-            one.look()
-        if gaps := [gap for one in sets if (gap := one.gap())]:
+            one.read_progress()
+        if gaps := [gap for one in sets if (gap := one.describe_missing())]:
             raise FastDPSError(
-                f"not all shards are packed: {'; '.join(gaps)}. Run those parts again (what they have finished is "
-                "kept), or the same command with neither --part nor --merge, which packs what is missing itself."
+                f"not all shards are packed: {'; '.join(gaps)}. Run those parts again (finished shards are "
+                "kept), or run the same command without --part and --merge, which packs the missing shards itself."
             )
         _refuse_rejects(sets, options)
         for one in sets:
@@ -163,7 +168,7 @@ def merge(
 
 
 def _writable(out: LocationLike) -> Location:
-    """A location that files can be written to. Raises `ConfigError` for any other."""
+    """Return the location. Raises `ConfigError` when it is read-only or not supported."""
     out = locate(out)
     if isinstance(out, Store):
         out.refuse_to_write()
@@ -176,20 +181,20 @@ def _result(out: Location, sets: list[SetInProgress]) -> PackResult:
         out,
         {one.plan.name: read_manifest(one.target.location) for one in sets if one.is_finished},
         {one.plan.name: one.rejects for one in sets},
-        {one.plan.name: one.missing_of_all() for one in sets if not one.is_finished},
+        {one.plan.name: one.missing_in_all_runs() for one in sets if not one.is_finished},
     )
 
 
 def _replaced(plans: list[SetPlan], dataset: Dataset) -> set[str]:
-    """The sets that a run with `overwrite` replaces: its own, and a "val" that an earlier holdout took from "train"."""
+    """Return the sets that `overwrite` removes: those of the run, and a "val" that an earlier holdout made."""
     names = {plan.name for plan in plans}
-    return names | {HELD_OUT} if DIVIDED in names and HELD_OUT not in dataset.splits() else names
+    return names | {HOLDOUT_SPLIT} if HOLDOUT_SOURCE in names and HOLDOUT_SPLIT not in dataset.splits() else names
 
 
 def _pack_missing(sets: list[SetInProgress], options: PackOptions, executor: Executor, progress: PackProgress) -> None:
-    """Have all that is missing made, each set completed with its last shard; stop as soon as too much is rejected."""
+    """Pack the missing shards, and complete each set after its last one. Stop once too many items are rejected."""
     by_name = {one.plan.name: one for one in sets}
-    works = [work for one in sets for work in one.works()]
+    works = [work for one in sets for work in one.missing_work()]
 
     def record_chunk(work: ShardWork, items: int, rejects: list[Reject]) -> None:
         by_name[work.split].reject(work.shard.number, rejects)
@@ -197,22 +202,22 @@ def _pack_missing(sets: list[SetInProgress], options: PackOptions, executor: Exe
         _refuse_rejects(sets, options)
 
     _refuse_rejects(sets, options)
-    to_do = Counter(work.split for work in works)
+    remaining = Counter(work.split for work in works)
     for one in sets:
-        if not to_do[one.plan.name]:
+        if not remaining[one.plan.name]:
             one.finish()
     if not works:
         return
     with contextlib.closing(executor.run(works, record_chunk)) as done:
         for work, record in done:
             by_name[work.split].add(record)
-            to_do[work.split] -= 1
-            if not to_do[work.split]:
+            remaining[work.split] -= 1
+            if not remaining[work.split]:
                 by_name[work.split].finish()
 
 
 def _refuse_rejects(sets: list[SetInProgress], options: PackOptions) -> None:
-    """Raise `FastDPSError` when more is rejected than may be of all items, those of other shares included."""
+    """Raise `FastDPSError` when more items are rejected than allowed. The limit counts the items of all shares."""
     limit = options.allowed_rejects(sum(one.plan.samples for one in sets))
     if sum(one.rejected for one in sets) <= limit:
         return
@@ -222,6 +227,6 @@ def _refuse_rejects(sets: list[SetInProgress], options: PackOptions) -> None:
     more = " ..." if len(rejects) > SHOWN_REJECTS else ""
     raise FastDPSError(
         f"{len(rejects)} items were rejected and at most {limit} may be: {'; '.join(shown)}{more}. "
-        f"All so far are in {', '.join(files)}. Mend them, or allow more with --max-rejects, and run the same command "
-        "again; to leave them out, remove them and start anew with --overwrite."
+        f"All so far are listed in {', '.join(files)}. Repair them, or allow more with --max-rejects, and run the same "
+        "command again. To leave them out, remove them and start from scratch with --overwrite."
     )

@@ -1,4 +1,4 @@
-"""Which item goes into which shard of which set, decided before anything is read."""
+"""Assign every item to a shard of a set, before any item is read."""
 
 from __future__ import annotations
 
@@ -13,20 +13,25 @@ from fastdps.errors import ConfigError
 from fastdps.packing.options import PackOptions
 from fastdps.packing.sources.source import Dataset, Source
 
-#: Samples that a worker turns into one fragment at a time, and bytes of pixels in it: they bound the memory of a worker
-#: and of the queue. The smaller of the two counts; at 64 px that is the first.
+#: Limits of a chunk: samples, and bytes of pixels. They bound the memory of a worker and of the queue. The smaller one
+#: applies; at 64 px that is the number of samples.
 CHUNK_SAMPLES = 32
 CHUNK_BYTES = 4 << 20
-#: What an image is taken to have where it keeps its own size.
+#: Assumed bytes of an image that keeps its own size.
 OWN_SIZE_BYTES = 1 << 20
 
-#: The split that a holdout divides, and the one that it makes.
-DIVIDED, HELD_OUT = "train", "val"
+#: A holdout moves a fraction of the first split to the second.
+HOLDOUT_SOURCE, HOLDOUT_SPLIT = "train", "val"
 
 
 @dataclass(frozen=True)
 class WorkChunk:
-    """A run of consecutive samples of one shard: the unit of work of a worker."""
+    """Consecutive samples of one shard, which a worker packs at a time.
+
+    Attributes:
+        first_id: The sample id of the first item.
+        items: The items, in the order of their sample ids.
+    """
 
     first_id: int
     items: Sequence[Any]
@@ -34,7 +39,13 @@ class WorkChunk:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard: its number in its set, and its items in order; the first has the sample id `first_id`."""
+    """The content of one shard.
+
+    Attributes:
+        number: The number of the shard in its set, from 0.
+        first_id: The sample id of the first item.
+        items: The items, in the order of their sample ids.
+    """
 
     number: int
     first_id: int
@@ -42,15 +53,15 @@ class ShardPlan:
 
     @property
     def name(self) -> str:
-        """The file name of its tar."""
+        """The file name of the tar."""
         return f"shard-{self.number:06d}.tar"
 
     def item(self, sample_id: int) -> Any:
-        """The item of a sample id."""
+        """Return the item of a sample id."""
         return self.items[sample_id - self.first_id]
 
     def chunks(self, options: PackOptions) -> Iterator[WorkChunk]:
-        """The shard in units of work. How it is divided changes nothing in the bytes."""
+        """Yield the shard in chunks. The size of the chunks does not affect the bytes of the shard."""
         image_bytes = OWN_SIZE_BYTES if options.size is None else 3 * options.size**2
         step = max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // image_bytes))
         for start in range(0, len(self.items), step):
@@ -59,10 +70,14 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class SetPlan:
-    """One shard set to be: its directory within OUT, its source, its shards.
+    """The content of one shard set.
 
-    `identity` is what decides its bytes: the source, its listing and the options; it goes into the manifest, and a run
-    with another one does not touch the set.
+    Attributes:
+        name: The split, which is also the directory of the set within OUT.
+        source: The source of the items.
+        identity: What determines the bytes of the set: the source, a digest of its listing, and the options. It is
+            stored in the manifest. A run with another identity does not change the set.
+        shards: The shards, in the order of their numbers.
     """
 
     name: str
@@ -77,26 +92,38 @@ class SetPlan:
 
 
 def plan_sets(dataset: Dataset, options: PackOptions, wanted: Collection[str] | None = None) -> list[SetPlan]:
-    """Shuffle the items of each (wanted) split with the seed and divide them into shards.
+    """Shuffle the items of each split with the seed, and divide them into shards.
 
-    With a holdout a part of "train" becomes "val". Raises `ConfigError` when the data set lacks a wanted split, has
-    no "train" to hold out from or a "val" already, and when the holdout leaves a split without samples.
+    Args:
+        dataset: The data set.
+        options: Options of packing. With a holdout, a fraction of the split "train" becomes "val".
+        wanted: The splits to pack; None for all.
+
+    Returns:
+        One plan per non-empty split.
+
+    Raises:
+        ConfigError: The data set lacks a wanted split; or, with a holdout, it has no "train" or already has a "val",
+            or one of the two would be empty.
     """
     sources = _chosen(dataset.splits(), wanted)
-    if options.holdout and (DIVIDED not in sources or HELD_OUT in sources):
+    if options.holdout and (HOLDOUT_SOURCE not in sources or HOLDOUT_SPLIT in sources):
         raise ConfigError(
-            f"--holdout makes {HELD_OUT} of a part of {DIVIDED}, and this source has {', '.join(sources)}. "
-            f"Leave it away, or choose splits with --splits."
+            f"--holdout moves a fraction of {HOLDOUT_SOURCE} to {HOLDOUT_SPLIT}, and this source has "
+            f"{', '.join(sources)}. Omit --holdout, or choose other splits with --splits."
         )
     plans = []
     for name, source in sources.items():
         items = source.items()
         origin = {"kind": source.kind, **source.describe(), "items": len(items), "listing": _listing(source, items)}
         order = np.random.Generator(np.random.Philox(options.seed)).permutation(len(items))
-        held_out = round(options.holdout * len(items)) if name == DIVIDED else 0
-        if options.holdout and name == DIVIDED and not 0 < held_out < len(items):
-            raise ConfigError(f"a holdout of {options.holdout} of {len(items)} items leaves a split without samples.")
-        for split, indices in ((name, order[held_out:]), (HELD_OUT, order[:held_out])):
+        held_out = round(options.holdout * len(items)) if name == HOLDOUT_SOURCE else 0
+        if options.holdout and name == HOLDOUT_SOURCE and not 0 < held_out < len(items):
+            raise ConfigError(
+                f"a holdout of {options.holdout} of {len(items)} items leaves a split without samples. "
+                "Choose another fraction."
+            )
+        for split, indices in ((name, order[held_out:]), (HOLDOUT_SPLIT, order[:held_out])):
             if len(indices):
                 identity = {"split": split, **origin, **options.describe()}
                 shards = _divide([items[index] for index in indices], options.samples_per_shard)
@@ -113,7 +140,7 @@ def _chosen(sources: Mapping[str, Source], wanted: Collection[str] | None) -> Ma
 
 
 def _listing(source: Source, items: Sequence[Any]) -> str:
-    """A digest of the names of all items in order: tells whether a source has changed between two runs."""
+    """Return a digest of the names of all items in order, which changes when the source changes."""
     digest = hashlib.sha256()
     for item in items:
         digest.update(source.name(item).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""Check a shard set: manifest, index, sizes, checksums, names and order of members, and that every image decodes."""
+"""Verify a shard set: manifest, indexes, sizes, checksums, names and order of members, and decoding of all images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,12 @@ SCALAR_BYTES = 4
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, and in which file."""
+    """One defect of a shard set.
+
+    Attributes:
+        file: The file, or the set as a whole.
+        what: The defect, as a phrase that follows the file's name.
+    """
 
     file: Location
     what: str
@@ -42,20 +47,25 @@ class Problem:
 
 
 def find_sets(location: Location) -> list[Location]:
-    """The shard sets in a directory, unfinished ones and those without a manifest included: itself, or those below it.
+    """Return the shard sets at or below a location, including unfinished ones and those without a manifest.
 
-    A web server, which lists nothing, is taken to have one there. Raises `ShardError` if there are none.
+    A web server lists no files; the location itself is taken to be a set.
+
+    Raises:
+        ShardError: There is no shard set.
     """
     found: list[Location] = []
     if isinstance(location, Store):
         found += [location] if not location.is_listed else _find_in(location)
     elif not location.is_dir():
-        raise ShardError(f"{location} is not a directory. Name that of a shard set, or one that holds some.")
+        raise ShardError(
+            f"{location} is not a directory. Give the directory of a shard set, or one that contains shard sets."
+        )
     else:
         marks = (MANIFEST, "progress*.jsonl", "shard-*.tar")
         found += sorted({path.parent for mark in marks for path in location.rglob(mark)})
     if not found:
-        raise ShardError(f"{location} holds no shard set: there is no {MANIFEST} in it or below it.")
+        raise ShardError(f"{location} contains no shard set: neither it nor a directory below it has a {MANIFEST}.")
     return found
 
 
@@ -65,15 +75,23 @@ def _find_in(store: Store) -> list[Store]:
 
 
 def check_set(location: Location, *, quick: bool = False, progress: bool = False) -> Iterator[Problem]:
-    """Problems of one shard set, as they are found; `quick` looks at sizes and indexes and reads no shard.
+    """Verify one shard set. Shards at a URL are downloaded one after another.
 
-    Shards by URL are fetched one after another; with `progress` they are counted for the user. Raises `ShardError` when
-    the storage does not answer.
+    Args:
+        location: The directory or URL of the set.
+        quick: Check the manifest, sizes and indexes only, without reading shards.
+        progress: Show the number of checked shards on the console.
+
+    Yields:
+        Each problem, as soon as it is found.
+
+    Raises:
+        ShardError: The storage does not answer.
     """
     target = target_at(location)
     sizes = None if isinstance(location, Store) and not location.is_listed else target.sizes()
     if sizes is not None and MANIFEST not in sizes and any(map(is_ledger, sizes)):
-        yield Problem(location, "is not finished: run the same command of make_shards.py again to go on")
+        yield Problem(location, "is not finished: run the same command of make_shards.py again to resume")
         return
     try:
         manifest = read_manifest(location)
@@ -107,7 +125,17 @@ def check_set(location: Location, *, quick: bool = False, progress: bool = False
 
 
 def parse_index(text: str) -> list[list[Member]]:
-    """The members of each sample, as a DALI index v1.2 lists them. Raises `ValueError` saying where it is wrong."""
+    """Parse a DALI index v1.2.
+
+    Args:
+        text: The content of the file.
+
+    Returns:
+        The members of each sample.
+
+    Raises:
+        ValueError: The text is malformed; the message names the line.
+    """
     header, *lines = text.splitlines() or [""]
     if header != f"{INDEX_HEADER} {len(lines)}":
         raise ValueError(f"begins with {header!r} and has {len(lines)} samples")
@@ -125,7 +153,7 @@ def parse_index(text: str) -> list[list[Member]]:
 
 
 def _check_samples(samples: list[list[Member]], shard: Shard, manifest: Manifest, last_id: int) -> int:
-    """Compare an index with the manifest and itself; returns the last sample id. Raises `ValueError`."""
+    """Check an index against the manifest and for consistency. Return the last sample id. Raises `ValueError`."""
     if len(samples) != shard.samples:
         raise ValueError(f"has {len(samples)} samples, and the manifest says {shard.samples}")
     end = 0
@@ -133,7 +161,7 @@ def _check_samples(samples: list[list[Member]], shard: Shard, manifest: Manifest
     for members in samples:
         key = members[0].name.split(".")[0]
         if not key.isdigit() or sample_key(int(key)) != key:
-            raise ValueError(f"names a member {members[0].name!r}, which begins with no sample id")
+            raise ValueError(f"names a member {members[0].name!r}, which does not begin with a sample id")
         if int(key) <= last_id:
             raise ValueError(f"sample {key} does not come after sample {last_id}")
         last_id = int(key)
@@ -143,7 +171,7 @@ def _check_samples(samples: list[list[Member]], shard: Shard, manifest: Manifest
             raise ValueError(f"sample {key} lists the member {wrong[0]!r}")
         for member in members:
             if member.offset < end + tarfile.BLOCKSIZE or member.offset % tarfile.BLOCKSIZE or member.size < 0:
-                raise ValueError(f"places {member.name} at {member.offset}, where no member can be")
+                raise ValueError(f"places {member.name} at {member.offset}, which is not a valid offset")
             end = member.offset + member.size
         if end > shard.bytes:
             raise ValueError(f"places {members[-1].name} beyond the end of the shard")
@@ -151,16 +179,16 @@ def _check_samples(samples: list[list[Member]], shard: Shard, manifest: Manifest
 
 
 def _check_content(tar: Path, samples: list[list[Member]], shard: Shard, manifest: Manifest) -> Iterator[str]:
-    """What is wrong with a shard by its checksum and its index, every member decoded."""
+    """Check a shard against its checksum and its index, and decode every member. Yield each defect."""
     with tar.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-            yield "does not have the checksum that the manifest says: its bytes have changed"
+            yield "does not have the checksum of the manifest: its bytes have changed"
     expected = [member for members in samples for member in members]
     try:
         with tarfile.open(tar, "r:") as archive:
             present = [(info.name, info.offset_data, info.size) for info in archive]
     except (OSError, tarfile.TarError) as error:
-        yield f"is no sound tar file: {error}"
+        yield f"is not a valid tar file: {error}"
         return
     if present != [(m.name, m.offset, m.size) for m in expected]:
         yield "does not have the members that its index lists"
@@ -168,12 +196,12 @@ def _check_content(tar: Path, samples: list[list[Member]], shard: Shard, manifes
     with tar.open("rb") as file:
         for member in expected:
             file.seek(member.offset)
-            if reason := _fault(member, file.read(member.size), manifest):
+            if reason := _find_fault(member, file.read(member.size), manifest):
                 yield f"member {member.name} {reason}"
 
 
-def _fault(member: Member, content: bytes, manifest: Manifest) -> str | None:
-    """What is wrong with the content of a member, if anything."""
+def _find_fault(member: Member, content: bytes, manifest: Manifest) -> str | None:
+    """Return the defect of a member's content, or None."""
     size = manifest.image_size
     if member.extension.removesuffix(".f32") in SCALARS:
         if len(content) != SCALAR_BYTES:

@@ -1,4 +1,4 @@
-"""The unit of work of packing: one shard, which whoever packs it and however often has the same bytes and name."""
+"""The packing of one shard. It is deterministic: any worker, and any repetition, gives the same bytes and name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ from fastdps.packing.writer import Draft, ShardWriter
 
 @dataclass(frozen=True)
 class ShardWork:
-    """One shard to be packed: of which set, from what, how, and where it goes. It can be sent to another machine."""
+    """The task to pack one shard. It can be pickled and sent to another machine.
+
+    Attributes:
+        split: The name of the set.
+        source: The source of the items.
+        shard: The items of the shard.
+        options: Options of packing.
+        target: The place of the set.
+    """
 
     split: str
     source: Source
@@ -28,30 +36,30 @@ class ShardWork:
 
     @property
     def name(self) -> str:
-        """The shard as users know it."""
-        return self.target.named(self.shard.name)
+        """The path or URL of the shard, for messages."""
+        return self.target.display_name(self.shard.name)
 
 
 class PackedShard(NamedTuple):
-    """Work whose files are in place, and what the ledger is to say of it."""
+    """A shard whose files are in place, and its record for the ledger."""
 
     work: ShardWork
     record: ShardRecord
 
 
-#: Called with the work, a number of its items that were done, and those of them that were rejected.
+#: Called after each chunk with the work, the number of items in the chunk, and the rejected ones.
 OnChunk = Callable[[ShardWork, int, list[Reject]], None]
 
 
 class WrittenShard(NamedTuple):
-    """A shard that is written and not yet in place; no draft if all of its items were rejected."""
+    """A shard that is written but not in place yet. `draft` is None if all items were rejected."""
 
     work: ShardWork
     draft: Draft | None
     rejects: list[Reject]
 
     def deliver(self) -> PackedShard:
-        """Put it in place."""
+        """Move or upload the files to the target."""
         if self.draft:
             self.work.target.deliver(self.draft)
         shard = self.draft.shard if self.draft else None
@@ -59,7 +67,20 @@ class WrittenShard(NamedTuple):
 
 
 def write_shard(work: ShardWork, fragments: Iterator[Fragment], temporary: Path, on_chunk: OnChunk) -> WrittenShard:
-    """Write one shard from the fragments of its chunks, in `temporary` if its target wants that."""
+    """Write one shard from the fragments of its chunks.
+
+    Args:
+        work: The shard.
+        fragments: The fragments, in order; only those of this shard are consumed.
+        temporary: A directory for the files of targets that are not local directories.
+        on_chunk: Called after each chunk.
+
+    Returns:
+        The written shard, which `deliver` puts in place.
+
+    Raises:
+        FastDPSError: A file cannot be written.
+    """
     rejects: list[Reject] = []
     with ShardWriter(work.target.scratch(temporary), work.shard.name) as writer:
         for chunk in work.shard.chunks(work.options):

@@ -1,4 +1,4 @@
-"""One shard on its way to its place: fragments in, a tar, its index and its checksum out, whole or not at all."""
+"""Write one shard: fragments in; a tar, its index and its checksum out. An unfinished shard leaves no files."""
 
 from __future__ import annotations
 
@@ -19,24 +19,35 @@ from fastdps.shards.format import Shard, index_text
 
 @dataclass(frozen=True)
 class Draft:
-    """A complete shard, and the files that are to become its tar and its index."""
+    """A complete shard in temporary files.
+
+    Attributes:
+        shard: The entry for the manifest.
+        tar: The temporary file of the tar.
+        index: The temporary file of the index.
+    """
 
     shard: Shard
     tar: Path
     index: Path
 
     def discard(self) -> None:
-        """Remove the files, if they are still there."""
+        """Remove the files if they exist."""
         self.tar.unlink(missing_ok=True)
         self.index.unlink(missing_ok=True)
 
 
 class ShardWriter:
-    """Writes a shard under names that no other process has, even one that writes the same shard. A context.
+    """Writes a shard to temporary files with unique names, so that two processes may write the same shard.
 
-    What is unfinished when the context ends is removed.
+    A context manager, which removes the files on exit unless `finish` was called.
 
-    Raises `FastDPSError` when the disk is full, or does not take the file for another reason.
+    Args:
+        directory: The directory of the files.
+        name: The file name of the finished tar.
+
+    Raises:
+        FastDPSError: The disk is full, or a file cannot be written for another reason.
     """
 
     def __init__(self, directory: Path, name: str) -> None:
@@ -55,7 +66,7 @@ class ShardWriter:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        with contextlib.suppress(OSError):  # a full disk is told of where it was met
+        with contextlib.suppress(OSError):  # a full disk was already reported by the write
             self._file.close()
         if not self._is_finished:
             self._tar.unlink(missing_ok=True)
@@ -67,7 +78,7 @@ class ShardWriter:
         self._write(fragment.data)
 
     def finish(self) -> Draft | None:
-        """End the tar and write its index, both to disk; None, and no file, if no sample was added."""
+        """Complete the tar, write its index, and flush both to disk. Return None, without files, if no sample came."""
         if not self._lines:
             return None
         self._write(TAR_END)

@@ -146,7 +146,7 @@ def test_a_source_that_vanishes_is_an_error_and_the_next_run_goes_on(tmp_path, f
             if mount_point_stays:
                 folder.root.mkdir()
 
-    message = "items were rejected" if mount_point_stays else "has gone away"
+    message = "items were rejected" if mount_point_stays else "no longer available"
     # With several workers the whole of this small source may be read before the first report.
     hook = PackProgress(advance=vanish) if workers == 1 else PackProgress(start=vanish)
     with pytest.raises(FastDPSError, match=message):

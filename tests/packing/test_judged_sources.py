@@ -142,11 +142,11 @@ def test_files_belong_together_by_name(tmp_path, example):
         (np.array([1.2]), "not a share of votes"),
         (np.array([-0.2]), "not a share of votes"),
         (np.array([np.nan]), "not a share of votes"),
-        (np.array([0.2, 0.4]), "does not hold one number"),
-        (np.array(["0.2"]), "does not hold one number"),
-        (np.array([{"a": 1}], dtype=object), "is no array of numpy"),
-        (b"", "is no array of numpy"),
-        (b"\x93NUMPY\x01\x00", "is no array of numpy"),
+        (np.array([0.2, 0.4]), "does not contain exactly one number"),
+        (np.array(["0.2"]), "does not contain exactly one number"),
+        (np.array([{"a": 1}], dtype=object), "is not a NumPy array"),
+        (b"", "is not a NumPy array"),
+        (b"\x93NUMPY\x01\x00", "is not a NumPy array"),
     ],
 )
 def test_votes_that_are_none(tmp_path, example, votes, reason):
@@ -173,7 +173,7 @@ def test_a_number_of_samples_other_than_published_is_told(tmp_path, example, cap
     write_bapps(tmp_path / "in", example)
     caplog.set_level(logging.WARNING, "fastdps.packing.sources.bapps")
     Bapps(tmp_path / "in").splits()["2afc/val/cnn"].items()
-    assert "2afc/val/cnn has 7 samples, and 4720 were published" in caplog.text
+    assert "2afc/val/cnn has 7 samples, but 4720 were published" in caplog.text
     caplog.clear()
     Bapps(tmp_path / "in").splits()["2afc/train/mix"].items()
     assert caplog.text == ""
@@ -284,7 +284,7 @@ def test_other_columns_and_orders_and_quotes_are_fine(tmp_path, rows):
         ("x.csv", b"\xff\xfe", "can't decode"),
         ("x.jsonl", '{"ref": 1}\n', "line 1 must be an object with"),
         ("x.jsonl", '\n["a"]\n', "line 2 must be an object with"),
-        ("x.jsonl", "{\n", "line 1 is no JSON"),
+        ("x.jsonl", "{\n", "line 1 is not JSON"),
         ("x.txt", "", r"must be a \.csv or \.jsonl file"),
         ("nowhere.csv", None, "No such file"),
     ],

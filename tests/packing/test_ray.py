@@ -77,7 +77,7 @@ def test_a_worker_gives_the_bytes_of_the_local_executor(tmp_path):
 
 def test_a_shard_that_only_another_machine_sees_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(on_ray, "VISIBLE_WITHIN_S", 0.0)
-    with pytest.raises(FastDPSError, match=r"shard-000000\.tar was written on the machine .* is not there.*s3://"):
+    with pytest.raises(FastDPSError, match=r"shard-000000\.tar was written on the machine .* is missing.*s3://"):
         pack(Numbers(11), tmp_path / "here", options(), workers=Elsewhere(tmp_path / "there"))
     assert not (tmp_path / "here/train/manifest.json").exists()
 
@@ -100,7 +100,7 @@ def test_what_a_worker_gives_back_is_small(tmp_path):
 def test_a_shard_of_a_run_that_is_ended_is_not_finished(tmp_path):
     plan = plan_sets(Numbers(80), options(samples_per_shard=80))[0]
     is_ended = iter([False, True])
-    with pytest.raises(on_ray._EndedError):
+    with pytest.raises(on_ray._RunEndedError):
         pack_shard(
             ShardWork(plan.name, plan.source, plan.shards[0], options(), Directory(tmp_path)), lambda: next(is_ended)
         )
@@ -123,10 +123,10 @@ def test_an_address_where_nobody_listens_is_an_error_at_once(monkeypatch, form):
     pytest.importorskip("ray")
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = form.format(server.getsockname()[1])
-    with pytest.raises(ConfigError, match=f"no Ray cluster to be had at {address}: .*refused"), RayExecutor(address):
+    with pytest.raises(ConfigError, match=f"no Ray cluster is available at {address}: .*refused"), RayExecutor(address):
         pass
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(ConfigError, match=f"no Ray cluster to be had at {address}"), RayExecutor():
+    with pytest.raises(ConfigError, match=f"no Ray cluster is available at {address}"), RayExecutor():
         pass
 
 

@@ -230,4 +230,4 @@ def test_an_unfinished_set_is_said_to_be_one(url, capsys):
     assert check_shards([url]) == 1
     assert f"{url}/train: is not finished" in capsys.readouterr().out
     assert check_shards([url + "/nothing"]) == 1
-    assert "holds no shard set" in capsys.readouterr().err
+    assert "contains no shard set" in capsys.readouterr().err

@@ -1,1 +1,1 @@
-"""What can be packed: one file per source, each yields samples."""
+"""Sources of samples to pack, one module per data set. `registry.open_source` makes them by name."""

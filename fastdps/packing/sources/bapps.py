@@ -23,7 +23,7 @@ from fastdps.packing.sources.source import Dataset, Sample, Source, printable
 from fastdps.shards.format import COMPONENTS, SCALARS
 from fastdps.shards.images import Image, UnreadableItemError
 
-#: The number of samples in the published sub-sets.
+#: The numbers of samples in the published sub-sets.
 PUBLISHED = {
     "2afc/val/traditional": 4720,
     "2afc/val/cnn": 4720,
@@ -38,12 +38,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Bapps(Dataset):
-    """BAPPS in the directory `root`, or in `root/dataset`."""
+    """BAPPS in a directory.
+
+    Attributes:
+        root: The directory that contains `2afc` and `jnd`, directly or in its directory `dataset`.
+    """
 
     root: Path
 
     def splits(self) -> Mapping[str, Source]:
-        """One split for each sub-set that is there, by its path, such as "2afc/val/cnn"."""
+        """Return one split per existing sub-set, by its path, such as "2afc/val/cnn"."""
         require_directory(self.root)
         base = self.root / "dataset" if (self.root / "dataset").is_dir() else self.root
         found: dict[str, Source] = {}
@@ -51,41 +55,50 @@ class Bapps(Dataset):
             for directory in sorted(path for path in (base / parent).glob("*") if path.is_dir()):
                 found[f"{parent}/{directory.name}"] = subset(base, f"{parent}/{directory.name}")
         if not found:
-            raise FastDPSError(f"{self.root} is not BAPPS: it has no 2afc/train/*, 2afc/val/* or jnd/val/*.")
+            raise FastDPSError(
+                f"{self.root} is not BAPPS: it has no 2afc/train/*, 2afc/val/* or jnd/val/*. Correct --source."
+            )
         return found
 
 
 @dataclass(frozen=True)
 class Subset(Source):
-    """One sub-set, in a directory for each component; an item is the name that its files have but for the ending."""
+    """One sub-set, with a directory per component. An item is the common name of its files, without extension.
+
+    Attributes:
+        base: The directory of BAPPS.
+        path: The path of the sub-set relative to it.
+    """
 
     base: Path
     path: str
 
     def items(self) -> Sequence[str]:
-        """All names in any of the directories. Raises `FastDPSError` when one of those is not there."""
+        """Return the names found in any of the directories. Raises `FastDPSError` when a directory is missing."""
         names: set[str] = set()
         for component in COMPONENTS[self.kind]:
             directory = self.base / self.path / component
             if not directory.is_dir():
-                raise FastDPSError(f"{self.base / self.path} has no directory {component}: the download is incomplete.")
+                raise FastDPSError(
+                    f"{self.base / self.path} has no directory {component}: the download is incomplete. Repeat it."
+                )
             names |= {path.stem for path in directory.glob(f"*{_ending(component)}")}
         if not names:
-            raise FastDPSError(f"{self.base / self.path} has no samples: the download is incomplete.")
+            raise FastDPSError(f"{self.base / self.path} has no samples: the download is incomplete. Repeat it.")
         if len(names) != (published := PUBLISHED.get(self.path, len(names))):
-            _log.warning("BAPPS %s has %d samples, and %d were published", self.path, len(names), published)
+            _log.warning("BAPPS %s has %d samples, but %d were published", self.path, len(names), published)
         return sorted(names)
 
     def read(self, item: str) -> Sample:
-        """The files of one sample. Raises `UnreadableItemError` when one is missing, or holds no share of votes."""
+        """Return the sample. Raises `UnreadableItemError` when a file is missing or has no valid share of votes."""
         return {component: self._component(component, item) for component in COMPONENTS[self.kind]}
 
     def name(self, item: str) -> str:
-        """The path of the sub-set and the name."""
+        """Return the path of the sub-set and the name."""
         return printable(f"{self.path}/{item}")
 
     def describe(self) -> dict[str, Any]:
-        """The data set; which sub-set it is, is said by the split."""
+        """Return the name of the data set. The split names the sub-set."""
         return {"name": "bapps"}
 
     def _component(self, component: str, item: str) -> Image | float:
@@ -99,9 +112,9 @@ class Subset(Source):
         try:
             votes = np.load(io.BytesIO(data), allow_pickle=False)
         except Exception as error:  # numpy raises many kinds on damaged files
-            raise UnreadableItemError(f"{file} is no array of numpy: {error}") from error
+            raise UnreadableItemError(f"{file} is not a NumPy array: {error}") from error
         if not isinstance(votes, np.ndarray) or votes.size != 1 or votes.dtype.kind not in "fiub":
-            raise UnreadableItemError(f"{file} does not hold one number")
+            raise UnreadableItemError(f"{file} does not contain exactly one number")
         return float(votes.item())
 
 

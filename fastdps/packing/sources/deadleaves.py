@@ -1,8 +1,8 @@
-"""Dead leaves: images made up of overlapping shapes, for machines that have no images yet.
+"""Dead leaves: generated images of overlapping shapes, for machines without any images.
 
-Shapes fall on each other like leaves; their radii follow r^-3 between two bounds, which gives the scale invariance of
-natural images. The lower bound differs from image to image, so that some show a few large things and some many small
-ones. Colours scatter about a few hues, leaves have shading and texture, and light falls from one side. Source:
+Shapes are drawn over each other. Their radii follow r^-3 between two bounds, which gives the scale invariance of
+natural images. The lower bound differs between images, so that some show a few large shapes and some many small ones.
+Colours scatter around a few hues, shapes have shading and texture, and light comes from one side. Source:
 Lee, Mumford, Huang 2001, "Occlusion models for natural images"; its use for training is from Baradad et al. 2021.
 """
 
@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from fastdps.errors import ConfigError
 from fastdps.packing.sources.source import Sample, Source
 
-#: Images are drawn this much larger and averaged down, for smooth edges.
+#: Images are drawn larger by this factor and averaged down, for smooth edges.
 OVERSAMPLING = 2
-#: Bounds of the smallest radius of the leaves of an image, and their largest radius, in image widths.
+#: Bounds of the smallest radius in an image, and the largest radius, in image widths.
 SMALLEST = (0.035, 0.2)
 LARGEST = 0.6
-#: Leaves fall until their areas add up to this many images, so that little of the ground is left.
+#: Shapes are drawn until their areas add up to this many images, so that little background remains.
 LAYERS = 4.0
-#: Standard deviation of the noise, before it is averaged down.
+#: Standard deviation of the noise, before averaging down.
 GRAIN = 0.02
 
 Array = NDArray[np.float32]
@@ -34,7 +34,16 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class DeadLeaves(Source):
-    """`count` images of `size` x `size` pixels; each is a pure function of (seed, number)."""
+    """Generated images. Each is a pure function of (size, seed, number).
+
+    Attributes:
+        count: The number of images, at least 1.
+        size: The side in pixels, at least 8.
+        seed: The seed of all images.
+
+    Raises:
+        ConfigError: The count or the size is too small.
+    """
 
     count: int
     size: int
@@ -45,7 +54,7 @@ class DeadLeaves(Source):
             raise ConfigError(f"dead leaves need a count of 1 and a size of 8 pixels, not {self.count} and {self.size}")
 
     def items(self) -> Sequence[int]:
-        """The numbers of the images."""
+        """Return the numbers of the images."""
         return range(self.count)
 
     def read(self, item: int) -> Sample:
@@ -54,16 +63,16 @@ class DeadLeaves(Source):
         return {"image": draw(self.size, random)}
 
     def name(self, item: int) -> str:
-        """The number."""
+        """Return the number of the image."""
         return f"dead leaves {item}"
 
     def describe(self) -> dict[str, Any]:
-        """All that the images depend on."""
+        """Return the name, the count and the seed."""
         return {"name": "deadleaves", "count": self.count, "seed": self.seed}
 
 
 def draw(size: int, random: np.random.Generator) -> NDArray[np.uint8]:
-    """One image (size, size, 3)."""
+    """Draw one image (size, size, 3), uint8."""
     side = size * OVERSAMPLING
     palette = _palette(random)
     canvas = np.empty((side, side, 3), np.float32)
@@ -88,7 +97,7 @@ def draw(size: int, random: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def _palette(random: np.random.Generator) -> Array:
-    """A few colours (colours, 3) about one or two hues, mostly pale, as in nature."""
+    """Draw a few colours (colours, 3) around one or two hues, mostly pale, as in nature."""
     hues = random.uniform(0, 1, random.integers(1, 3))
     colours = [
         colorsys.hsv_to_rgb(
@@ -100,18 +109,18 @@ def _palette(random: np.random.Generator) -> Array:
 
 
 def draw_radius(smallest: float, random: np.random.Generator) -> float:
-    """A radius in image widths with density r^-3 between `smallest` and `LARGEST`."""
+    """Draw a radius in image widths with density r^-3 between `smallest` and `LARGEST`."""
     return float(random.uniform(LARGEST**-2, smallest**-2) ** -0.5)
 
 
 def _light(dy: Array, dx: Array, side: int, random: np.random.Generator) -> Array:
-    """Brightness about 1 that rises to one side of an image; dy and dx are in pixels from its centre."""
+    """Draw a brightness around 1 that rises to one side of the image; dy and dx are in pixels from its centre."""
     angle, change = random.uniform(0, 2 * np.pi), random.uniform(0, 0.5)
     return (1 + change / side * (np.cos(angle) * dx + np.sin(angle) * dy)).astype(np.float32)
 
 
 def _shape(dy: Array, dx: Array, radius: float, random: np.random.Generator) -> NDArray[np.bool_]:
-    """Which pixels of its box a leaf covers: an ellipse, a rectangle, or a polygon."""
+    """Draw the mask of a shape within its box: an ellipse, a rectangle, or a polygon."""
     angle, squeeze = random.uniform(0, np.pi), random.uniform(0.4, 1.0)
     along = (np.cos(angle) * dx + np.sin(angle) * dy) / radius
     across = (np.cos(angle) * dy - np.sin(angle) * dx) / (radius * squeeze)
@@ -127,7 +136,7 @@ def _shape(dy: Array, dx: Array, radius: float, random: np.random.Generator) -> 
 
 
 def _texture(dy: Array, dx: Array, radius: float, random: np.random.Generator) -> Array:
-    """Brightness of a leaf's pixels about 1: shading across it, and for some a grating or grain."""
+    """Draw the brightness of a shape's pixels around 1: shading, and for some shapes a grating or grain."""
     angle = random.uniform(0, 2 * np.pi)
     along = np.cos(angle) * dx + np.sin(angle) * dy
     brightness = 1 + random.uniform(0, 0.35) * along / radius

@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012): the official tars as they are, or unpacked with one folder per class."""
+"""ImageNet (ILSVRC 2012): the official tars, packed or unpacked into one folder per class."""
 
 from __future__ import annotations
 
@@ -11,18 +11,23 @@ from fastdps.packing.sources.source import Dataset, Source
 from fastdps.packing.sources.tars import TarImages
 
 NAME = "imagenet"
-#: The official tars by split; that of "train" holds one tar per class.
+#: The official tars by split. The tar of "train" contains one tar per class.
 TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 
 
 @dataclass(frozen=True)
 class ImageNet(Dataset):
-    """ImageNet at `path`: one of the tars, a directory of them, one with `train` and `val`, or one of class folders."""
+    """ImageNet at a path.
+
+    Attributes:
+        path: One of the official tars, a directory with them, a directory with `train` and `val`, or a directory of
+            class folders.
+    """
 
     path: Path
 
     def splits(self) -> Mapping[str, Source]:
-        """Splits "train" and "val", or the one that is there. Raises `FastDPSError` when the path is not there."""
+        """Return "train" and "val", or the one that exists. Raises `FastDPSError` when the path does not exist."""
         if self.path.is_file():
             split = "val" if self.path.name == TARS["val"] else "train"
             return {split: TarImages(self.path, NAME)}

@@ -1,8 +1,8 @@
-"""What can be packed: a data set has splits, and each split is a source of items that can be read one by one.
+"""The interface of a data set: it has splits, and each split is a source of items that are read one by one.
 
     Dataset.splits() --> {"train": Source, ...}      Source.items() --> [item, ...]      Source.read(item) --> Sample
 
-A source and its items are sent to worker processes: a source holds descriptions (paths, seeds) and not data.
+Sources and items are pickled and sent to worker processes, so a source holds descriptions (paths, seeds), not data.
 """
 
 from __future__ import annotations
@@ -17,63 +17,73 @@ from fastdps.shards.images import Image, UnreadableItemError
 #: One sample: an image, or a share of votes in [0, 1], per component (see `fastdps.shards.format.COMPONENTS`).
 Sample = Mapping[str, Image | float]
 
-#: The largest file that is read as an image, in bytes: whatever has an image's name, the memory of a worker is bounded.
+#: The size limit of an image file in bytes. It bounds the memory of a worker, whatever has the name of an image.
 MAX_FILE_BYTES = 256 << 20
 
 
 class Dataset(ABC):
-    """One or more sources that are packed together, each as a shard set of its own."""
+    """A data set with one or more splits, each of which is packed to its own shard set."""
 
     @abstractmethod
     def splits(self) -> Mapping[str, Source]:
-        """The sources by the directory that each is packed to, such as "train" or "2afc/val/cnn".
+        """Return the sources by split, without listing or loading them.
 
-        Nothing is listed or loaded for it yet. Raises `FastDPSError` when the data set is not there.
+        Returns:
+            The sources by the directory that each is packed to, such as "train" or "2afc/val/cnn".
+
+        Raises:
+            FastDPSError: The data set does not exist.
         """
 
 
 class Source(Dataset):
-    """A source of samples of one kind; by itself a data set with the one split "train"."""
+    """A source of samples of one kind. As a data set it has one split, "train".
+
+    Attributes:
+        kind: The kind of the samples: "images", "triplets" or "pairs".
+    """
 
     kind: ClassVar[Kind] = "images"
 
     def splits(self) -> Mapping[str, Source]:
-        """All of it is "train"."""
+        """Return the source itself as the split "train"."""
         return {"train": self}
 
     @abstractmethod
     def items(self) -> Sequence[Any]:
-        """All items in a fixed order, the same on every call as long as the source does not change.
+        """Return all items in a fixed order, the same on every call as long as the source does not change.
 
-        Raises `FastDPSError` when the source is not there or has nothing in it.
+        Raises:
+            FastDPSError: The source does not exist, or is empty.
         """
 
     @abstractmethod
     def read(self, item: Any) -> Sample:
-        """The sample of one item.
+        """Return the sample of one item.
 
-        Raises `UnreadableItemError` for an item that gives none, and `FastDPSError` when the source as a whole has
-        gone away.
+        Raises:
+            UnreadableItemError: The item has no valid sample; packing rejects it.
+            FastDPSError: The source as a whole is no longer available; packing stops.
         """
 
     @abstractmethod
     def name(self, item: Any) -> str:
-        """What an item is called where it came from, in valid Unicode; different for different items.
+        """Return the name of an item in the source: valid Unicode, unique within the source.
 
-        It stands in `rejects.jsonl`, and tells the listing of a source from that of an earlier run.
+        It identifies the item in `rejects.jsonl`. The digest of all names tells whether the source has changed.
         """
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What goes into the manifest: the source's name and the options that decide its content."""
+        """Return the name of the source and the options that determine its content, for the manifest."""
 
 
-def refuse_large(size: int) -> None:
-    """Raise `UnreadableItemError` for a file of so many bytes that it is not to be read into memory."""
+def check_file_size(size: int) -> None:
+    """Raise `UnreadableItemError` for a file of more than `MAX_FILE_BYTES` bytes."""
     if size > MAX_FILE_BYTES:
-        raise UnreadableItemError(f"has {size:,} bytes, and an image may have {MAX_FILE_BYTES:,}")
+        raise UnreadableItemError(f"has {size:,} bytes; an image may have at most {MAX_FILE_BYTES:,}")
 
 
 def printable(path: str) -> str:
-    r"""A file name in valid Unicode: bytes of it that are none become escapes such as `\xff`."""
+    r"""Return a file name in valid Unicode. Undecodable bytes become escapes such as `\xff`."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,6 +1,6 @@
-"""Images in a tar file, or in tar files within it, read by offset: nothing is unpacked, and no name is ever a path.
+"""Images in a tar file, and in tar files within it, read by offset. Nothing is unpacked; names are never used as paths.
 
-The headers are read once; after that an image is one seek and one read, in any order, by any process.
+The headers are read once. Then each image takes one seek and one read, in any order and from any process.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ from typing import Any, BinaryIO, NamedTuple
 
 from fastdps.errors import FastDPSError
 from fastdps.packing.sources.folder import EXTENSIONS, is_image_name
-from fastdps.packing.sources.source import Sample, Source, printable, refuse_large
+from fastdps.packing.sources.source import Sample, Source, check_file_size, printable
 from fastdps.shards.images import UnreadableItemError
 
 
 class TarMember(NamedTuple):
-    """One image: the names that lead to it, joined by "/", and its bytes in the outer file.
+    """One image in a tar, by its position in the outer file.
 
-    `fault` says why there is no image: the member, or the inner tar of that name, is cut off or no file.
+    Attributes:
+        name: The name; in an inner tar, the names of tar and member joined by "/".
+        offset: The offset of the content in the outer file, in bytes.
+        size: The size of the content in bytes.
+        fault: The reason why the image cannot be read: the member, or the inner tar of that name, is truncated or not
+            a regular file. None for a readable image.
     """
 
     name: str
@@ -32,59 +37,62 @@ class TarMember(NamedTuple):
 
 @dataclass(frozen=True)
 class TarImages(Source):
-    """All images in the tar `path` and in the tars that are its members, ordered as they lie in it.
+    """All images in a tar and in the tars among its members, in the order of the tar.
 
-    `called` is the name of the data set in the manifest.
+    Attributes:
+        path: The tar file.
+        dataset_name: The name of the data set in the manifest.
     """
 
     path: Path
-    called: str
+    dataset_name: str
 
     def items(self) -> Sequence[TarMember]:
-        """All images, and what should be one. Raises `FastDPSError` when the outer tar is compressed or cut off."""
+        """Return all images, unreadable ones too. Raises `FastDPSError` if the outer tar is compressed or truncated."""
         try:
             with self.path.open("rb") as file:
                 found = list(_images(file, _Window(file, 0, os.fstat(file.fileno()).st_size), "", nested=True))
         except OSError as error:
             raise FastDPSError(f"the source {self.path} cannot be read: {error.strerror or error}.") from error
-        except _CutOffError as error:
+        except _TruncatedError as error:
             raise FastDPSError(
-                f"the source {self.path} is no plain tar file, or cut off: {error}. Decompress it, or fetch it again."
+                f"the source {self.path} is not an uncompressed tar file, or is truncated: {error}. "
+                "Decompress it, or download it again."
             ) from error
         if not found:
-            raise FastDPSError(f"the source {self.path} holds no images ({', '.join(sorted(EXTENSIONS))}).")
+            raise FastDPSError(f"the source {self.path} contains no images ({', '.join(sorted(EXTENSIONS))}).")
         return found
 
     def read(self, item: TarMember) -> Sample:
-        """The bytes of the member."""
+        """Return the content of the member."""
         if item.fault:
             raise UnreadableItemError(item.fault)
-        refuse_large(item.size)
+        check_file_size(item.size)
         try:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(item.offset)
                 data = file.read(item.size)
         except OSError as error:
-            raise FastDPSError(f"the source {self.path} cannot be read any more: {error.strerror or error}.") from error
+            raise FastDPSError(f"the source {self.path} can no longer be read: {error.strerror or error}.") from error
         if len(data) < item.size:
-            raise FastDPSError(f"the source {self.path} has become shorter: {self.name(item)} is not in it any more.")
+            raise FastDPSError(f"the source {self.path} has become shorter: it no longer contains {self.name(item)}.")
         return {"image": data}
 
     def name(self, item: TarMember) -> str:
-        """The names that lead to the member."""
+        """Return the name of the member."""
         return printable(item.name)
 
     def describe(self) -> dict[str, Any]:
-        """The data set alone: where the file happened to be is no property of the set."""
-        return {"name": self.called}
+        """Return the name of the data set only: the location of the file is not a property of the set."""
+        return {"name": self.dataset_name}
 
 
-class _CutOffError(Exception):
-    """A tar does not end as it should."""
+class _TruncatedError(Exception):
+    """A tar is truncated."""
 
 
 class _Window:
-    """The part of a file from `start` to `end`, as a file to read from."""
+    """The bytes of a file from `start` to `end`, as a readable file."""
 
     def __init__(self, file: BinaryIO, start: int, end: int) -> None:
         self._file, self.start, self.end = file, start, end
@@ -106,38 +114,38 @@ class _Window:
 
 
 def _images(file: BinaryIO, window: _Window, prefix: str, *, nested: bool) -> Iterator[TarMember]:
-    """The images in a tar, and where `nested` those in its tars; raises `_CutOffError` at a tar's unexpected end."""
+    """Yield the images in a tar and, if `nested`, in its tars. Raises `_TruncatedError` at an unexpected end."""
     for info in _members(window):
         name = prefix + info.name
         start = window.start + info.offset_data
         if nested and info.isreg() and info.name.lower().endswith(".tar"):
             try:
-                # No further than the outer tar goes, so that a cut is found in the right one.
+                # Limited to the outer tar, so that a truncation is reported for the right tar.
                 yield from _images(
                     file, _Window(file, start, min(start + info.size, window.end)), name + "/", nested=False
                 )
-            except _CutOffError as error:
+            except _TruncatedError as error:
                 yield TarMember(name, fault=str(error))
         elif is_image_name(info.name) and not info.isdir():
             fault = None
             if not info.isreg() or info.issparse():
                 fault = "is a link or another member without plain content"
             elif start + info.size > window.end:
-                fault = "is cut off: its archive ends before it does"
+                fault = "is truncated: its archive ends before it does"
             yield TarMember(name, start, info.size, fault)
 
 
 def _members(window: _Window) -> Iterator[tarfile.TarInfo]:
-    """The headers of a tar up to its end mark. Raises `_CutOffError` when there is none."""
+    """Yield the headers of a tar up to its end mark. Raises `_TruncatedError` when there is no end mark."""
     count = 0
     try:
         with tarfile.open(fileobj=window, mode="r:") as tar:  # type: ignore[call-overload]  # reads and seeks
             while (info := tar.next()) is not None:
                 yield info
                 count += 1
-                tar.members.clear()  # else it keeps all of them
+                tar.members.clear()  # otherwise the tar keeps all headers in memory
             window.seek(tar.offset)
     except tarfile.TarError as error:
-        raise _CutOffError(f"it ends after {count} members ({error})") from error
+        raise _TruncatedError(f"it ends after {count} members ({error})") from error
     if window.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise _CutOffError(f"it ends after {count} members without an end mark")
+        raise _TruncatedError(f"it ends after {count} members without an end mark")

@@ -1,7 +1,7 @@
-"""STL-10 and SVHN through torchvision's classes, which know their files, check them, and can download them.
+"""STL-10 and SVHN through torchvision's classes, which verify their files and can download them.
 
-torchvision reads a whole split into memory, in the process that packs: 2.8 GB for STL-10's "unlabeled", 1.6 GB for
-SVHN's "extra". Workers get the pixels of one part at a time.
+torchvision reads a whole split into the memory of the main process: 2.8 GB for STL-10's "unlabeled", 1.6 GB for SVHN's
+"extra". Workers receive the pixels of one chunk at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ from fastdps.packing.sources.source import Dataset, Sample, Source
 
 
 class NumberedImage(NamedTuple):
-    """An image (height, width, 3) uint8 and its number in its split."""
+    """One image of a split.
+
+    Attributes:
+        number: The number of the image in its split.
+        pixels: The pixels (height, width, 3), uint8.
+    """
 
     number: int
     pixels: NDArray[np.uint8]
@@ -27,9 +32,13 @@ class NumberedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class TorchvisionDataset(Dataset):
-    """A data set of torchvision by the name of its class, in the directory `root` as torchvision lays it out.
+    """A data set of torchvision.
 
-    `split_names` are torchvision's own. With `download` files that are missing are fetched.
+    Attributes:
+        root: The directory, in torchvision's layout.
+        class_name: The name of torchvision's class.
+        split_names: The splits, by torchvision's names.
+        download: Download missing files.
     """
 
     root: Path
@@ -38,20 +47,25 @@ class TorchvisionDataset(Dataset):
     download: bool = False
 
     def splits(self) -> Mapping[str, Source]:
-        """All splits; each is loaded when its items are asked for."""
+        """Return all splits. Each is loaded when its items are requested."""
         return {split: TorchvisionSplit(self, split) for split in self.split_names}
 
 
 @dataclass(frozen=True)
 class TorchvisionSplit(Source):
-    """One split of such a data set; an item carries its pixels, since torchvision holds them all."""
+    """One split of a data set of torchvision. Items contain their pixels, since torchvision loads them all.
+
+    Attributes:
+        dataset: The data set.
+        split: The name of the split.
+    """
 
     dataset: TorchvisionDataset
     split: str
 
     def items(self) -> Sequence[NumberedImage]:
-        """All images. Raises `FastDPSError` when files are missing or damaged and not to be downloaded."""
-        import torchvision  # takes seconds to import, and other sources do without
+        """Return all images. Raises `FastDPSError` when files are missing or damaged, or a download fails."""
+        import torchvision  # imported here because it takes seconds, and other sources do not need it
 
         dataset = self.dataset
         try:
@@ -59,34 +73,36 @@ class TorchvisionSplit(Source):
                 str(dataset.root), split=self.split, download=dataset.download
             )
         except ImportError as error:
-            raise FastDPSError(f"{dataset.class_name} needs another package: {error}. pip install scipy") from error
-        except Exception as error:  # a download fails in many ways
+            raise FastDPSError(
+                f"{dataset.class_name} needs another package: {error}. Install it with `pip install scipy`."
+            ) from error
+        except Exception as error:  # downloads raise many kinds of errors
             hint = "Check the network" if dataset.download else "Correct --source, or pass --download"
             reason = str(error).rstrip(".")
             raise FastDPSError(
                 f"{dataset.class_name} in {dataset.root}, split {self.split}: {reason}. {hint}."
             ) from error
-        images = loaded.data.transpose(0, 2, 3, 1)  # torchvision has the channels first
+        images = loaded.data.transpose(0, 2, 3, 1)  # torchvision stores channels first
         return [NumberedImage(number, pixels) for number, pixels in enumerate(images)]
 
     def read(self, item: NumberedImage) -> Sample:
-        """The pixels."""
+        """Return the pixels."""
         return {"image": np.ascontiguousarray(item.pixels)}
 
     def name(self, item: NumberedImage) -> str:
-        """The split and the number."""
+        """Return the split and the number."""
         return f"{self.split} {item.number}"
 
     def describe(self) -> dict[str, Any]:
-        """The name of the data set."""
+        """Return the name of the data set."""
         return {"name": self.dataset.class_name.lower()}
 
 
 def stl10(root: Path, *, download: bool = False) -> TorchvisionDataset:
-    """STL-10 (Coates et al. 2011): 96 x 96."""
+    """Return STL-10 (Coates et al. 2011): 96 x 96 pixels."""
     return TorchvisionDataset(root, "STL10", ("train", "test", "unlabeled"), download)
 
 
 def svhn(root: Path, *, download: bool = False) -> TorchvisionDataset:
-    """SVHN (Netzer et al. 2011), cropped digits: 32 x 32."""
+    """Return SVHN (Netzer et al. 2011), cropped digits: 32 x 32 pixels."""
     return TorchvisionDataset(root, "SVHN", ("train", "test", "extra"), download)

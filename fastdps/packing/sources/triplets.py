@@ -1,4 +1,4 @@
-"""Triplets that the user judged: a CSV or JSONL file of ref, p0, p1 and judge, with paths relative to it."""
+"""Judged triplets of the user: a CSV or JSONL file with the columns ref, p0, p1 and judge; paths relative to it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ COLUMNS = COMPONENTS["triplets"]
 
 
 class Row(NamedTuple):
-    """One triplet as it stands in the file, and in which line."""
+    """One triplet of the file.
+
+    Attributes:
+        line: The number of its line, from 1.
+        cells: Its values by column.
+    """
 
     line: int
     cells: dict[str, Any]
@@ -29,16 +34,19 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Triplets(Source):
-    """The triplets that the file `path` lists; `judge` is the share of votes in [0, 1] that p1 is closer to ref.
+    """The triplets listed in a file. `judge` is the share of votes in [0, 1] for p1 being closer to ref.
 
-    Other columns are left out of account.
+    Other columns are ignored.
+
+    Attributes:
+        path: The .csv or .jsonl file.
     """
 
     path: Path
     kind = "triplets"
 
     def items(self) -> Sequence[Row]:
-        """All rows. Raises `FastDPSError` when the file is neither CSV nor JSONL, or lacks a column."""
+        """Return all rows. Raises `FastDPSError` when the file is neither CSV nor JSONL, or lacks a column."""
         readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
         if self.path.suffix.lower() not in readers:
             raise FastDPSError(f"the source {self.path} must be a .csv or .jsonl file with {', '.join(COLUMNS)}.")
@@ -54,15 +62,15 @@ class Triplets(Source):
         return rows
 
     def read(self, item: Row) -> Sample:
-        """The three files and the share of votes."""
+        """Return the three image files and the share of votes."""
         return {name: self._component(name, item.cells[name]) for name in COLUMNS}
 
     def name(self, item: Row) -> str:
-        """The line, and what stands in it."""
+        """Return the number of the line and its values."""
         return printable(f"line {item.line}: " + ", ".join(str(item.cells[name]) for name in COLUMNS))
 
     def describe(self) -> dict[str, Any]:
-        """The kind of source alone: where the file happened to be is no property of the set."""
+        """Return the kind of source only: the location of the file is not a property of the set."""
         return {"name": "triplets"}
 
     def _component(self, name: str, cell: Any) -> Image | float:
@@ -99,7 +107,7 @@ def _jsonl_rows(text: str) -> Iterator[Row]:
         try:
             cells = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"line {number} is no JSON: {error}") from error
+            raise ValueError(f"line {number} is not JSON: {error}") from error
         if not isinstance(cells, dict) or any(name not in cells for name in COLUMNS):
             raise ValueError(f"line {number} must be an object with {', '.join(COLUMNS)}")
         yield Row(number, {name: cells[name] for name in COLUMNS})
