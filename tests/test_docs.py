@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastdps.commands.check_shards import check_shards, check_shards_parser
 from fastdps.commands.cli import main, make_parser
-from fastdps.commands.make_shards import make_shards, make_shards_parser
+from tools import site_pages
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "shards/README.md", ROOT / "bench/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -19,8 +18,7 @@ NOTES = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.m
 PATH = re.compile(r"`((?:fastdps|bench|tests|tools|docs)/[\w./-]*)`")
 LINK = re.compile(r"\]\(([^)\s#]+)")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-TOOLS = {"tools/make_shards.py": make_shards, "tools/check_shards.py": check_shards}
-#: Of extending.md the snippets are parts of files: see test_extending_docs.py.
+#: The snippets of extending.md are parts of files; test_extending_docs.py runs them.
 RUN = [page for page in PAGES if page.name != "extending.md" and FENCE.search(page.read_text(encoding="utf-8"))]
 
 
@@ -62,8 +60,6 @@ def test_blocks_of_a_page_run_in_order(page, tmp_path, weights_dir, monkeypatch)
                 words = shlex.split(line, comments=True)
                 if words[:1] == ["fastdps"]:
                     status = main(words[1:])
-                elif words[:1] == ["python"] and words[1] in TOOLS and (ROOT / words[1]).is_file():
-                    status = TOOLS[words[1]](words[2:])
                 else:
                     status = subprocess.run(["bash", "-e", "-c", line], check=False, timeout=300).returncode
                 assert status == 0, f"{page.name}: {line}"
@@ -109,10 +105,6 @@ def test_commands_of_a_page_parse(page, words, capsys):
     try:
         if words[0] == "fastdps":
             make_parser(words[1:2]).parse_args(words[1:])
-        elif words[1].endswith("make_shards.py"):
-            make_shards_parser().parse_args(words[2:])
-        elif words[1].endswith("check_shards.py"):
-            check_shards_parser().parse_args(words[2:])
         elif words[1:3] == ["-m", "bench"]:
             from bench import __main__ as bench
 
@@ -121,3 +113,28 @@ def test_commands_of_a_page_parse(page, words, capsys):
             pytest.fail(f"unknown command: {' '.join(words)}")
     except SystemExit:
         pytest.fail(f"{page.name}: {' '.join(words)}: {capsys.readouterr().err}")
+
+
+def test_the_site_shows_every_page_once():
+    nav = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    inside = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert sorted(nav) == sorted((inside - {"README.md"}) | set(site_pages.PAGES.values()))
+
+
+@pytest.mark.parametrize(
+    ("source", "link", "expected"),
+    [
+        ("README.md", "docs/scaling.md#slurm", "scaling.md#slurm"),
+        ("README.md", "docs/time.png", "time.png"),
+        ("README.md", "shards/README.md", "shards.md"),
+        ("docs/imagenet.md", "../shards/README.md", "shards.md"),
+        ("docs/scaling.md", "slurm.sbatch", "slurm.sbatch"),
+        ("docs/api/pack.md", "../extending.md#a-data-set", "../extending.md#a-data-set"),
+        ("docs/api/pack.md", "../../README.md", "../index.md"),
+        ("bench/README.md", "../docs/scaling.md", "scaling.md"),
+        ("README.md", "https://arxiv.org/abs/1801.03924", "https://arxiv.org/abs/1801.03924"),
+        ("README.md", "#speed", "#speed"),
+    ],
+)
+def test_links_of_the_site(source, link, expected):
+    assert site_pages.relink(f"See [this]({link}), please.", source) == f"See [this]({expected}), please."

@@ -1,4 +1,4 @@
-"""The SLURM script of the docs, run with stand-ins for the programs of SLURM."""
+"""The SLURM script of the docs, run with substitutes for the programs of SLURM."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).parent.parent / "docs" / "slurm.sbatch"
 
 @pytest.fixture
 def slurm(tmp_path, weights_dir):
-    """An environment as SLURM gives a job of one node with two devices; what is requeued is noted in a file."""
+    """The environment of a SLURM job on one node with two devices; requeued jobs are recorded in a file."""
     programs = {
         "srun": '[[ "$1" == --* ]] && shift; SLURM_NODEID=0 exec "$@"',
         "scontrol": f'if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> {tmp_path}/requeued; fi',

@@ -127,7 +127,8 @@ def test_a_text_without_a_table_is_an_error():
 
 
 def test_the_table_of_the_project():
-    words = {word.phrase: word for word in read_words((ROOT / TABLE).read_text(encoding="utf-8"))}
-    assert {"goes on", "no number", '"""Whether'} <= set(words)
-    assert words["goes on"].pattern.search("it Goes\ton.")
-    assert all(word.better for word in words.values())
+    words = read_words((ROOT / TABLE).read_text(encoding="utf-8"))
+    assert len(words) > 40
+    assert all(word.better for word in words)
+    (goes, *_) = [word for word in words if word.phrase.startswith("goes")]
+    assert goes.pattern.search("It Goes\ton.")

@@ -4,12 +4,15 @@ The README, the shard format, the bench and the project's notes stay where reade
 Links are rewritten so that they work in both places.
 """
 
+from __future__ import annotations
+
 import posixpath
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mkdocs.structure.files import File, Files
+if TYPE_CHECKING:
+    from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).parent.parent
 #: Path in the repository -> path in the site; everything in docs/ keeps its name.
@@ -26,6 +29,8 @@ _LINK = re.compile(r"(\]\()([^)\s#]+)")
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages outside docs/."""
+    from mkdocs.structure.files import File
+
     for source, target in PAGES.items():
         text = relink((ROOT / source).read_text(encoding="utf-8"), source)
         files.append(File.generated(config, target, content=text))
