@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fastdps
 from fastdps.commands.cli import main, make_parser
 from tools import site_pages
 
@@ -119,6 +120,15 @@ def test_the_site_shows_every_page_once():
     nav = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     inside = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
     assert sorted(nav) == sorted((inside - {"README.md"}) | set(site_pages.PAGES.values()))
+
+
+def test_the_site_documents_every_public_name():
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
+    shown = re.findall(r"^::: (\S+)$", pages, re.MULTILINE)
+    public = [getattr(fastdps, name) for name in fastdps.__all__]
+    homes = {f"{item.__module__}.{item.__qualname__}" for item in public if item.__module__ != "fastdps.errors"}
+    assert homes | {"fastdps.errors"} <= set(shown)
+    assert len(shown) == len(set(shown))
 
 
 @pytest.mark.parametrize(
