@@ -1,4 +1,4 @@
-"""The metric as one of torchmetrics: a mean over all pairs that were seen, on all processes.
+"""The metric as a torchmetrics `Metric`: the mean over all image pairs, synchronised across processes.
 
 Needs torchmetrics: pip install 'fastdps[torchmetrics]'.
 """
@@ -25,19 +25,29 @@ REDUCTIONS = ("mean", "sum")
 
 
 class DeepPerceptualSimilarity(Metric):
-    """The mean, or the sum, of the distances of all image pairs that were given to `update` or `forward`.
+    """The mean or the sum of the distances of all image pairs passed to `update` or `forward`.
 
-    `source` and `context` are as in `fastdps.load`, or `source` is what that returns. Images are as `ImageMetric` takes
-    them. `keywords` are those of `torchmetrics.Metric`. Lower is more similar; differentiable in `forward`.
+    Lower is more similar. Differentiable in `forward`.
 
-    >>> import torch
-    >>> from fastdps.torchmetrics import DeepPerceptualSimilarity
-    >>> metric = DeepPerceptualSimilarity("alexnet")
-    >>> x, y = torch.rand(2, 6, 3, 64, 64)
-    >>> metric.update(x[:4], y[:4])
-    >>> metric.update(x[4:], y[4:])
-    >>> torch.allclose(metric.compute(), metric.measure(x, y).mean())
-    True
+    Args:
+        source: An `ImageMetric`, or a source of `fastdps.load`.
+        context: As in `fastdps.load`.
+        reduction: "mean" or "sum".
+        keywords: Passed to `torchmetrics.Metric`.
+
+    Raises:
+        ConfigError: The reduction is unknown, or a context is given with an `ImageMetric`.
+        FastDPSError: As `fastdps.load`.
+
+    Example:
+        >>> import torch
+        >>> from fastdps.torchmetrics import DeepPerceptualSimilarity
+        >>> metric = DeepPerceptualSimilarity("alexnet")
+        >>> x, y = torch.rand(2, 6, 3, 64, 64)
+        >>> metric.update(x[:4], y[:4])
+        >>> metric.update(x[4:], y[4:])
+        >>> torch.allclose(metric.compute(), metric.measure(x, y).mean())
+        True
     """
 
     is_differentiable = True
@@ -63,18 +73,18 @@ class DeepPerceptualSimilarity(Metric):
                 f"Unknown reduction {reduction!r}.{did_you_mean(reduction, REDUCTIONS)} Known: {', '.join(REDUCTIONS)}."
             )
         if isinstance(source, ImageMetric) and context is not None:
-            raise ConfigError("The context of a metric that is loaded already has been chosen: leave it out.")
+            raise ConfigError("A loaded metric already has its context: leave the context out.")
         self.measure = source if isinstance(source, ImageMetric) else load(source, context)
         self.reduction = reduction
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("pairs", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, x: Images, y: Images) -> None:
-        """Add image pairs."""
+        """Add image pairs, in the form that `ImageMetric` takes."""
         distances = self.measure(x, y)
         self.total = self.total + distances.sum()
         self.pairs = self.pairs + len(distances)
 
     def compute(self) -> Tensor:
-        """The mean or the sum, a scalar; without any pair NaN or zero."""
+        """Return the mean or the sum, a scalar. Without pairs the mean is NaN and the sum zero."""
         return self.total / self.pairs if self.reduction == "mean" else self.total

@@ -5,18 +5,18 @@
 
 A comparison says which vectors are compared, and at how many positions:
 
-    spatial         the channels at each place of the map, with those at the same place
-    mean            the averages of the channels over the map: one position
-    sort            each channel's values in ascending order, rank by rank: the same values, wherever they are
-    spatial+mean    both, the second as further taps behind those of the first
+    spatial         the channel vectors at the same position of both maps
+    mean            the channel averages over the map: one position
+    sort            the values of each channel in ascending order, rank by rank, wherever they are in the map
+    spatial+mean    both; the taps of the second follow the taps of the first
     spatial+sort    likewise
 
-Averaging and sorting come before the unit normalisation, as in the code of the source.
+Averaging and sorting precede the unit normalisation, as in the code of the paper.
 
 Shapes: n images, D distorted versions of each, m = n (1 + D) views, C_l channels and H_l x W_l positions of tap l,
 P positions of a comparison, C = sum of C_l over all taps and comparisons.
-Source: Zhang et al. 2018 (LPIPS), section 3; Pihlgren et al. 2023; the second moment is ours, for dropout in closed
-form (see `heads`).
+Source: Zhang et al. 2018 (LPIPS), section 3; Pihlgren et al. 2023. The second moment is added here, for dropout in
+closed form (see `fastdps.metric.heads`).
 """
 
 from __future__ import annotations
@@ -33,18 +33,19 @@ from fastdps.errors import ConfigError, did_you_mean
 
 #: LPIPS's guard against division by zero.
 EPSILON = 1e-10
-#: On a CPU, how much of a tap is compared at a time, so that what is in between stays in its cache.
+#: On a CPU, bytes of a tap that are compared at a time, so that intermediate results stay in the cache.
 CHUNK_BYTES = 2**21
-#: On a CPU, contexts from which on their matrix product is computed as a convolution.
+#: On a CPU, number of contexts from which the matrix product is computed as a convolution.
 CONVOLVED_CONTEXTS = 64
 
 
 class Moments(NamedTuple):
-    """What the heads need to know of the squared differences z of one image pair, per channel.
+    """Moments per channel of the squared differences z of image pairs. Both are (n, D, C) float32.
 
-    mean: average of z over the positions. var: sum of z^2 over the positions, divided by their number squared; times
-    p / (1 - p) it is the variance that dropout with probability p on every element of z gives to `mean`.
-    Both (n, D, C) float32.
+    Attributes:
+        mean: Mean of z over the positions.
+        var: Sum of z^2 over the positions, divided by the square of their number. Times p / (1 - p) it is the variance
+            of `mean` under dropout with probability p on every element of z.
     """
 
     mean: Tensor
@@ -62,12 +63,13 @@ def _averaged(vectors: Tensor) -> Tensor:
 def _sorted(vectors: Tensor) -> Tensor:
     if vectors.device.type != "cpu" or (vectors.requires_grad and torch.is_grad_enabled()):
         return vectors.sort(dim=1).values
-    # Ten times faster than torch's, which also finds out where each value was.
+    # Ten times faster than torch's sort, which also computes the indices.
     rows = np.sort(vectors.detach().transpose(1, 2).contiguous().numpy(), axis=2)
     return torch.from_numpy(rows).transpose(1, 2).contiguous()
 
 
-#: Each comparison as the functions, (m, H_l W_l, C_l) to (m, P, C_l), that make its vectors; every one sees all taps.
+#: The functions of each comparison that map the vectors of a tap, (m, H_l W_l, C_l), to the compared ones, (m, P, C_l).
+#: Each function is applied to all taps.
 COMPARISONS: Mapping[str, tuple[Callable[[Tensor], Tensor], ...]] = {
     "spatial": (_unchanged,),
     "mean": (_averaged,),
@@ -78,9 +80,14 @@ COMPARISONS: Mapping[str, tuple[Callable[[Tensor], Tensor], ...]] = {
 
 
 def compared_channels(channels: Sequence[int], comparison: str) -> tuple[int, ...]:
-    """The channels of every tap, in the order of `Moments`, given those of the backbone's taps.
+    """Return the channels of every tap in the order of `Moments`.
 
-    Raises `ConfigError` for a comparison that is not one of `COMPARISONS`.
+    Args:
+        channels: The channels of the backbone's taps.
+        comparison: One of `COMPARISONS`.
+
+    Raises:
+        ConfigError: The comparison is unknown.
     """
     return tuple(channels) * len(_vectors_of(comparison))
 
@@ -88,7 +95,7 @@ def compared_channels(channels: Sequence[int], comparison: str) -> tuple[int, ..
 def unit_normalize(features: Tensor, dim: int = 1) -> Tensor:
     """Scale the feature vectors along `dim` to length one; zero vectors stay zero.
 
-    Equal to LPIPS's, with the difference that the gradient at a zero vector is zero and not NaN.
+    Equal to LPIPS's normalisation, except that the gradient at a zero vector is zero instead of NaN.
     """
     lengths = torch.linalg.vector_norm(features, dim=dim, keepdim=True)
     return features / (lengths.clamp_min(EPSILON) + EPSILON)
@@ -97,9 +104,18 @@ def unit_normalize(features: Tensor, dim: int = 1) -> Tensor:
 def moments(features: Sequence[Tensor], distorted: int, comparison: str = "spatial") -> Moments:
     """Compare each reference with its distorted versions.
 
-    features: one (n * (1 + D), C_l, H_l, W_l) per tap; of each 1 + D consecutive maps the first is the reference's
-    and the others those of its D = `distorted` versions. Raises `ValueError` if their number does not divide, and
-    `ConfigError` for an unknown comparison.
+    Args:
+        features: One tensor (n * (1 + D), C_l, H_l, W_l) per tap. Of each 1 + D consecutive maps the first belongs to
+            the reference and the others to its distorted versions.
+        distorted: D.
+        comparison: One of `COMPARISONS`.
+
+    Returns:
+        Moments (n, D, C).
+
+    Raises:
+        ValueError: The number of maps is not divisible by 1 + D.
+        ConfigError: The comparison is unknown.
     """
     taps = [
         _tap_moments(feature, 1 + distorted, vectors_of)
@@ -110,15 +126,16 @@ def moments(features: Sequence[Tensor], distorted: int, comparison: str = "spati
 
 
 def distances(weights: Tensor, mean: Tensor) -> Tensor:
-    """Distances in every context: weights (K, C) and channel means (..., C) give (..., K)."""
+    """Return the distances in every context, (..., K), of weights (K, C) and first moments (..., C)."""
     return weighted_sums(weights, mean)
 
 
 def weighted_sums(weights: Tensor, moments: Tensor) -> Tensor:
-    """Matrix product of weights (K, C) and moments (..., C): (..., K).
+    """Return the matrix product (..., K) of weights (K, C) and moments (..., C).
 
-    On a CPU torch multiplies matrices with MKL, which on AMD's is up to half as fast as oneDNN, with which it
-    convolves. So there many contexts are a 1 x 1 convolution of one image, channels last, whose pixels are the moments.
+    On a CPU torch multiplies matrices with MKL and convolves with oneDNN, which is up to twice as fast on AMD
+    processors. So for many contexts the product is a 1 x 1 convolution of a channels-last image whose pixels are the
+    moments.
     """
     rows = moments.numel() // max(1, moments.shape[-1])
     if moments.device.type != "cpu" or rows == 0 or len(weights) < CONVOLVED_CONTEXTS:
@@ -128,9 +145,17 @@ def weighted_sums(weights: Tensor, moments: Tensor) -> Tensor:
 
 
 def normalized_vectors(features: Sequence[Tensor], comparison: str = "spatial") -> list[Tensor]:
-    """The unit vectors (m, P, C_l) whose squared differences `moments` averages, in its order of taps.
+    """Return the unit vectors whose squared differences `moments` averages: for single images instead of pairs.
 
-    features: (m, C_l, H_l, W_l) per tap. For one that needs vectors of single images and not the moments of pairs.
+    Args:
+        features: One tensor (m, C_l, H_l, W_l) per tap.
+        comparison: One of `COMPARISONS`.
+
+    Returns:
+        Vectors (m, P, C_l) per tap, in the order of `Moments`.
+
+    Raises:
+        ConfigError: The comparison is unknown.
     """
     return [
         unit_normalize(vectors_of(feature.permute(0, 2, 3, 1).flatten(1, 2).float()), dim=2)
@@ -148,25 +173,25 @@ def _vectors_of(comparison: str) -> tuple[Callable[[Tensor], Tensor], ...]:
 
 
 def _tap_moments(feature: Tensor, views: int, vectors_of: Callable[[Tensor], Tensor]) -> Moments:
-    """Moments (n, D, C_l) of one tap (n * views, C_l, H_l, W_l), some images at a time."""
+    """Return the moments (n, D, C_l) of one tap (n * views, C_l, H_l, W_l), computed in chunks of images."""
     maps = len(feature)
     if maps % views:
-        raise ValueError(f"{maps} feature maps cannot be groups of one reference and {views - 1} distorted")
+        raise ValueError(f"{maps} feature maps are not groups of one reference and {views - 1} distorted versions")
     chunk = max(maps, views)
     if feature.device.type == "cpu":
         map_bytes = feature[:1].numel() * torch.float32.itemsize
         chunk = views * max(1, CHUNK_BYTES // max(1, views * map_bytes))
-    # Channels last, as most maps are in memory and the others are made, so that all that follows works on whole rows.
+    # Channels last, as most maps already are in memory, so that the following operations run over contiguous rows.
     vectors = feature.permute(0, 2, 3, 1).flatten(1, 2)
     parts = [_chunk_moments(vectors_of(part.float().contiguous()), views) for part in vectors.split(chunk)]
     return Moments(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def _chunk_moments(vectors: Tensor, views: int) -> Moments:
-    """Moments (n, D, C_l) of the vectors (n * views, P, C_l) of some images."""
+    """Return the moments (n, D, C_l) of vectors (n * views, P, C_l)."""
     normalized = unit_normalize(vectors, dim=2).unflatten(0, (len(vectors) // views, views))
     reference, others = normalized[:, :1], normalized[:, 1:]
-    # In place saves memory traffic; a gradient through it would cost more than that.
+    # In-place operations save memory traffic, but cost more than they save where gradients are needed.
     z = (others - reference if normalized.requires_grad else others.sub_(reference)).square_()
     positions = z.shape[2]
     mean = z.sum(dim=2) / positions

@@ -1,8 +1,8 @@
-"""Heads: K adapted metrics as one matrix of non-negative channel weights, and the judges that train them.
+"""Heads: K adapted metrics as one matrix of non-negative channel weights, and the judges used to train them.
 
     moments (n, D, C) -- Heads, W (K, C) --> distances (n, D, K) -- judge --> logit of P(1 is closer) per pair
 
-Shapes: n images, D distorted versions, C channels of all taps together, K contexts; "..." any leading axes.
+Shapes: n images, D distorted versions, C channels of all taps, K contexts; "..." stands for any leading axes.
 Source: Zhang et al. 2018 (LPIPS), section 3 and its code; Wang & Manning 2013, "Fast dropout training".
 """
 
@@ -19,37 +19,55 @@ from torch.nn import functional as F
 from fastdps.errors import ConfigError
 from fastdps.metric.distances import distances, weighted_sums
 
-#: The probability with which LPIPS drops every element of z before its 1 x 1 convolution.
+#: LPIPS's probability of dropping an element of z before its 1 x 1 convolution.
 DROPOUT = 0.5
 
 
 def dropout_distances(weights: Tensor, mean: Tensor, var: Tensor, noise: Tensor, *, p: float = DROPOUT) -> Tensor:
-    """Distances as dropout on every element of z would give them, without masking any element.
+    """Return distances under dropout on every element of z, without masking any element.
 
-    Under dropout a distance is a sum of many independent terms and so close to a Gaussian, with mean W . mean and
-    variance W^2 . var * p / (1 - p) (fast dropout). weights (K, C); mean and var (..., C), the two of
-    `fastdps.metric.distances.Moments`; noise (..., K) standard normal. Returns (..., K).
+    Under dropout a distance is a sum of many independent terms, so it is close to a Gaussian with mean W . mean and
+    variance W^2 . var * p / (1 - p) (fast dropout).
+
+    Args:
+        weights: Channel weights (K, C).
+        mean: First moments (..., C); see `fastdps.metric.distances.Moments`.
+        var: Second moments (..., C).
+        noise: Standard normal (..., K).
+        p: The dropout probability.
+
+    Returns:
+        Distances (..., K).
     """
     variance = weighted_sums(weights.square(), var) * (p / (1 - p))
-    # The square root has no finite gradient at zero, where there is nothing to draw either.
+    # Clamped, because the gradient of the square root is infinite at zero.
     return distances(weights, mean) + variance.clamp_min(1e-20).sqrt() * noise
 
 
 class Heads(nn.Module):
-    """Channel weights of K contexts, (K, C), all starting at `initial_weight` and kept non-negative by `project_`.
+    """Channel weights (K, C) of K contexts, kept non-negative by `project_`.
 
-    Equal weights are the unadapted metric, up to scale. In training mode distances are drawn with dropout `p`.
+    Equal weights are the unadapted metric, up to scale. In training mode distances are drawn with dropout.
+
+    Args:
+        contexts: K.
+        channels: C.
+        initial_weight: The initial value of all weights.
+        p: The dropout probability.
+
+    Raises:
+        ConfigError: `p` is not in [0, 1).
     """
 
     def __init__(self, contexts: int, channels: int, *, initial_weight: float = 1.0, p: float = DROPOUT) -> None:
         super().__init__()
         if not 0 <= p < 1:
-            raise ConfigError(f"dropout must be in [0, 1), not {p}")
+            raise ConfigError(f"dropout must be in [0, 1), not {p}.")
         self.weights = nn.Parameter(torch.full((contexts, channels), initial_weight))
         self.p = p
 
     def forward(self, mean: Tensor, var: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Map moments (n, D, C) to distances (n, D, K)."""
+        """Return the distances (n, D, K) of moments (n, D, C); `generator` draws the noise of dropout."""
         if not (self.training and self.p):
             return distances(self.weights, mean)
         shape = (*mean.shape[:-1], len(self.weights))
@@ -58,9 +76,13 @@ class Heads(nn.Module):
 
     @torch.no_grad()
     def init_as_lpips_(self, channels: Sequence[int], generator: torch.Generator) -> None:
-        """Draw the weights as torch draws those of LPIPS's 1 x 1 convolutions: uniform within 1 / sqrt(C_l) per tap.
+        """Draw the weights as torch initialises LPIPS's 1 x 1 convolutions: uniform within 1 / sqrt(C_l) per tap.
 
-        `channels` are the C_l. Half of them are negative until the first `project_`, as in LPIPS's training.
+        Half of the weights are negative until the first `project_`, as in LPIPS's training.
+
+        Args:
+            channels: The channels C_l of each tap.
+            generator: Draws the weights.
         """
         for own in self.weights.split(list(channels), dim=1):
             bound = 1 / math.sqrt(own.shape[1])
@@ -73,9 +95,13 @@ class Heads(nn.Module):
 
 
 class LogisticJudge(nn.Module):
-    """P(1 is closer) = sigmoid(t_k (d0 - d1)) with a learned temperature t_k > 0 per context.
+    """Judge with P(1 is closer) = sigmoid(t_k (d0 - d1)) and a learned temperature t_k > 0 per context.
 
     It cannot flip its sign, so it cannot teach the metric the reverse order.
+
+    Args:
+        contexts: K.
+        initial_temperature: The initial value of all t_k.
     """
 
     def __init__(self, contexts: int, *, initial_temperature: float = 1.0) -> None:
@@ -83,14 +109,19 @@ class LogisticJudge(nn.Module):
         self.log_temperature = nn.Parameter(torch.full((contexts,), math.log(initial_temperature)))
 
     def forward(self, d0: Tensor, d1: Tensor) -> Tensor:
-        """Distances (..., K) to logits (..., K)."""
+        """Return the logits (..., K) of distances (..., K)."""
         return self.log_temperature.exp() * (d0 - d1)
 
 
 class MLPJudge(nn.Module):
-    """LPIPS's network 5-32-32-1 on d0, d1, d0 - d1, d0 / (d1 + 0.1), d1 / (d0 + 0.1); one per context.
+    """LPIPS's judge: a network 5-32-32-1 on d0, d1, d0 - d1, d0 / (d1 + 0.1), d1 / (d0 + 0.1), one per context.
 
-    Weights start as torch's 1 x 1 convolutions do, uniform within 1 / sqrt(inputs).
+    Weights are initialised as torch initialises 1 x 1 convolutions: uniform within 1 / sqrt(inputs).
+
+    Args:
+        contexts: K.
+        hidden: The width of the hidden layers.
+        generator: Draws the weights; None for the global generator.
     """
 
     inputs = 5
@@ -108,9 +139,9 @@ class MLPJudge(nn.Module):
             self.biases.append(torch.empty(contexts, 1, fan_out).uniform_(-bound, bound, generator=generator))
 
     def forward(self, d0: Tensor, d1: Tensor) -> Tensor:
-        """Distances (..., K) to logits (..., K)."""
+        """Return the logits (..., K) of distances (..., K)."""
         x = torch.stack([d0, d1, d0 - d1, d0 / (d1 + self.epsilon), d1 / (d0 + self.epsilon)], dim=-1)
-        x = x.flatten(0, -3).transpose(0, 1)  # (K, all leading axes, 5), for one batched product a layer
+        x = x.flatten(0, -3).transpose(0, 1)  # (K, all leading axes, 5): one batched product per layer
         last = len(self.kernels) - 1
         for layer, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
             x = torch.baddbmm(bias, x, kernel)

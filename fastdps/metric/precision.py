@@ -1,4 +1,4 @@
-"""How numbers are computed: the floating-point type of a backbone (behind it all is float32), and determinism."""
+"""The floating-point type of the backbone (distances and heads are always float32), and determinism."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """What `auto` means: bfloat16 on GPUs that compute with it, float16 on older ones, float32 elsewhere.
+    """Resolve `auto`: bfloat16 on GPUs that support it, float16 on older ones, float32 elsewhere.
 
-    On a CPU with instructions for bfloat16 AlexNet was 1.1 times as fast with it, which is not worth other results.
+    On a CPU with bfloat16 instructions AlexNet was 1.1 times as fast with bfloat16, which does not justify different
+    results.
     """
     if precision != "auto":
         return precision
@@ -27,21 +28,21 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """The context to run a backbone in."""
+    """Return the autocast context in which a backbone runs."""
     dtype = _TYPES[resolve_precision(precision, device)]
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 @contextmanager
 def deterministic_algorithms(enabled: bool) -> Iterator[None]:
-    """A context in which the same command on the same machine gives the same bits, on GPUs too; slower there.
+    """Make results bitwise reproducible on the same machine, also on GPUs, where it is slower.
 
-    On a CPU that is always so. Raises torch's `RuntimeError` for an operation that has no deterministic algorithm.
+    On a CPU they always are. An operation without a deterministic algorithm raises torch's `RuntimeError`.
     """
     if not enabled:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it on first use
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

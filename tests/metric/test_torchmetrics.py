@@ -96,7 +96,7 @@ def test_the_mean_is_over_the_pairs_of_all_processes(tmp_path):
 def test_mistakes():
     with pytest.raises(ConfigError, match=r"Unknown reduction 'men'\. Did you mean 'mean'"):
         DeepPerceptualSimilarity(reduction="men")
-    with pytest.raises(ConfigError, match="has been chosen"):
+    with pytest.raises(ConfigError, match="already has its context"):
         DeepPerceptualSimilarity(fastdps.load("alexnet"), "a,b")
     with pytest.raises(ImageError, match="float images are in"):
         DeepPerceptualSimilarity().update(*(255 * torch.rand(2, 1, 3, 64, 64)))
