@@ -1,7 +1,7 @@
-"""The errors that users see.
+"""The exceptions that fastdps raises for users.
 
-Every one of them says what was wrong, where (file, shard or sample) and what to do about it. The command line
-prints the message alone, without a traceback; anything else that escapes is a defect of fastdps.
+Each message says what was wrong, where (file, shard or sample) and what to do. The command line prints the message
+without a traceback. Any other exception that reaches the user is a bug in fastdps.
 """
 
 from __future__ import annotations
@@ -11,9 +11,21 @@ from difflib import get_close_matches
 
 
 class FastDPSError(Exception):
-    """Base of all errors that fastdps raises on bad input or a bad environment.
+    """Base class of all errors that fastdps raises for bad input or a bad environment.
 
-    `everywhere` says that all processes of a job raise the same, so that one of them is enough to print it.
+    Raised itself for files that cannot be read or written, missing packages, and damaged runs and metric files.
+
+    Args:
+        arguments: The message.
+        everywhere: All processes of a job raise the same error, so only one of them prints it.
+
+    Example:
+        >>> import fastdps
+        >>> try:
+        ...     fastdps.load("nowhere")
+        ... except fastdps.FastDPSError as error:
+        ...     print(type(error).__name__)
+        ConfigError
     """
 
     def __init__(self, *arguments: object, everywhere: bool = False) -> None:
@@ -22,39 +34,43 @@ class FastDPSError(Exception):
 
 
 class ConfigError(FastDPSError, ValueError):
-    """An option, a recipe, a ranking or a combination of them that cannot be used."""
+    """Raised for an invalid option, recipe, ranking, backbone or path, or an invalid combination of them."""
 
 
 class ShardError(FastDPSError):
-    """A shard set, a shard or its index is missing, damaged or not what its manifest says."""
+    """Raised when a shard set, a shard or its index is missing, damaged or differs from the manifest."""
 
 
 class SampleError(FastDPSError):
-    """One sample (a source file or a member of a shard) cannot be read or decoded."""
+    """Raised when a sample (a source file or a member of a shard) cannot be read or decoded."""
 
 
 class ImageError(FastDPSError, ValueError):
-    """Images of a shape, type, size or range that a metric does not take."""
+    """Raised when a metric is given images of an unsupported shape, type, size or range."""
 
 
 class WeightsNotFoundError(FastDPSError):
-    """Pretrained weights were found in none of the places where they may be."""
+    """Raised when no source has the pretrained weights of a backbone."""
 
 
 class WeightsMismatchError(FastDPSError):
-    """Weights were found, but they are not the ones that were asked for."""
+    """Raised when weights are damaged, incomplete, or differ from the expected ones."""
 
 
 class CheckpointError(FastDPSError):
-    """A checkpoint that is damaged, or not one of this version."""
+    """Raised when a checkpoint is damaged or was written by another version of the format."""
 
 
 class TrainingError(FastDPSError):
-    """A training that cannot go on: its loss is not finite, the memory does not suffice, or a process has gone."""
+    """Raised when training cannot continue: NaN or infinite loss, out of memory, or a lost process."""
 
 
 class StoppedError(FastDPSError):
-    """A training that was stopped by a signal on all processes, after it saved where it was."""
+    """Raised on all processes when a signal stopped training, after a checkpoint was saved.
+
+    Attributes:
+        exit_status: 128 plus the signal number.
+    """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message, everywhere=True)
@@ -62,12 +78,13 @@ class StoppedError(FastDPSError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence with a space before it that suggests the nearest known name, or nothing if none is near.
+    """Return a sentence, with a leading space, that suggests the most similar known name, or "" if none is similar.
 
-    >>> did_you_mean("colour", ["blur", "color"])
-    " Did you mean 'color'?"
-    >>> did_you_mean("xyz", ["blur", "color"])
-    ''
+    Example:
+        >>> did_you_mean("colour", ["blur", "color"])
+        " Did you mean 'color'?"
+        >>> did_you_mean("xyz", ["blur", "color"])
+        ''
     """
     near = get_close_matches(name, list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""

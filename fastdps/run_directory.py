@@ -1,13 +1,14 @@
-"""The run directory: what a training run leaves behind, and where.
+"""The run directory: the files of a training run.
 
 RUN/config.json          settings, contexts, data and versions
-RUN/log.jsonl            one record per log line; "event": "end" sums a training up
-RUN/checkpoints/         what an interrupted training goes on from (see `fastdps.training.checkpoints`)
+RUN/log.jsonl            one record per log line; "event": "end" is the summary of a training
+RUN/checkpoints/         state from which an interrupted training resumes (see `fastdps.training.checkpoints`)
 RUN/metric.safetensors   the adapted metric (see `fastdps.metric.perceptual`)
-RUN/scores.json          what `fastdps evaluate` found
-RUN/details.json         what it found besides on held-out images, for the report; see `fastdps.evaluation.examples`
-RUN/examples/            pictures of choices that the adapted metric gets wrong, named in `details.json`
-RUN/report.html          what `fastdps report` made of all that
+RUN/metrics/             instead of it, one metric per context where each context has its own backbone
+RUN/scores.json          results of `fastdps evaluate`
+RUN/details.json         further results on held-out images, for the report (see `fastdps.evaluation.examples`)
+RUN/examples/            pictures of wrong choices of the adapted metric, named in `details.json`
+RUN/report.html          the page of `fastdps report`
 """
 
 from __future__ import annotations
@@ -26,63 +27,75 @@ from fastdps.runtime.files import write_errors
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The paths of one run directory."""
+    """The paths of a run directory, and access to its configuration and log.
+
+    Attributes:
+        path: The directory.
+
+    Example:
+        >>> RunDirectory(Path("runs/sample")).log.name
+        'log.jsonl'
+    """
 
     path: Path
 
     @property
     def config(self) -> Path:
-        """`config.json`."""
+        """The path of `config.json`."""
         return self.path / "config.json"
 
     @property
     def log(self) -> Path:
-        """`log.jsonl`."""
+        """The path of `log.jsonl`."""
         return self.path / "log.jsonl"
 
     @property
     def metric(self) -> Path:
-        """`metric.safetensors`."""
+        """The path of `metric.safetensors`."""
         return self.path / "metric.safetensors"
 
     def metric_of(self, number: int) -> Path:
-        """`metrics/NNN.safetensors`: the metric of one of several contexts with a backbone each."""
+        """Return the path `metrics/NNN.safetensors` of a context that has its own backbone."""
         return self.path / "metrics" / f"{number:03d}.safetensors"
 
     def metrics(self) -> list[Path]:
-        """The files of the run's metric or metrics, in the order of its contexts."""
-        several = sorted(self.metric_of(0).parent.glob("*.safetensors"), key=lambda path: int(path.stem))
-        return several or [self.metric]
+        """Return the paths of the metrics, in the order of the contexts: the files in `metrics`, or one file."""
+        per_context = sorted(self.metric_of(0).parent.glob("*.safetensors"), key=lambda path: int(path.stem))
+        return per_context or [self.metric]
 
     def checkpoints_of(self, number: int | None) -> Path:
-        """`checkpoints`, or the directory in it of one of several contexts that are trained one after another."""
+        """Return `checkpoints`, or its subdirectory of a context if contexts are trained one after another."""
         directory = self.path / "checkpoints"
         return directory if number is None else directory / f"context-{number:03d}"
 
     @property
     def scores(self) -> Path:
-        """`scores.json`."""
+        """The path of `scores.json`."""
         return self.path / "scores.json"
 
     @property
     def details(self) -> Path:
-        """`details.json`."""
+        """The path of `details.json`."""
         return self.path / "details.json"
 
     @property
     def examples(self) -> Path:
-        """`examples`."""
+        """The path of `examples`."""
         return self.path / "examples"
 
     @property
     def report(self) -> Path:
-        """`report.html`."""
+        """The path of `report.html`."""
         return self.path / "report.html"
 
     def create(self, *, overwrite: bool) -> bool:
-        """Make the directory, empty of an earlier run if that may be overwritten. Returns whether one is there still.
+        """Create the directory, and with `overwrite` remove the files of an earlier run.
 
-        Raises `ConfigError` where it cannot be made.
+        Returns:
+            True if the directory holds an earlier run.
+
+        Raises:
+            ConfigError: The directory cannot be created.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -93,11 +106,15 @@ class RunDirectory:
                 for directory in (self.checkpoints_of(None), self.examples):
                     shutil.rmtree(directory, ignore_errors=True)
         except OSError as error:
-            raise ConfigError(f"{self.path} cannot be made a run directory: {error}.") from error
+            raise ConfigError(f"{self.path} cannot be a run directory: {error}. Choose another --out.") from error
         return any(path.exists() for path in (self.config, self.log, self.scores, *self.metrics()))
 
     def read_config(self) -> dict[str, Any]:
-        """The content of `config.json`; `FastDPSError` when the directory is not a run."""
+        """Return the content of `config.json`.
+
+        Raises:
+            FastDPSError: The directory is not a run, or the file is not JSON.
+        """
         try:
             return json.loads(self.config.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -108,17 +125,17 @@ class RunDirectory:
             raise FastDPSError(f"{self.config} is not JSON: {error}. Train again.") from error
 
     def append_log(self, record: dict[str, Any]) -> None:
-        """Add one record to `log.jsonl`."""
+        """Append a record to `log.jsonl`."""
         with write_errors(self.log), self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def repair_log(self) -> None:
-        """Cut off a line that an interrupted run left unfinished."""
+        """Remove an incomplete last line that an interrupted run left in `log.jsonl`."""
         if self.log.exists() and not (text := self.log.read_bytes()).endswith(b"\n"):
             os.truncate(self.log, text.rfind(b"\n") + 1)
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The records of `log.jsonl`, oldest first, without those of steps that were taken again after a resume."""
+        """Return the records of `log.jsonl`, oldest first, without the steps that were repeated after a resume."""
         if not self.log.exists():
             return []
         records: list[dict[str, Any]] = []
@@ -146,7 +163,7 @@ class Throughput:
 
     @classmethod
     def from_log(cls, log: Sequence[dict[str, Any]]) -> Throughput:
-        """Return the throughput that the records of a run's log say."""
+        """Return the throughput recorded in the log of a run."""
         ends = [record for record in log if record["event"] == "end"]
         if not ends:
             return cls()
@@ -158,7 +175,7 @@ class Throughput:
 
 
 def _is_undone(record: dict[str, Any], resume: dict[str, Any]) -> bool:
-    """Whether what a record tells of was lost when its training was resumed at an earlier step."""
+    """Return whether a training was resumed before the step of a record, so that the step was repeated."""
     if record.get("context") != resume.get("context"):
         return False
     return record["event"] in ("end", "chosen") or record["step"] > resume["step"]

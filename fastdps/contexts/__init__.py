@@ -1,1 +1,1 @@
-"""What judges: distortions and how they are drawn, and rankings of them."""
+"""Contexts: distortions, how their parameters are drawn, and rankings of them."""

@@ -3,12 +3,11 @@
     ids ----------- draw_plan --> DistortionPlan (n, D, 4)   a pure function of (seed, epoch, sample id)
     images, plan -- apply_plan --> (n, D, 3, H, W)            batched, no loop over images
 
-Geometry and darkening are Kornia's functional operations; hue and blur are formulas of our own that take fewer passes
-over the images. What an image becomes does not depend on the batch it is in, to the last bit.
+Geometric distortions and darkening are Kornia's functional operations. Hue rotation and blur are implemented here with
+fewer passes over the images. The result for an image does not depend on its batch, to the last bit.
 
-
-Parameters are those of Pihlgren et al. 2023 (their code). A distortion is one entry of `DISTORTIONS`; its position
-there is its place in every axis of length D.
+Parameters are those of Pihlgren et al. 2023 (their code). A distortion is an entry of `DISTORTIONS`; its position there
+is its index in every axis of length D.
 
 Shapes: n images, D distortions, P parameters of one distortion, H and W pixels.
 """
@@ -27,15 +26,22 @@ from torch.nn import functional as F
 from fastdps.contexts.interpolation import Interpolation
 from fastdps.contexts.philox import uniforms
 
-#: Height and width of the Gaussian kernel, in pixels (the paper's code names them the other way round).
+#: Height and width of the Gaussian kernel, in pixels (swapped in the names of the paper's code).
 BLUR_KERNEL = (21, 11)
-#: A counter gives four numbers, so a distortion has at most four parameters.
+#: A counter gives four random numbers, so a distortion has at most four parameters.
 MAX_PARAMETERS = 4
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One number that is drawn for each image: uniform in [low, high), in `unit`."""
+    """A number that is drawn for each image, uniform in [low, high).
+
+    Attributes:
+        name: Its name.
+        low: The lower bound.
+        high: The upper bound.
+        unit: Its unit, for people.
+    """
 
     name: str
     low: float
@@ -45,10 +51,15 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Distortion:
-    """One kind of distortion: what is drawn, and how it is applied.
+    """A kind of distortion.
 
-    `apply` maps images (n, 3, H, W) and parameters (n, P) to distorted images of the same shape; the geometric ones
-    sample with the given interpolation.
+    Attributes:
+        parameters: What is drawn for each image.
+        apply: Maps images (n, 3, H, W) and parameters (n, P) to distorted images of the same shape. Geometric
+            distortions sample with the given interpolation.
+
+    Raises:
+        ValueError: There are no parameters, or more than `MAX_PARAMETERS`.
     """
 
     parameters: tuple[Parameter, ...]
@@ -82,12 +93,12 @@ def _darken(images: Tensor, parameters: Tensor, _: Interpolation) -> Tensor:
 
 
 def _color(images: Tensor, parameters: Tensor, _: Interpolation) -> Tensor:
-    """Turn the hue, as a round trip through HSV would, without its saturation and its cases.
+    """Rotate the hue as a round trip through HSV would, without computing the saturation and without branches.
 
-    With the channels scaled so that the lowest is 0 and the highest 1, a = |green - blue| and the hue h counted from
-    red in sixths of a turn, |h| = 3 (1 - red) + a (2 red - 1), and h has the sign of green - blue. Back again, a
-    channel is one up to a sixth of a turn from its own hue, zero from two sixths on and linear in between. Grey has no
-    hue, and times its chroma of zero it does not matter which.
+    Scale the channels so that the lowest is 0 and the highest 1. With a = |green - blue| and the hue h counted from red
+    in sixths of a turn, |h| = 3 (1 - red) + a (2 red - 1), and h has the sign of green - blue. Conversely, a channel is
+    1 within a sixth of a turn of its own hue, 0 from two sixths on, and linear in between. The hue of grey is
+    undefined, but is multiplied by its chroma of zero.
     """
     red, green, blue = images.unbind(dim=1)
     low = torch.minimum(torch.minimum(red, green), blue)
@@ -111,11 +122,11 @@ def _blur(images: Tensor, parameters: Tensor, _: Interpolation) -> Tensor:
 
 
 def _blur_matrices(sigma: Tensor, taps: int, size: int) -> Tensor:
-    """The Gaussian blur of a line of `size` pixels as matrices (n, size, size), its reflected border folded in."""
+    """Return the Gaussian blur of a line of `size` pixels as matrices (n, size, size), with reflected borders."""
     radius = taps // 2
     offsets = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
     kernel = (-0.5 * (offsets / sigma).square()).softmax(dim=1)
-    # Rows that are one too long for their matrix, so that in it each begins one further to the right.
+    # The rows are one element too long for their matrix, so that each row starts one position further to the right.
     rows = F.pad(kernel[:, None].expand(-1, size, -1), (0, size))
     padded = rows.flatten(1)[:, :-size].unflatten(1, (size, size + 2 * radius))
     matrices = padded[..., radius:-radius].clone()
@@ -151,28 +162,46 @@ NAMES: tuple[str, ...] = tuple(DISTORTIONS)
 class DistortionPlan:
     """The parameters of every distortion for every image of a batch.
 
-    values: (n, D, 4) float32; distortion d uses the first P of the four, in the order of its `parameters`.
+    Attributes:
+        distortions: The D distortions by name.
+        values: (n, D, 4) float32. Distortion d uses the first P of the four values, in the order of its `parameters`.
     """
 
     distortions: Mapping[str, Distortion]
     values: Tensor
 
     def __getitem__(self, name: str) -> Tensor:
-        """The parameters (n, P) of one distortion."""
+        """Return the parameters (n, P) of one distortion."""
         return self.values[:, list(self.distortions).index(name), : len(self.distortions[name].parameters)]
 
     def to(self, device: torch.device | str) -> DistortionPlan:
-        """The same plan on another device."""
+        """Return the plan on another device."""
         return DistortionPlan(self.distortions, self.values.to(device, non_blocking=True))
 
 
 def draw_plan(
     ids: Tensor, *, seed: int, epoch: int, distortions: Mapping[str, Distortion] = DISTORTIONS
 ) -> DistortionPlan:
-    """Draw the parameters of all distortions for the samples `ids` (n,), int64.
+    """Draw the parameters of all distortions for a batch of samples.
 
-    A sample's parameters depend on (seed, epoch, its id) alone, and those of one distortion do not change when others
-    are added behind it. The plan is on the device of `ids`; the numbers are the same on all devices.
+    The parameters of a sample depend only on (seed, epoch, sample id), and are the same on all devices. The parameters
+    of a distortion do not change when others are appended.
+
+    Args:
+        ids: Sample ids, int64 (n,).
+        seed: The seed.
+        epoch: The epoch.
+        distortions: The distortions by name.
+
+    Returns:
+        The plan, on the device of `ids`.
+
+    Raises:
+        ValueError: `ids` is not a vector of int64.
+
+    Example:
+        >>> draw_plan(torch.arange(8), seed=0, epoch=0)["translate"].shape
+        torch.Size([8, 2])
     """
     low, high = torch.zeros(2, len(distortions), MAX_PARAMETERS, dtype=torch.float64)
     for d, distortion in enumerate(distortions.values()):
@@ -186,11 +215,25 @@ def draw_plan(
 def apply_plan(
     images: Tensor, plan: DistortionPlan, *, interpolation: Interpolation = "nearest", out: Tensor | None = None
 ) -> Tensor:
-    """Distort a batch in every way: (n, 3, H, W) float RGB in [0, 1] to (n, D, 3, H, W).
+    """Apply every distortion of a plan to a batch.
 
-    `interpolation` is that of the geometric distortions; the paper's code uses nearest. The result is written into
-    `out` if that is given. Raises `ValueError` for images of another shape or type, or too small for the blur's
-    reflected border, and for an `out` of another shape.
+    Args:
+        images: (n, 3, H, W) float RGB in [0, 1].
+        plan: The plan for these n images.
+        interpolation: Sampling of the geometric distortions; the paper's code uses "nearest".
+        out: Tensor for the result, (n, D, 3, H, W).
+
+    Returns:
+        The distorted images (n, D, 3, H, W).
+
+    Raises:
+        ValueError: The images have another shape or type or are too small for the blur's reflected border, the plan is
+            for another number of images, or `out` has another shape.
+
+    Example:
+        >>> images = torch.rand(8, 3, 64, 64)
+        >>> apply_plan(images, draw_plan(torch.arange(8), seed=0, epoch=0)).shape
+        torch.Size([8, 6, 3, 64, 64])
     """
     if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(f"images must be (n, 3, H, W) float, not {images.dtype} of shape {tuple(images.shape)}")
@@ -199,7 +242,7 @@ def apply_plan(
     if height < smallest[0] or width < smallest[1]:
         raise ValueError(f"images are {height} x {width} pixels; the blur needs at least {smallest[0]} x {smallest[1]}")
     if len(plan.values) != n:
-        raise ValueError(f"the plan is for {len(plan.values)} images, and there are {n}")
+        raise ValueError(f"the plan is for {len(plan.values)} images, not for {n}")
     images = images.contiguous()
     shape = (n, len(plan.distortions), 3, height, width)
     views = images.new_empty(shape) if out is None else out
@@ -211,12 +254,27 @@ def apply_plan(
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 (n, H, W, 3) to float (n, 3, H, W) in [0, 1]; bytes are moved to the device, floats are made there."""
+    """Convert images from uint8 (n, H, W, 3) to float (n, 3, H, W) in [0, 1].
+
+    Called after the images were moved to the device, because uint8 is faster to move than float.
+    """
     return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 def make_views(images: Tensor, plan: DistortionPlan, interpolation: Interpolation = "nearest") -> Tensor:
-    """Reference and distorted versions: float (n, 3, H, W) to (n, 1 + D, 3, H, W), the reference first."""
+    """Return each image and its distorted versions.
+
+    Args:
+        images: (n, 3, H, W) float RGB in [0, 1].
+        plan: The plan for these n images.
+        interpolation: Sampling of the geometric distortions.
+
+    Returns:
+        Views (n, 1 + D, 3, H, W), the reference first.
+
+    Raises:
+        ValueError: As `apply_plan`.
+    """
     views = images.new_empty(len(images), 1 + len(plan.distortions), *images.shape[1:])
     views[:, 0] = images
     apply_plan(images, plan, interpolation=interpolation, out=views[:, 1:])

@@ -1,8 +1,8 @@
-"""Randomness as a pure function: the counter-based generator Philox4x32-10.
+"""The counter-based random number generator Philox4x32-10: random numbers as a pure function.
 
-A stateful generator gives a sample other numbers when the batch, the number of processes or the starting point of the
-run changes. A counter-based one hashes a counter (which sample, which epoch, what for) with a key (the seed), so
-every number can be had at any time, on any device, in any order.
+With a stateful generator the numbers of a sample depend on the batch, the number of processes and the starting point of
+the run. A counter-based generator hashes a counter (sample, epoch, stream) with a key (the seed), so every number can
+be computed at any time, on any device, in any order.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011), section 3.3.
 """
@@ -21,12 +21,17 @@ _ROUNDS = 10
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
     """Hash four 32-bit counter words with two 32-bit key words into four 32-bit words.
 
-    The counter words are int64 tensors of shapes that broadcast, with values in [0, 2^32); so are the results.
+    Args:
+        counter: int64 tensors with values in [0, 2^32). Their shapes broadcast.
+        key: Values in [0, 2^32).
+
+    Returns:
+        Four int64 tensors with values in [0, 2^32).
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # int64 products wrap around modulo 2^64, so both 32-bit halves are right although the sign is not.
+        # int64 products wrap around modulo 2^64, so both 32-bit halves are correct although the sign is not.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             ((p1 >> 32) & _MASK) ^ c1 ^ k0,
@@ -39,11 +44,26 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
 
 def uniforms(seed: int, epoch: int, ids: Tensor, streams: int, *, first_stream: int = 0) -> Tensor:
-    """Four numbers, uniform in [0, 1), for every sample and stream.
+    """Return four numbers, uniform in [0, 1), for every sample and stream.
 
-    ids: (n,) int64 sample ids. Returns (n, streams, 4) float64 on the device of `ids`; row i of stream s depends on
-    (seed, epoch, ids[i], s) alone, where streams are numbered from `first_stream`. Seed is taken modulo 2^64 and
-    epoch modulo 2^32.
+    Row i of stream s depends only on (seed, epoch, ids[i], s).
+
+    Args:
+        seed: Taken modulo 2^64.
+        epoch: Taken modulo 2^32.
+        ids: Sample ids, int64 (n,).
+        streams: Number of streams.
+        first_stream: Number of the first stream.
+
+    Returns:
+        (n, streams, 4) float64 on the device of `ids`.
+
+    Raises:
+        ValueError: `ids` is not a vector of int64.
+
+    Example:
+        >>> uniforms(0, 0, torch.arange(2), streams=1).shape
+        torch.Size([2, 1, 4])
     """
     if ids.dtype != torch.int64 or ids.dim() != 1:
         raise ValueError(f"ids must be a vector of int64, not {ids.dtype} of shape {tuple(ids.shape)}")

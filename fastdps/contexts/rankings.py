@@ -1,4 +1,4 @@
-"""Contexts: rankings of the distortions, their pairs, and which of a pair must be closer to the reference.
+"""Contexts as rankings of the distortions: parse, enumerate and sample them, and label pairs of distortions.
 
 A ranking is a tuple of all distortion names, the least disruptive first. D distortions give D (D - 1) / 2 pairs
 (i, j), i < j, in the order of `pairs`, and D! contexts. Source: Pihlgren et al. 2023, section 3.
@@ -18,14 +18,23 @@ from fastdps.errors import ConfigError, did_you_mean
 
 Ranking = tuple[str, ...]
 
-#: Of more contexts than six distortions have, "all" are not enumerated but so many drawn.
-MOST = math.factorial(6)
+#: Number of contexts up to which "all" enumerates them; if there are more, "all" samples this many.
+MAX_CONTEXTS = math.factorial(6)
 
 
 def parse_ranking(text: str, names: Sequence[str]) -> Ranking:
-    """Read "a,b,c,d,e,f", least disruptive first.
+    """Parse a ranking such as "a,b,c,d,e,f", least disruptive first.
 
-    Raises `ConfigError` that says which names are unknown (with the nearest known one), missing or repeated.
+    Args:
+        text: Names separated by commas.
+        names: The names of all distortions.
+
+    Raises:
+        ConfigError: Names are unknown (the message suggests the most similar one), missing or repeated.
+
+    Example:
+        >>> parse_ranking("blur, rotate", ["rotate", "blur"])
+        ('blur', 'rotate')
     """
     ranking = tuple(part.strip() for part in text.split(","))
     for name in ranking:
@@ -42,23 +51,24 @@ def parse_ranking(text: str, names: Sequence[str]) -> Ranking:
 
 
 def all_rankings(names: Sequence[str]) -> list[Ranking]:
-    """All D! rankings, in lexicographic order of the positions in `names`."""
+    """Return all D! rankings, in lexicographic order of the positions in `names`."""
     return list(itertools.permutations(names))
 
 
 def sample_rankings(count: int, names: Sequence[str], seed: int) -> list[Ranking]:
-    """`count` different rankings, drawn with a seed of their own; never enumerates all D!.
+    """Draw `count` different rankings without enumerating all D!.
 
-    Raises `ConfigError` if there are not as many.
+    Raises:
+        ConfigError: There are fewer than `count` rankings, or `count` is below 1.
     """
     total = math.factorial(len(names))
     if not 1 <= count <= total:
-        raise ConfigError(f"{count} contexts asked for; {len(names)} distortions have 1 to {total}.")
+        raise ConfigError(f"Cannot draw {count} contexts: {len(names)} distortions have 1 to {total}.")
     return [_ranking_number(n, names) for n in random.Random(seed).sample(range(total), count)]
 
 
 def _ranking_number(number: int, names: Sequence[str]) -> Ranking:
-    """The ranking at a position of `all_rankings`, from the factorial digits of the position."""
+    """Return the ranking at a position of `all_rankings`, from the factorial digits of the position."""
     left, ranking = list(names), []
     for remaining in range(len(names) - 1, -1, -1):
         index, number = divmod(number, math.factorial(remaining))
@@ -67,13 +77,25 @@ def _ranking_number(number: int, names: Sequence[str]) -> Ranking:
 
 
 def select_rankings(text: str, names: Sequence[str], seed: int) -> list[Ranking]:
-    """What `--contexts` means: "all", a number of contexts to draw, or rankings separated by ";".
+    """Return the rankings that `--contexts` selects.
 
-    Where there are more than `MOST` contexts, "all" draws as many.
+    Args:
+        text: "all", a number of contexts to draw, or rankings separated by ";". If there are more than `MAX_CONTEXTS`
+            contexts, "all" draws `MAX_CONTEXTS` of them.
+        names: The names of all distortions.
+        seed: The seed of drawn contexts.
+
+    Raises:
+        ConfigError: A ranking is invalid or repeated, or the number is out of range.
+
+    Example:
+        >>> select_rankings("blur,rotate; rotate,blur", ["rotate", "blur"], seed=0)
+        [('blur', 'rotate'), ('rotate', 'blur')]
     """
     text = text.strip()
     if text == "all":
-        return all_rankings(names) if math.factorial(len(names)) <= MOST else sample_rankings(MOST, names, seed)
+        few = math.factorial(len(names)) <= MAX_CONTEXTS
+        return all_rankings(names) if few else sample_rankings(MAX_CONTEXTS, names, seed)
     if text.lstrip("-").isdigit():
         return sample_rankings(int(text), names, seed)
     rankings = [parse_ranking(part, names) for part in text.split(";")]
@@ -83,14 +105,15 @@ def select_rankings(text: str, names: Sequence[str], seed: int) -> list[Ranking]
 
 
 def pairs(count: int) -> Tensor:
-    """All pairs (i, j), i < j, of `count` distortions: (pairs, 2) int64, in lexicographic order."""
+    """Return all pairs (i, j), i < j, of `count` distortions: (pairs, 2) int64, in lexicographic order."""
     return torch.combinations(torch.arange(count), r=2)
 
 
 def labels(rankings: Sequence[Ranking], names: Sequence[str]) -> Tensor:
-    """For each pair and context, 1 where the second of the pair must be closer to the reference, else 0.
+    """Label each pair in each context: 1 where the second of the pair must be closer to the reference, else 0.
 
-    Returns (pairs, K) float32, as the probability that a judge is asked for.
+    Returns:
+        (pairs, K) float32, the target probability of a judge.
     """
     ranks = torch.tensor([[ranking.index(name) for name in names] for ranking in rankings])
     first, second = pairs(len(names)).unbind(dim=1)

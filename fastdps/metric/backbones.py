@@ -1,10 +1,10 @@
-"""Backbones: the ImageNet networks whose features are compared, as rows of a table, and one tap class for all.
+"""Backbones: the ImageNet networks whose features are compared, as rows of a table, and one class for all of them.
 
-A backbone is the sequence of a torchvision model's layers: those of its `features` where it has such a Sequential, its
-children otherwise. A tap is the index of a layer whose output is used. Models that are not a row of `BACKBONES` can be
-used with taps of one's own, as long as their layers run one after another.
+A backbone is the sequence of a torchvision model's layers: the layers of its `features` if that is a Sequential, its
+children otherwise. A tap is the index of a layer whose output is used. Models without a row in `BACKBONES` can be used
+with taps given by the user, if their layers run one after another.
 
-Inputs are RGB in [0, 1]; the backbone normalises them as its weights were trained.
+Inputs are RGB in [0, 1]; the backbone normalises them as in the training of its weights.
 """
 
 from __future__ import annotations
@@ -26,25 +26,32 @@ from fastdps.metric.weights import load_pretrained
 
 Triple = tuple[float, float, float]
 
-#: ImageNet statistics in [0, 1], as most of torchvision's weights were trained with; LPIPS's scaling layer is the same
+#: ImageNet statistics in [0, 1], which most of torchvision's weights were trained with. LPIPS's scaling layer is equal
 #: to three digits.
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 HALF: Triple = (0.5, 0.5, 0.5)
 
-#: Where BatchNorm counts the batches it was trained with; old files lack them, and nothing here reads them.
+#: BatchNorm's counter of training batches; old files lack it, and nothing here reads it.
 _COUNTER = "num_batches_tracked"
-#: Images that every model of the table is large enough for, in pixels. Two, to see which axes depend on the size.
+#: Image sizes in pixels that all models of the table accept. Two, to find which axes depend on the size.
 _PROBES = (224, 256)
-#: Images and pixels of the noise that a random network's BatchNorm is measured on.
+#: Shape of the noise images on which the BatchNorm statistics of a random network are measured.
 _NOISE = (4, 3, 128, 128)
-#: Positions of a map up to which a CPU convolves it faster with the channels first: 1.25 times at 3 x 3.
+#: Positions of a map up to which a CPU convolves faster with the channels first: 1.25 times at 3 x 3.
 _SMALL_MAP = 9
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """One row: the indices of the layers that are tapped, the normalisation, options of torchvision's constructor."""
+    """One row of the table.
+
+    Attributes:
+        taps: Indices of the tapped layers.
+        mean: Mean of the input normalisation, per channel.
+        std: Standard deviation of the input normalisation.
+        options: Keyword arguments of torchvision's constructor.
+    """
 
     taps: tuple[int, ...]
     mean: Triple = IMAGENET_MEAN
@@ -53,15 +60,15 @@ class BackboneSpec:
 
 
 #: GoogLeNet and Inception v3 are ported from TensorFlow: torchvision's pretrained constructors set `transform_input`,
-#: by which the model undoes ImageNet's normalisation and scales [0, 1] to [-1, 1] instead. Their auxiliary classifiers
-#: are no layers of the sequence.
+#: so that the model undoes ImageNet's normalisation and scales [0, 1] to [-1, 1]. Their auxiliary classifiers are not
+#: part of the sequence.
 _FROM_TENSORFLOW: dict[str, Any] = {
     "mean": HALF,
     "std": HALF,
     "options": {"aux_logits": False, "init_weights": False},
 }
 
-#: By torchvision's name. The taps of alexnet, vgg16 and squeezenet1_1 are LPIPS's, the others those of Pihlgren et al.
+#: By torchvision's name. Taps of alexnet, vgg16 and squeezenet1_1 as in LPIPS, the others as in Pihlgren et al.
 BACKBONES: Mapping[str, BackboneSpec] = {
     "alexnet": BackboneSpec((1, 4, 7, 9, 11)),
     "vgg11": BackboneSpec((1, 4, 9, 19)),
@@ -81,9 +88,10 @@ BACKBONES: Mapping[str, BackboneSpec] = {
 
 
 def backbone_spec(name: str) -> BackboneSpec:
-    """The row of a backbone; for any other of torchvision's image classifiers one without taps.
+    """Return the row of a backbone, or a row without taps for another image classifier of torchvision.
 
-    Raises `ConfigError` that names the nearest ones if there is no such model.
+    Raises:
+        ConfigError: torchvision has no such model. The message suggests the nearest names.
     """
     if name in BACKBONES:
         return BACKBONES[name]
@@ -92,8 +100,8 @@ def backbone_spec(name: str) -> BackboneSpec:
         near = get_close_matches(name, known, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ConfigError(
-            f"Unknown backbone {name!r}.{hint} With taps of their own: {', '.join(BACKBONES)}; with taps that you "
-            "give: any image classifier of torchvision whose layers run one after another."
+            f"Unknown backbone {name!r}.{hint} With preset taps: {', '.join(BACKBONES)}. With taps given by you: any "
+            "image classifier of torchvision whose layers run one after another."
         )
     try:
         preset = models.get_model_weights(name)["IMAGENET1K_V1"].transforms()
@@ -103,21 +111,35 @@ def backbone_spec(name: str) -> BackboneSpec:
 
 
 class Backbone(nn.Module):
-    """A network cut off behind its last tap; maps images to the outputs of its taps.
+    """A network truncated after its last tap. It maps images to the outputs of its taps.
 
-    Input (n, 3, H, W) RGB in [0, 1]; output a list with one (n, C_l, H_l, W_l) per tap. `channels` holds the C_l and
-    `taps` the indices, ascending. State and modules have torchvision's names.
+    All layers compute as in evaluation mode, also in training. BatchNorm keeps its statistics, which describe ImageNet
+    and not batches of seven versions of an image. Dropout is off, because the views of an image must pass through the
+    same network to be compared. BatchNorm of a random network has the statistics of noise images; without them the
+    features of a deep network would vanish.
 
-    `taps` replaces those of the table. The weights are ImageNet's, or `state` if it is given, or with
-    `pretrained=False` torchvision's initialisation drawn with `seed`; the global generator is left alone.
+    Args:
+        name: torchvision's name of the model.
+        taps: Indices of the tapped layers; None for the preset.
+        pretrained: Load ImageNet weights unless `state` is given; otherwise use torchvision's initialisation.
+        seed: Seed of the initialisation. The global generator is not used.
+        state: The weights, with torchvision's names.
 
-    All layers compute as in evaluation, also in training mode: BatchNorm keeps its statistics, which belong to
-    ImageNet and not to batches of seven versions of an image, and nothing is dropped at random, because the views of an
-    image must go through one and the same network to be compared. BatchNorm of a random network has the statistics of
-    noise images, without which the features of a deep one would vanish.
+    Attributes:
+        taps: The indices of the taps, ascending.
+        channels: The channels C_l of each tap.
+        mean: The mean of the input normalisation, (1, 3, 1, 1).
+        std: The standard deviation of the input normalisation, (1, 3, 1, 1).
 
-    Raises `ConfigError` for an unknown model or tap and for layers that do not run one after another, what
-    `fastdps.metric.weights.load_pretrained` raises, and `WeightsMismatchError` for a `state` that does not fit.
+    Raises:
+        ConfigError: The model or a tap is unknown, or the layers do not run one after another.
+        WeightsNotFoundError: There are no pretrained weights; see `fastdps.metric.weights.load_pretrained`.
+        WeightsMismatchError: Weights do not fit the model, or are not the expected ones.
+
+    Example:
+        >>> backbone = Backbone("alexnet", pretrained=False)
+        >>> [tuple(features.shape) for features in backbone(torch.rand(1, 3, 64, 64))]
+        [(1, 64, 15, 15), (1, 192, 7, 7), (1, 384, 3, 3), (1, 256, 3, 3), (1, 256, 3, 3)]
     """
 
     mean: Tensor
@@ -148,10 +170,10 @@ class Backbone(nn.Module):
                 self.add_module(layer, module)
         for module in self.modules():
             if "inplace" in vars(module):
-                vars(module)["inplace"] = False  # the next layer must not write into what a tap has returned
+                vars(module)["inplace"] = False  # a layer must not overwrite the output of a tap
         for index, (before, module) in enumerate(itertools.pairwise(layers.values())):
             if isinstance(before, nn.Conv2d) and isinstance(module, nn.ReLU) and index not in self.taps:
-                module.inplace = True  # nothing else reads what the convolution has returned
+                module.inplace = True  # nothing else reads the output of the convolution
         self.train(self.training)
         self.channels = self._probe_channels()
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
@@ -161,11 +183,11 @@ class Backbone(nn.Module):
         if state is not None:
             self._load(state, "the given state")
         elif pretrained:
-            self._load(load_pretrained(name, keys), f"what was found as {name}'s weights")
+            self._load(load_pretrained(name, keys), f"the weights found for {name}")
         else:
             self._load(_seeded_network(name, spec, seed).state_dict(), "torchvision's model")
             self._measure_statistics(seed)
-        # Channels last is what the convolutions are fastest with, on CPU and on tensor cores.
+        # Convolutions are fastest with channels last, on CPUs and on tensor cores.
         self.to(memory_format=torch.channels_last)
 
     @property
@@ -174,14 +196,14 @@ class Backbone(nn.Module):
         return (self.features if self._in_features else self).named_children()
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of the backbone itself; its layers stay in evaluation mode (see the class)."""
+        """Set the mode of the backbone; its layers stay in evaluation mode (see the class)."""
         super().train(mode)
         for module in self.children():
             module.eval()
         return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Map images (n, 3, H, W) in [0, 1] to one feature map per tap, the shallowest first."""
+        """Return the feature maps (n, C_l, H_l, W_l) of images (n, 3, H, W) in [0, 1], the shallowest tap first."""
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         outputs = []
         for index, (_, module) in enumerate(self.layers):
@@ -192,16 +214,16 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _probe_channels(self) -> tuple[int, ...]:
-        """Channels of each tap, by running the layers on images without data."""
+        """Return the channels of each tap by running the layers on images without data."""
         small, large = (torch.empty(1, 3, size, size, device="meta") for size in _PROBES)
         channels = []
         for index, (layer, module) in enumerate(self.layers):
             try:
                 small, large = module(small), module(large)
-            except Exception as error:  # whatever a layer raises that was made for other inputs
+            except Exception as error:  # layers made for other inputs raise various errors
                 raise ConfigError(
                     f"The layers of {self.name} cannot be run one after another: {index} {layer} "
-                    f"({type(module).__name__}) does not take what comes out of those before it ({error}). "
+                    f"({type(module).__name__}) does not accept the output of the layers before it ({error}). "
                     f"Choose taps below {index}, or another backbone."
                 ) from error
             maps = all(isinstance(x, Tensor) and x.dim() == 4 for x in (small, large))
@@ -215,23 +237,23 @@ class Backbone(nn.Module):
         return tuple(channels)
 
     def _load(self, state: Mapping[str, Tensor], source: str) -> None:
-        """Take over the tensors of this backbone from a state; those that are not of it are ignored."""
+        """Copy the tensors of this backbone from a state; other tensors are ignored. `source` is for messages."""
         loaded = {}
         for key, own in self.state_dict().items():
             if key.endswith(_COUNTER):
                 loaded[key] = torch.zeros(own.shape, dtype=own.dtype)
             elif key not in state:
-                raise WeightsMismatchError(f"{source} lacks the tensor {key} of {self.name}.")
+                raise WeightsMismatchError(f"{source} lacks the tensor {key} of {self.name}. Restore it or replace it.")
             elif state[key].shape != own.shape:
-                shapes = f"{tuple(state[key].shape)} and not {tuple(own.shape)}"
-                raise WeightsMismatchError(f"The tensor {key} of {self.name} in {source} is of shape {shapes}.")
+                shapes = f"{tuple(state[key].shape)}, not {tuple(own.shape)}"
+                raise WeightsMismatchError(f"The tensor {key} of {self.name} in {source} has shape {shapes}.")
             else:
                 loaded[key] = state[key].detach().to(own.dtype, copy=True)
         self.load_state_dict(loaded, assign=True)
 
     @torch.no_grad()
     def _measure_statistics(self, seed: int) -> None:
-        """Set the statistics of BatchNorm to those of noise images."""
+        """Measure the BatchNorm statistics on noise images."""
         norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
         if not norms:
             return
@@ -247,30 +269,30 @@ class Backbone(nn.Module):
 
 
 def _run(layer: nn.Module, x: Tensor) -> Tensor:
-    """What a layer makes of the maps x (n, C, H, W), in the layout that is fastest."""
+    """Apply a layer to maps (n, C, H, W) in the fastest memory layout."""
     if isinstance(layer, nn.Conv2d) and x.device.type == "cpu" and x.shape[2] * x.shape[3] <= _SMALL_MAP:
         return functional_call(layer, {"weight": layer.weight.contiguous()}, x.contiguous())
     return layer(x)
 
 
 def _meta_network(name: str, spec: BackboneSpec) -> nn.Module:
-    """The model of torchvision without data, which takes no time and draws nothing."""
+    """Return the torchvision model on the meta device: it costs no time and draws no random numbers."""
     try:
         with torch.device("meta"):
             return models.get_model(name, weights=None, **spec.options)
-    except NotImplementedError:  # RegNets compute with tensors while they are made
+    except NotImplementedError:  # RegNets compute with tensors in their constructor
         return _seeded_network(name, spec, seed=0).to("meta")
 
 
 def _seeded_network(name: str, spec: BackboneSpec, seed: int) -> nn.Module:
-    """The model of torchvision with its own random initialisation."""
+    """Return the torchvision model with its random initialisation."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         return models.get_model(name, weights=None, **spec.options)
 
 
 def _check_taps(name: str, taps: Sequence[int], layers: Mapping[str, nn.Module]) -> tuple[int, ...]:
-    """The taps in ascending order; `ConfigError` that lists those there are, unless they are some of them."""
+    """Return the taps in ascending order. Raises `ConfigError` with the list of layers for wrong or repeated taps."""
     wrong = [tap for tap in taps if type(tap) is not int or tap not in range(len(layers))]
     repeated = sorted({tap for tap in taps if taps.count(tap) > 1} - {*wrong})
     if taps and not wrong and not repeated:
@@ -281,8 +303,8 @@ def _check_taps(name: str, taps: Sequence[int], layers: Mapping[str, nn.Module])
         what = f"Tap {', '.join(map(str, repeated))} of {name} is given more than once"
     else:
         what = f"Taps must be given for {name}" + ("" if name in BACKBONES else ", which has no preset")
-    there = [
+    existing = [
         f"{index} {layer} ({type(module).__name__})" if layer != str(index) else f"{index} ({type(module).__name__})"
         for index, (layer, module) in enumerate(layers.items())
     ]
-    raise ConfigError(f"{what}. Its taps: {', '.join(there)}.")
+    raise ConfigError(f"{what}. Its taps: {', '.join(existing)}.")

