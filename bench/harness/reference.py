@@ -72,7 +72,7 @@ def draw_and_distort(name: str, image: Tensor) -> Tensor:
     return DISTORTIONS[name](image)
 
 
-class Triplets(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
+class TripletDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
     """A reference, two of its distorted versions, and which of them must be closer in one ranking."""
 
     def __init__(self, files: Sequence[Path], ranking: Sequence[str]) -> None:
@@ -160,7 +160,7 @@ class Reference:
         trained = [p for module in (self._lpips, self._loss) for p in module.parameters() if p.requires_grad]
         self._optimizer = torch.optim.Adam(trained, lr=1e-4 if train_backbone else 1e-3, betas=(0.5, 0.999))
         self._sampler = _Drawn(len(files))
-        self._triplets = Triplets(files, ranking)
+        self._triplets = TripletDataset(files, ranking)
         self._loader: Any = DataLoader(
             self._triplets,
             BATCH,

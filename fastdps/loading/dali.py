@@ -47,7 +47,7 @@ _Opened = BackgroundMap[Segment, tuple[Segment, Pipeline]]
 
 
 @dataclass(frozen=True)
-class _Batch:
+class _DaliBatch:
     """DALI's outputs for one batch of a segment, by component in order; the last batch may end in padding."""
 
     segment: Segment
@@ -81,7 +81,7 @@ class DaliReader:
                 }
                 yield tensors, ids
 
-    def _decoded(self, members: Iterator[_Batch], opened: _Opened) -> Iterator[_Batch]:
+    def _decoded(self, members: Iterator[_DaliBatch], opened: _Opened) -> Iterator[_DaliBatch]:
         """The batches decoded, the next of them in the making while the caller uses one."""
         decoder = self._idle_decoders.pop() if self._idle_decoders else _Decoder(self._spec)
         for batch in members:
@@ -105,30 +105,30 @@ class _Decoder:
 
     def __init__(self, spec: ReadSpec) -> None:
         self._spec = spec
-        self._begun: _Batch | None = None
+        self._begun: _DaliBatch | None = None
         self._pipeline = _pipeline(spec, spec.batch_size, depth=1, device=spec.device)
         with self._pipeline:
             members = [fn.external_source(name=c.name, no_copy=True) for c in spec.components]
             self._pipeline.set_outputs(*(_finished(spec, c, m) for c, m in zip(spec.components, members, strict=True)))
         self._pipeline.build()
 
-    def begin(self, batch: _Batch) -> None:
+    def begin(self, batch: _DaliBatch) -> None:
         """Start to decode a batch; the one before has to be finished."""
         for component, members in zip(self._spec.components, batch.outputs, strict=True):
             self._pipeline.feed_input(component.name, members)
         self._pipeline.schedule_run()
         self._begun = batch
 
-    def finish(self) -> _Batch | None:
+    def finish(self) -> _DaliBatch | None:
         """Wait for the batch that was begun last, if any."""
         batch, self._begun = self._begun, None
         if batch is None:
             return None
         outputs = _outputs(self._pipeline, self._spec, batch.segment, batch.number, self._spec.device)
-        return _Batch(batch.segment, batch.number, outputs)
+        return _DaliBatch(batch.segment, batch.number, outputs)
 
 
-def _members(spec: ReadSpec, opened: _Opened) -> Iterator[_Batch]:
+def _members(spec: ReadSpec, opened: _Opened) -> Iterator[_DaliBatch]:
     """The batches as they are read: on the device, or in host memory where they are to be decoded."""
     device = _reading_device(spec)
     for segment, pipeline in opened:
@@ -138,7 +138,7 @@ def _members(spec: ReadSpec, opened: _Opened) -> Iterator[_Batch]:
             if unscheduled:
                 pipeline.schedule_run()
                 unscheduled -= 1
-            yield _Batch(segment, number, outputs)
+            yield _DaliBatch(segment, number, outputs)
         del pipeline  # before the next one is waited for
 
 

@@ -79,7 +79,7 @@ class PortableReader:
         """The batches of the segments, some of them made ahead."""
         threads = _threads(self._spec)
         pool = ThreadPoolExecutor(threads, thread_name_prefix="fastdps-load")
-        started: deque[_Batch] = deque()
+        started: deque[_PortableBatch] = deque()
         try:
             with closing(BackgroundMap(segments, lambda s: (s, WholeShards(s.slices, self._shards, pool)))) as opened:
                 for segment, shards in opened:
@@ -96,12 +96,12 @@ class PortableReader:
 
     def _started(
         self, segment: Segment, shards: WholeShards, opened: _Opened, pool: ThreadPoolExecutor, threads: int
-    ) -> Iterator[_Batch]:
+    ) -> Iterator[_PortableBatch]:
         """The batches of a segment, each begun when it is asked for."""
         spec = self._spec
         for number in range(segment.batches):
             ids = segment.batch_ids(number)
-            batch = _Batch(spec, ids, self._buffers)
+            batch = _PortableBatch(spec, ids, self._buffers)
             if spec.is_stored_as_wanted:
                 batch.begin(pool, _copy, shards.of(segment.batch_slices(number)), 0)
                 if not shards.read_ahead() and (following := opened.peek()):
@@ -114,7 +114,7 @@ class PortableReader:
             yield batch
 
 
-class _Batch:
+class _PortableBatch:
     """A batch in the making: its tensors on the CPU and the tasks that fill them."""
 
     def __init__(self, spec: ReadSpec, ids: NDArray[np.int64], buffers: Mapping[str, Buffers]) -> None:

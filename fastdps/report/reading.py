@@ -65,7 +65,7 @@ class RunRecord:
 
     @property
     def bapps(self) -> dict[str, Any] | None:
-        """What `fastdps.evaluation.judgements.score_bapps` returned."""
+        """The agreement with people, see `fastdps.evaluation.run_scores.HumanAgreement`."""
         return self.scores["bapps"] if self.scores else None
 
     @property

@@ -64,7 +64,7 @@ def test_reference_judges_by_the_ranking(tmp_path, monkeypatch):
     ranking = NAMES[::-1]
     marks = {name: float(rank) for rank, name in enumerate(ranking)}
     monkeypatch.setattr(reference, "draw_and_distort", lambda name, image: torch.full_like(image, marks[name]))
-    dataset = reference.Triplets([path] * 40, ranking)
+    dataset = reference.TripletDataset([path] * 40, ranking)
     seen = set()
     for index in range(len(dataset)):
         ref, p0, p1, judge = dataset[index]

@@ -10,10 +10,11 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from fastdps.commands.tables import print_bapps
+from fastdps.commands.tables import print_agreement
 from fastdps.errors import FastDPSError, SampleError, ShardError
 from fastdps.evaluation.judgements import SUBSETS, score_judgements
 from fastdps.evaluation.options import EvaluationOptions
+from fastdps.evaluation.run_scores import HumanAgreement
 from fastdps.loading.loader import LoadOptions
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
@@ -136,7 +137,7 @@ def test_metrics_with_backbones_of_their_own_score_as_alone(few_sets, baseline, 
         baseline, [adapted, other], few_sets, processes, EvaluationOptions(batch_size=4)
     ).to_dict()
     alone = [
-        score_judgements(before, [after], few_sets, processes, EvaluationOptions(batch_size=4))
+        score_judgements(before, [after], few_sets, processes, EvaluationOptions(batch_size=4)).to_dict()
         for before, after in ((baseline, adapted), (PerceptualMetric(other.backbone), other))
     ]
     for test in ("2afc", "jnd"):
@@ -197,9 +198,7 @@ def test_a_single_set_scores_as_it_does_among_others(few_sets, baseline, adapted
 
 def test_nothing_to_score_is_explained(baseline, adapted, processes, noise_sets, tmp_path):
     for directory in (tmp_path, tmp_path / "nowhere", noise_sets / "2afc"):
-        with pytest.raises(
-            ShardError, match=r"holds no packed.*2afc/val/SUBSET or jnd/val/SUBSET.*make_shards.py bapps"
-        ):
+        with pytest.raises(ShardError, match=r"holds no packed.*2afc/val/SUBSET or jnd/val/SUBSET.*fastdps pack bapps"):
             score_judgements(baseline, [adapted], directory, processes, EvaluationOptions(batch_size=4))
 
 
@@ -222,7 +221,7 @@ def test_an_unfinished_subset_is_no_reason_to_leave_it_out(baseline, adapted, pr
 @pytest.mark.parametrize("test", ["2afc", "jnd"])
 def test_a_metric_that_diverged_is_named(baseline, untrained, processes, noise_sets, test):
     diverged = PerceptualMetric(untrained, torch.full((1, 1152), torch.nan))
-    with pytest.raises(FastDPSError, match=r"cnn the metric gives distances that are no numbers"):
+    with pytest.raises(FastDPSError, match=r"cnn the metric gives distances that are NaN or infinite"):
         score_judgements(
             baseline, [diverged], noise_sets / test / "val" / "cnn", processes, EvaluationOptions(batch_size=4)
         )
@@ -270,7 +269,7 @@ def test_table(noise_sets, baseline, adapted, processes, monkeypatch, capsys):
     scores = score_judgements(baseline, [adapted], noise_sets, processes, EvaluationOptions(batch_size=4)).to_dict()
     scores["2afc"]["traditional"]["samples"] = 56_600
     scores["averages"]["real"] = None
-    print_bapps(scores)
+    print_agreement(HumanAgreement.from_dict(scores))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     rows = {line.split("│")[1].strip(): line.split() for line in lines if line.startswith("│")}

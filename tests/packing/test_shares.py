@@ -227,7 +227,7 @@ def test_parts_on_the_command_line(tmp_path, capsys):
         (["--part", "0/2", "--overwrite"], "--part cannot go with --overwrite"),
         (["--merge", "--overwrite"], "--merge keeps what the parts have packed"),
         (["--part", "2/2"], "parts count from 0 to N-1"),
-        (["--ray-address", "auto"], "--ray-address is that of the cluster for --executor ray"),
+        (["--ray-address", "auto"], "--ray-address is the address of the cluster for --executor ray"),
     ):
         status, said = run(*out, *wrong)
         assert status == 1

@@ -243,7 +243,7 @@ def test_a_sweep_sums_up_the_agreement_with_people(leaves, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"grid": {"colour": [1]}}, "colour is no setting"),
+        ({"grid": {"colour": [1]}}, "colour is not a setting"),
         ({"grid": {"seed": 1}}, "must be a list"),
         ({"grid": {"judge": ["jury"]}}, "judge must be one of"),
         ({"shard": "x"}, "unknown keys shard"),
