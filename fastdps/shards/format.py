@@ -1,11 +1,11 @@
-"""The shard set on disk: names, manifest, index. No torch here, so that packing starts fast.
+"""The files of a shard set: names, manifest and index. Imports no torch, so that packing starts fast.
 
     DIR/shard-000000.tar    WebDataset: members KEY.COMPONENT, KEY = the sample id in nine digits
-    DIR/shard-000000.idx    DALI index v1.2: one line a sample, "EXT OFFSET SIZE NAME" for each component
-    DIR/manifest.json       what is in the set, and the size and sha256 of every shard
+    DIR/shard-000000.idx    DALI index v1.2: one line per sample, "EXT OFFSET SIZE NAME" for each component
+    DIR/manifest.json       the content of the set, and the size and sha256 of every shard
 
-A sample id is the position of the sample in the (shuffled) packing order. Ids are unique in a set and rise from
-shard to shard; where a source file was rejected, its id is missing.
+A sample id is the position of the sample in the (shuffled) packing order. Ids are unique in a set and ascend from shard
+to shard. The id of a rejected source file is missing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fastdps.shards.storage import Location, locate, read_text
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 INDEX_HEADER = "v1.2"
-_BLOCK = 512  # bytes: of a tar header, and what members are filled up to
+_BLOCK = 512  # bytes: the size of a tar header, and what members are padded to
 SHARD_NAME = re.compile(r"shard-\d{6,}\.tar")
 
 Kind = Literal["images", "triplets", "pairs"]
@@ -40,16 +40,20 @@ COMPONENTS: dict[Kind, tuple[str, ...]] = {
     "triplets": ("ref", "p0", "p1", "judge"),
     "pairs": ("p0", "p1", "same"),
 }
-#: Components that are one little-endian float32 (a share of votes in [0, 1]) and not an image.
+#: Components that are a little-endian float32 (a share of votes in [0, 1]) instead of an image.
 SCALARS = frozenset({"judge", "same"})
-#: The member extensions an image may have, by encoding. `keep` leaves JPEGs as they are and makes the rest PNGs.
+#: Extensions of image members, by encoding. `keep` stores JPEGs unchanged and converts the rest to PNG.
 IMAGE_EXTENSIONS: dict[Encoding, str] = {"raw": "bin", "jpeg": "jpg", "png": "png", "keep": "jpg;png"}
 
 
 def component_extensions(kind: Kind, encoding: Encoding) -> dict[str, str]:
-    """The extension of each component's member after the sample id, alternatives joined by ";".
+    """Return the extension of each component's member after the sample id, alternatives joined by ";".
 
-    `images` have the bare image extension (`bin`), the others carry the component's name (`ref.bin`, `judge.f32`).
+    Members of `images` have the image extension (`bin`), others include the component's name (`ref.bin`, `judge.f32`).
+
+    Example:
+        >>> component_extensions("pairs", "raw")
+        {'p0': 'p0.bin', 'p1': 'p1.bin', 'same': 'same.f32'}
     """
     image = IMAGE_EXTENSIONS[encoding]
     if kind == "images":
@@ -61,13 +65,20 @@ def component_extensions(kind: Kind, encoding: Encoding) -> dict[str, str]:
 
 
 def sample_key(sample_id: int) -> str:
-    """The WebDataset key of a sample: its id in nine digits."""
+    """Return the WebDataset key of a sample: its id in nine digits."""
     return f"{sample_id:09d}"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar of a shard set: its file name, number of samples, size in bytes and sha256."""
+    """A tar of a shard set.
+
+    Attributes:
+        name: The file name.
+        samples: The number of samples.
+        bytes: The size of the tar.
+        sha256: The checksum of the tar.
+    """
 
     name: str
     samples: int
@@ -76,17 +87,23 @@ class Shard:
 
     @property
     def index_name(self) -> str:
-        """The file name of its DALI index."""
+        """The file name of the shard's DALI index."""
         return self.name.removesuffix(".tar") + ".idx"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says of a shard set.
+    """The content of `manifest.json`.
 
-    `components` maps each component to the extension of its members, in the order of the index (see
-    `component_extensions`); `image_size` is (height, width) in pixels, or None where images keep their own
-    sizes; `source` describes what was packed and with which options.
+    Attributes:
+        kind: What a sample is; see `COMPONENTS`.
+        components: The extension of each component's members, in the order of the index; see `component_extensions`.
+        encoding: How images are stored.
+        image_size: (height, width) in pixels, or None if images keep their own sizes.
+        samples: The number of samples of the set.
+        source: The source of the samples and the options of packing.
+        shards: The shards.
+        format_version: The version of the format.
     """
 
     kind: Kind
@@ -99,19 +116,23 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def content_sha256(self) -> str:
-        """A hash of what is in the shards, the same wherever the set lies."""
+        """Return a hash of the content of the shards, which does not depend on the location of the set."""
         return hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
     def to_json(self) -> str:
-        """The text of `manifest.json`, the same for the same content."""
+        """Return the text of `manifest.json`, which is deterministic."""
         content = {"format_version": self.format_version, **asdict(self)}
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def index_of(tar: int) -> str:
-    """The text of the index of a shard that is sound, from the headers of its tar, an open file.
+    """Return the text of the index of a valid shard, made from the headers of its tar.
 
-    Raises `ValueError` where a header is none.
+    Args:
+        tar: The descriptor of the open tar.
+
+    Raises:
+        ValueError: A header is invalid.
     """
     samples: dict[bytes, list[str]] = {}
     at = 0
@@ -124,15 +145,25 @@ def index_of(tar: int) -> str:
 
 
 def index_text(lines: Sequence[str]) -> str:
-    """The text of an index, a line for each sample."""
+    """Return the text of an index with one line per sample."""
     return f"{INDEX_HEADER} {len(lines)}\n" + "".join(line + "\n" for line in lines)
 
 
 def read_manifest(location: str | Location) -> Manifest:
-    """Read and check `manifest.json` of a shard set, here or by URL.
+    """Read and check `manifest.json` of a shard set.
 
-    Raises `ShardError` when there is none, when it is not a manifest, or when a newer fastdps wrote it. Shard
-    names are checked to be plain file names, so that none reaches outside the set or runs a command.
+    Shard names are checked to be plain file names, so that none refers outside the set or runs a command.
+
+    Args:
+        location: The directory or URL of the set.
+
+    Raises:
+        ShardError: There is no manifest, it is invalid, or a newer fastdps wrote it.
+        ConfigError: The URL is not supported.
+
+    Example:
+        >>> read_manifest("shards/imagenet/train").samples  # doctest: +SKIP
+        1281167
     """
     location = locate(location)
     path = location / MANIFEST
@@ -156,7 +187,7 @@ def read_manifest(location: str | Location) -> Manifest:
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """A context that makes many objects and no cycles: looking for some would take longer than making them."""
+    """Pause garbage collection while many objects without cycles are created: collecting would take longer."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -167,12 +198,12 @@ def _without_collection() -> Iterator[None]:
 
 
 def _manifest_of(data: Any) -> Manifest:
-    """A manifest from its parsed JSON; `KeyError`, `TypeError` or `ValueError` on anything unexpected."""
+    """Return the manifest from its parsed JSON. Raises `KeyError`, `TypeError` or `ValueError` if it is invalid."""
     if not isinstance(data, dict):
         raise TypeError(f"expected an object, found {type(data).__name__}")
     version = data["format_version"]
     if version != FORMAT_VERSION:
-        raise ValueError(f"format version {version!r}, and this fastdps reads {FORMAT_VERSION}; update fastdps")
+        raise ValueError(f"format version {version!r}, but this fastdps reads {FORMAT_VERSION}; update fastdps")
     known = {f.name for f in fields(Manifest)}
     if unknown := sorted(set(data) - known):
         raise ValueError(f"unknown keys {unknown}")
@@ -190,7 +221,7 @@ def _manifest_of(data: Any) -> Manifest:
 
 
 def _shards_of(entries: list[dict[str, Any]]) -> tuple[Shard, ...]:
-    """The shards of a manifest, of which there may be 100,000: that is why each of the checks is over all at once."""
+    """Return the shards of a manifest. There may be 100,000 of them, so each check is vectorised over all."""
     keys = [f.name for f in fields(Shard)]
     shards = tuple(starmap(Shard, map(itemgetter(*keys), entries)))
     if any(map(len(keys).__lt__, map(len, entries))):

@@ -1,4 +1,11 @@
-"""Images on their way into a shard: decode, resize, encode. Pixels are uint8 RGB (height, width, 3)."""
+"""Decode, resize and encode images, for packing and for loading. Pixels are uint8 RGB (height, width, 3).
+
+    size of a JPEG --> scale 1/1, 1/2, 1/4 or 1/8, no side below the target --> decode --> resize to the target
+
+libjpeg-turbo skips the pixels that resizing would discard. Packing decodes with Pillow. Loading uses simplejpeg, which
+decodes without Python's lock and with little Python overhead, at the same scale and with the same settings and
+resizing, so that it gives the same pixels.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +22,23 @@ from PIL import ImageFile, UnidentifiedImageError
 from fastdps.shards.format import Encoding
 
 Pixels = NDArray[np.uint8]
-#: An image as its source has it: an encoded file, or uint8 RGB pixels (height, width, 3).
+#: An image of a source: an encoded file, or uint8 RGB pixels (height, width, 3).
 Image = bytes | NDArray[np.uint8]
-#: How a rectangle becomes a square.
+#: How a rectangle is made a square: by scaling or by cropping.
 Fit = Literal["squash", "crop"]
 
-#: A JPEG is decoded at 1/2, 1/4 or 1/8 scale as long as its short side stays at least this many times the target.
-#: On 700 ImageNet images at 64 px, 1 moves a value by 1.1 of 255 levels in the mean and takes 1.0 ms an image; 2 moves
-#: it by 0.3 and takes 1.2 ms; full decoding takes 1.8 ms. The rest is Huffman decoding, which no scale saves.
+#: A JPEG is decoded at 1/2, 1/4 or 1/8 scale if its short side stays at least this many times the target. On 700
+#: ImageNet images at 64 px, 1 changes a value by 1.1 of 255 levels on average and takes 1.0 ms per image; 2 changes it
+#: by 0.3 and takes 1.2 ms; full decoding takes 1.8 ms. The rest is Huffman decoding, which no scale avoids.
 MARGIN = 1
 JPEG_OPTIONS = {"quality": 95, "subsampling": "4:4:4"}
 
-#: What counts is the content, not the ending of the name. Pillow knows more, but hands PostScript to another program.
+#: Formats are detected from the content, not from the extension. Pillow supports more formats, but runs another program
+#: for PostScript.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
 
 _ORIENTATION = 0x0112
-#: What makes an image upright, by its EXIF orientation (EXIF 2.3, section 4.6.4).
+#: The operation that makes an image upright, by its EXIF orientation (EXIF 2.3, section 4.6.4).
 _UPRIGHT = {
     2: Pillow.Transpose.FLIP_LEFT_RIGHT,
     3: Pillow.Transpose.ROTATE_180,
@@ -40,26 +48,33 @@ _UPRIGHT = {
     7: Pillow.Transpose.TRANSVERSE,
     8: Pillow.Transpose.ROTATE_90,
 }
-#: Modes with more than 8 bits: Pillow's conversion to RGB clips them, and almost all of the image becomes white.
+#: Modes with more than 8 bits: Pillow's conversion to RGB clips them, so that most of the image becomes white.
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 #: Colour spaces that `decode_resized` decodes. CMYK and YCCK have no unique meaning in RGB: Pillow converts them.
 _COLORSPACES = {"YCbCr", "Gray", "RGB"}
 
 
 class UnreadableItemError(Exception):
-    """An item gives no sample, for the reason in its message; it is rejected and packing goes on."""
+    """Raised for an item that cannot be packed. The item is rejected with the reason, and packing continues."""
 
 
 def decode(data: bytes, size: int | None = None, fit: Fit = "squash") -> Pixels:
-    """Decode an image file of one of `FORMATS`, as RGB and upright, and resize it to `size` pixels square.
+    """Decode an image file as upright RGB, and resize it to a square.
 
-    RGB is Pillow's conversion, of an animation that of the first frame. Resizing is bilinear with antialiasing, as
-    torchvision's `Resize` does on Pillow images: "squash" gives up the aspect ratio, "crop" takes the largest square
-    in the centre. Without `size` an image keeps its own. Raises `UnreadableItemError`, also for images of more than
-    Pillow's `MAX_IMAGE_PIXELS`, which may be decompression bombs, and for grey ones of more than 8 bits.
+    RGB is Pillow's conversion; of an animation, the first frame. Resizing is bilinear with antialiasing, as
+    torchvision's `Resize` does on Pillow images.
+
+    Args:
+        data: An image file of one of `FORMATS`.
+        size: The side of the square in pixels; None to keep the size.
+        fit: "squash" changes the aspect ratio, "crop" takes the largest central square.
+
+    Raises:
+        UnreadableItemError: The image cannot be decoded, has more pixels than Pillow's `MAX_IMAGE_PIXELS` (it may be a
+            decompression bomb), or is a greyscale image of more than 8 bits.
     """
     with warnings.catch_warnings():
-        _heed_bombs_alone()
+        _raise_only_on_bombs()
         try:
             with Pillow.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.mode in _DEEP_MODES:
@@ -67,13 +82,13 @@ def decode(data: bytes, size: int | None = None, fit: Fit = "squash") -> Pixels:
                 width, height = image.size
                 scale = _draft(image, size)
                 rgb = _rgb(image, len(data))
-                orientation = _orientation(image)  # after decoding: Pillow turns TIFFs by itself then
+                orientation = _orientation(image)  # after decoding, which makes TIFFs upright
         except UnreadableItemError:
             raise
-        except Exception as error:  # Pillow's decoders raise many kinds on damaged data
+        except Exception as error:  # Pillow's decoders raise many types on damaged data
             raise _undecodable(error) from error
     if size is not None:
-        # Scaled decoding rounds the size up; what it adds at the right and bottom is not part of the image.
+        # Scaled decoding rounds the size up; the added pixels at the right and bottom are not part of the image.
         rgb = _squared(rgb, size, fit, (width / scale, height / scale) if scale > 1 else rgb.size)
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
@@ -81,14 +96,14 @@ def decode(data: bytes, size: int | None = None, fit: Fit = "squash") -> Pixels:
 
 
 def _rgb(image: ImageFile.ImageFile, length: int) -> Pillow.Image:
-    """`convert`, but in one go through the data, and without the copy of an image that is RGB already."""
-    image.decodermaxblock = length  # else Pillow feeds the decoder by 64 KiB
+    """Convert to RGB in a single pass over the data, without copying an image that already is RGB."""
+    image.decodermaxblock = length  # otherwise Pillow feeds the decoder 64 KiB at a time
     image.load()
     return image if image.mode == "RGB" and "transparency" not in image.info else image.convert("RGB")
 
 
-def _heed_bombs_alone() -> None:
-    """Ignore Pillow's warnings of odd metadata: what counts is whether pixels decode, and fit into memory."""
+def _raise_only_on_bombs() -> None:
+    """Ignore Pillow's warnings about odd metadata, and raise the warning about decompression bombs."""
     warnings.simplefilter("ignore")
     warnings.simplefilter("error", Pillow.DecompressionBombWarning)
 
@@ -96,20 +111,20 @@ def _heed_bombs_alone() -> None:
 def _undecodable(error: Exception) -> UnreadableItemError:
     reason = str(error) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
-        reason = f"it is in no image format of {', '.join(FORMATS)}, or damaged at its beginning"
+        reason = f"it has no image format of {', '.join(FORMATS)}, or its header is damaged"
     return UnreadableItemError(f"does not decode: {reason}")
 
 
 def _orientation(image: Pillow.Image) -> int | None:
-    """The EXIF orientation; None where the metadata cannot be read, which is no reason to lose the pixels."""
+    """Return the EXIF orientation, or None if the metadata cannot be read: the pixels are still usable."""
     try:
         return image.getexif().get(_ORIENTATION)
-    except Exception:  # as many kinds as in decoding
+    except Exception:  # many types, as in decoding
         return None
 
 
 def scale_for(height: int, width: int, size: tuple[int, int]) -> int:
-    """The divisor of the scale at which an image is decoded for `size`, (height, width): 1, 2, 4 or 8."""
+    """Return the scale divisor, 1, 2, 4 or 8, at which a JPEG is decoded for `size` (height, width)."""
     scale = 1
     while scale < 8 and height >= MARGIN * size[0] * scale * 2 and width >= MARGIN * size[1] * scale * 2:
         scale *= 2
@@ -117,7 +132,7 @@ def scale_for(height: int, width: int, size: tuple[int, int]) -> int:
 
 
 def _draft(image: Pillow.Image, size: int | None) -> int:
-    """Ask for scaled decoding where it saves work; returns the divisor, 1 where there is none."""
+    """Request scaled decoding if it saves work, and return the divisor."""
     if size is None or image.format != "JPEG":
         return 1
     scale = scale_for(image.height, image.width, (size, size))
@@ -127,7 +142,7 @@ def _draft(image: Pillow.Image, size: int | None) -> int:
 
 
 def _squared(image: Pillow.Image, size: int, fit: Fit, extent: tuple[float, float]) -> Pillow.Image:
-    """Resize what is within `extent`, (width, height) from the top left: all of it, or its largest central square."""
+    """Resize the area `extent`, (width, height) from the top left: all of it, or its largest central square."""
     width, height = extent
     side = min(width, height)
     left, top = (0.0, 0.0) if fit == "squash" else ((width - side) / 2, (height - side) / 2)
@@ -136,10 +151,15 @@ def _squared(image: Pillow.Image, size: int, fit: Fit, extent: tuple[float, floa
 
 
 def decode_resized(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | None:
-    """A JPEG as RGB, uint8 (height, width, 3), resized to `size`: bilinear, with antialiasing.
+    """Decode a JPEG with simplejpeg and resize it: bilinear, with antialiasing.
 
-    None for anything but a sound JPEG in RGB or grey of a usual size: Pillow is to look at it, which knows more kinds,
-    says what is wrong, and minds less.
+    Args:
+        data: An image file.
+        size: (height, width) in pixels.
+
+    Returns:
+        RGB, uint8 (height, width, 3), or None for anything but a valid RGB or greyscale JPEG of usual size. Such files
+        are left to Pillow, which supports more kinds, tolerates more errors and reports them.
     """
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
@@ -148,21 +168,33 @@ def decode_resized(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | No
         if (height, width) == size:
             return simplejpeg.decode_jpeg(data, "RGB")
         scale = scale_for(height, width, size)
-        # Four bytes a pixel is what Pillow resizes, and so takes without a copy.
+        # Pillow resizes images of four bytes per pixel, and takes these without a copy.
         pixels = simplejpeg.decode_jpeg(data, "RGBX", min_height=-(-height // scale), min_width=-(-width // scale))
     except ValueError:
         return None
     image = Pillow.frombuffer("RGBX", (pixels.shape[1], pixels.shape[0]), pixels, "raw", "RGBX", 0, 1)
-    # Scaled decoding rounds the size up; what it adds at the right and bottom is not part of the image.
+    # As in `decode`: the pixels that scaled decoding adds are not part of the image.
     box = (0, 0, width / scale, height / scale)
     return np.asarray(image.resize((size[1], size[0]), Pillow.Resampling.BILINEAR, box=box))[..., :3]
 
 
 def pack_image(image: Image, encoding: Encoding, size: int | None, fit: Fit) -> tuple[str, bytes]:
-    """An image as it goes into a shard: its extension and its bytes. Raises `UnreadableItemError`.
+    """Encode an image for a shard.
 
-    With `keep` a JPEG that every decoder reads alike (RGB or grey, upright) stays as it is, after a full decode has
-    shown that it is sound; anything else becomes a PNG. All other encodings carry no metadata and no colour profile.
+    With `keep` a JPEG that all decoders read alike (RGB or greyscale, upright) is stored unchanged after a full decode
+    has shown that it is valid; everything else becomes a PNG. Re-encoded images have no metadata and no colour profile.
+
+    Args:
+        image: An image file, or pixels.
+        encoding: The encoding of the set.
+        size: The side of the square in pixels; None to keep the size.
+        fit: "squash" or "crop"; see `decode`.
+
+    Returns:
+        The extension and the bytes of the member.
+
+    Raises:
+        UnreadableItemError: As `decode`.
     """
     if isinstance(image, bytes):
         if encoding == "keep" and _is_plain_jpeg(image):
@@ -185,12 +217,12 @@ def pack_image(image: Image, encoding: Encoding, size: int | None, fit: Fit) -> 
 
 def _is_plain_jpeg(data: bytes) -> bool:
     with warnings.catch_warnings():
-        _heed_bombs_alone()
+        _raise_only_on_bombs()
         try:
             with Pillow.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.format != "JPEG" or image.mode not in ("RGB", "L") or _orientation(image) in _UPRIGHT:
                     return False
                 image.load()
-        except Exception as error:  # Pillow's decoders raise many kinds on damaged data
+        except Exception as error:  # Pillow's decoders raise many types on damaged data
             raise _undecodable(error) from error
     return True

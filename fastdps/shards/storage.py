@@ -1,11 +1,10 @@
-"""Where shard sets may lie beside this machine: object storage and web servers, by URL. The only file with fsspec.
+"""Shard sets in object storage and on web servers, by URL. The only module that imports fsspec.
 
-A location is a local path or a `Store`, a directory by URL; `/` descends in either. fsspec knows the protocols; which
-of them are let in is a list, so that no name of a file runs a command or opens something unforeseen.
+A location is a local path or a `Store`, which is a directory by URL; `/` descends in either. fsspec implements the
+protocols. The allowed ones are listed, so that no file name runs a command or opens anything unexpected.
 
-Everything that is asked of a store is asked again, ever later, while it fails for a reason that may pass: connections
-that are refused or cut, time limits, errors of the server. Large files come in pieces, so that what a cut connection
-has brought is not fetched again.
+Requests are retried with exponential backoff on transient errors: refused or dropped connections, timeouts, server
+errors. Large files are read in pieces, so that a dropped connection loses only one piece.
 """
 
 from __future__ import annotations
@@ -27,24 +26,24 @@ from fastdps.errors import ConfigError, FastDPSError, ShardError, did_you_mean
 
 T = TypeVar("T")
 
-#: What fsspec is asked for by each scheme, and the package that it needs for it.
+#: The supported URL schemes, and the package that fsspec needs for each.
 SCHEMES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp", "memory": "fsspec"}
-#: Those that can only be read.
+#: Read-only schemes.
 _READ_ONLY = {"http", "https"}
 
-#: Bytes that are asked for at a time: what is lost when a connection is cut.
+#: Bytes per request: what is lost when a connection drops.
 PIECE_BYTES = 8 << 20
-#: How often a request is made before it has failed; with the pauses between them that takes some half minute.
+#: Attempts of a request before it fails. With the pauses between them this takes about half a minute.
 ATTEMPTS = 9
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
-#: From this attempt on the user is told.
-_TOLD_FROM = 4
-#: Seconds without a byte after which a connection counts as cut.
+#: Failures are logged as warnings from this attempt on.
+_WARN_FROM = 4
+#: Seconds without data after which a connection counts as dropped.
 SILENCE_S = 20.0
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(:.*)", re.DOTALL)
 _REFUSED = (PermissionError, NotImplementedError, IsADirectoryError, NotADirectoryError)
-#: Errors that only other credentials can mend, by name: their classes belong to packages that may not be there.
+#: Names of errors that only other credentials can fix. Their classes are in packages that may not be installed.
 _CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "DefaultCredentialsError"}
 
 _log = logging.getLogger(__name__)
@@ -52,9 +51,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Store:
-    """A directory of a remote file system. `store / "name"` is what lies in it, which may be a directory again.
+    """A directory of a remote file system. `store / "name"` is a file or directory in it.
 
-    All that fails raises `ShardError`, or `FastDPSError` for what cannot be written, with the URL and what to do.
+    Methods that fail raise `ShardError`, or `FastDPSError` if they write, with the URL and what to do.
+
+    Attributes:
+        url: The URL of the directory.
     """
 
     url: str
@@ -67,20 +69,20 @@ class Store:
 
     @property
     def name(self) -> str:
-        """The last part of the URL."""
+        """The last component of the URL."""
         last = urlsplit(self.url).path.rstrip("/").rpartition("/")[2] or urlsplit(self.url).netloc
         return unquote(last) if self._is_web else last
 
     def read(self, name: str) -> bytes:
-        """The content of a small file."""
+        """Return the content of a small file."""
         file_system, path = self._at(name)
         return self._asked(name, "read", lambda: file_system.cat_file(path))
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file of this name, and not a large one."""
+        """Return whether a small file exists."""
         file_system, path = self._at(name)
 
-        def look_up() -> bool:  # fsspec's own `exists`, and on web servers its `info`, take any failure for an absence
+        def look_up() -> bool:  # fsspec's `exists`, and on web servers its `info`, report any failure as absence
             try:
                 if self._is_web:
                     file_system.cat_file(path, start=0, end=1)
@@ -92,7 +94,7 @@ class Store:
         return self._asked(name, "looked up", look_up)
 
     def size(self, name: str) -> int | None:
-        """The size of a file in bytes, None if there is none; not of a web server's, which may not say."""
+        """Return the size of a file in bytes, or None if it does not exist. Not for web servers: they may not tell."""
         file_system, path = self._at(name)
 
         def look_up() -> int | None:
@@ -104,10 +106,7 @@ class Store:
         return self._asked(name, "looked up", look_up)
 
     def pieces(self, name: str, size: int) -> Iterator[bytes]:
-        """The content of a large file of `size` bytes, in order and piece by piece.
-
-        From a server that cannot give parts of a file it comes in one piece.
-        """
+        """Yield the content of a large file of `size` bytes in pieces, or in one piece from a server without ranges."""
         file_system, path = self._at(name)
         at = 0
         while at < size:
@@ -115,10 +114,10 @@ class Store:
 
             def get(start: int = at, stop: int = stop) -> bytes:
                 found: bytes = file_system.cat_file(path, start=start, end=stop)
-                if len(found) == size:  # all of it, whatever was asked for
+                if len(found) == size:  # the server ignored the range
                     return found[start:]
                 if len(found) != stop - start:
-                    raise OSError(f"{len(found)} bytes came of {stop - start} from byte {start} on")
+                    raise OSError(f"received {len(found)} of {stop - start} bytes at byte {start}")
                 return found
 
             piece = self._asked(name, "read", get)
@@ -126,15 +125,15 @@ class Store:
             yield piece
 
     def files(self) -> dict[str, int]:
-        """The names of the files that lie directly in it, and their sizes in bytes; empty if there is no such place."""
+        """Return the names and sizes in bytes of the files directly in the directory; empty if it does not exist."""
         return {Path(entry["name"]).name: entry["size"] for entry in self._entries() if entry["type"] == "file"}
 
     def directories(self) -> list[Store]:
-        """The directories that lie directly in it, by name."""
+        """Return the subdirectories, sorted by name."""
         return [self / name for name in sorted(Path(e["name"]).name for e in self._entries() if e["type"] != "file")]
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file, whole or not at all."""
+        """Write a small file atomically."""
         file_system, path = self._at(name)
         self._asked(name, "written", lambda: file_system.pipe_file(path, data))
 
@@ -144,7 +143,7 @@ class Store:
         self._asked(name, "written", lambda: file_system.put_file(str(file), path))
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
         file_system, path = self._at(name)
 
         def remove() -> None:
@@ -154,13 +153,13 @@ class Store:
         self._asked(name, "removed", remove)
 
     def refuse_to_write(self) -> None:
-        """Raise `ConfigError` where nothing can be written."""
+        """Raise `ConfigError` if the store is read-only."""
         if self._is_web:
-            raise ConfigError(f"{self.url} is on a web server, which takes no files. Name a bucket or a directory.")
+            raise ConfigError(f"{self.url} is on a web server, which is read-only. Name a bucket or a directory.")
 
     @property
     def is_listed(self) -> bool:
-        """Whether it can say which files it has; web servers do not."""
+        """True if the store lists its files; web servers do not."""
         return not self._is_web
 
     @property
@@ -169,7 +168,7 @@ class Store:
 
     def _entries(self) -> list[dict[str, Any]]:
         if self._is_web:
-            raise ShardError(f"{self.url} is on a web server, which does not list what it has.")
+            raise ShardError(f"{self.url} is on a web server, which does not list files. Name the set's own directory.")
         file_system, path = _opened(self.url)
 
         def entries() -> list[dict[str, Any]]:
@@ -182,50 +181,58 @@ class Store:
         return self._asked("", "listed", entries)
 
     def _at(self, name: str) -> tuple[Any, str]:
-        """The file system, and the path in it of a file."""
+        """Return the file system, and the path of a file in it."""
         return _opened((self / name).url)
 
     def _asked(self, name: str, done: str, call: Callable[[], T]) -> T:
-        """The answer to a request, made again while it fails for a reason that may pass."""
+        """Return the result of a request, retried on transient errors. `done` is the past participle for messages."""
         what = (self / name).url if name else self.url
         kind = FastDPSError if done in ("written", "removed") else ShardError
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return call()
             except FileNotFoundError:
-                raise kind(f"there is no {what}. Check the URL, and whether the set is there in full.") from None
+                raise kind(f"{what} does not exist. Check the URL, and that the set is complete.") from None
             except _REFUSED as error:
-                raise kind(f"{what} cannot be {done}: {_said(error)}. Check the URL and the access rights.") from error
-            except Exception as error:  # of packages that may not be there, so that their classes cannot be named
+                raise kind(f"{what} cannot be {done}: {_text(error)}. Check the URL and the access rights.") from error
+            except Exception as error:  # of packages that may not be installed, so their classes cannot be named
                 if type(error).__name__ in _CREDENTIALS:
                     raise kind(
-                        f"{what} cannot be {done}: {_said(error)}. Give credentials as the storage's own tools take "
-                        "them, e.g. AWS_PROFILE or AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS."
+                        f"{what} cannot be {done}: {_text(error)}. Set credentials as for the storage's own tools, "
+                        "e.g. AWS_PROFILE or AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS."
                     ) from error
                 if attempt == ATTEMPTS:
                     raise kind(
-                        f"{what} cannot be {done}, tried {ATTEMPTS} times: {_said(error)}. Check the network and the "
-                        "server, and run the same command again: what is finished is kept."
+                        f"{what} cannot be {done}, tried {ATTEMPTS} times: {_text(error)}. Check the network and the "
+                        "server, and run the same command again: finished work is kept."
                     ) from error
-                tell = _log.warning if attempt >= _TOLD_FROM else _log.info
-                tell("%s could not be %s (%s); trying again", what, done, _said(error))
+                log = _log.warning if attempt >= _WARN_FROM else _log.info
+                log("%s could not be %s (%s); retrying", what, done, _text(error))
                 pause = min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S)
-                time.sleep(pause * random.uniform(0.5, 1))  # so that not all ask again at once
+                time.sleep(pause * random.uniform(0.5, 1))  # jitter, so that processes do not retry at the same time
         raise AssertionError("not reached")
 
 
-#: Where something lies: on this machine, or in a store.
+#: A local path or a remote store.
 Location = Path | Store
-#: A location as users name it.
+#: A location as users name it: a path, a URL, or a store.
 LocationLike = str | PathLike[str] | Store
 
 
 def locate(text: LocationLike) -> Location:
-    """The location that a user names: a path, or a URL of `SCHEMES`. Raises `ConfigError` for any other URL."""
+    """Return the location of a path or of a URL with one of `SCHEMES`.
+
+    Raises:
+        ConfigError: The URL has another scheme.
+
+    Example:
+        >>> locate("s3://bucket/set").name
+        'set'
+    """
     if not isinstance(text, str):
         return text if isinstance(text, Store) else Path(text)
     found = _SCHEME.fullmatch(text)
-    if found is None or (len(found[1]) == 1 and "//" not in text) or Path(text).exists():  # C:\... is a path, too
+    if found is None or (len(found[1]) == 1 and "//" not in text) or Path(text).exists():  # C:\... is a path
         return Path(text)
     scheme, rest = found[1].lower(), found[2]
     if scheme == "file" and rest.startswith(":///"):
@@ -235,14 +242,14 @@ def locate(text: LocationLike) -> Location:
     if scheme not in SCHEMES or not rest.startswith("://") or "::" in rest:
         known = ", ".join(f"{name}://" for name in SCHEMES if name != "memory")
         raise ConfigError(
-            f"{text} is no place that shards may lie in.{did_you_mean(scheme, SCHEMES)} Known are directories, and "
+            f"{text} is not a supported shard location.{did_you_mean(scheme, SCHEMES)} Supported are directories, and "
             f"URLs with {known}; commands are never run."
         )
     return Store(f"{scheme}{rest}".rstrip("/"))
 
 
 def open_store(url: str) -> Store:
-    """The store by its URL. Raises `ConfigError` for what is none, or where the package for it is not installed."""
+    """Return the store of a URL. Raises `ConfigError` if it is not a URL, or its package is not installed."""
     store = locate(url)
     if not isinstance(store, Store):
         raise ConfigError(f"{url} is not a URL.")
@@ -251,26 +258,26 @@ def open_store(url: str) -> Store:
 
 
 def read_text(location: Location, name: str) -> str:
-    """The text of a small file. Raises `OSError` or `UnicodeDecodeError`, and for a store `ShardError`."""
+    """Return the text of a small file. Raises `OSError` or `UnicodeDecodeError`, and for a store `ShardError`."""
     if isinstance(location, Store):
         return location.read(name).decode("utf-8")
     return (location / name).read_text(encoding="utf-8")
 
 
 def has_file(location: Location, name: str) -> bool:
-    """Whether a location has a file of this name."""
+    """Return whether a location has a file of this name."""
     return location.exists(name) if isinstance(location, Store) else (location / name).is_file()
 
 
 def _opened(url: str) -> tuple[Any, str]:
-    """The file system for a URL, and the path that it goes by there."""
+    """Return the file system of a URL, and the path in it."""
     file_system = _file_system(urlsplit(url).scheme)
     return file_system, file_system._strip_protocol(url)
 
 
 @functools.cache
 def _file_system(scheme: str) -> Any:
-    """One file system for each scheme; it serves all threads."""
+    """Return the file system of a scheme; all threads share it."""
     try:
         import fsspec
 
@@ -283,8 +290,8 @@ def _file_system(scheme: str) -> Any:
 
 
 def _options(scheme: str) -> dict[str, Any]:
-    """What the file system is made with beside what the user's environment says: time limits for silence."""
-    if scheme == "s3":  # the pauses between attempts are ours
+    """Return options of the file system in addition to the user's environment: timeouts of silent connections."""
+    if scheme == "s3":  # retries are made here
         limits = {"connect_timeout": SILENCE_S, "read_timeout": SILENCE_S, "retries": {"total_max_attempts": 1}}
         return {"config_kwargs": limits}
     if scheme in _READ_ONLY:
@@ -295,5 +302,5 @@ def _options(scheme: str) -> dict[str, Any]:
     return {}
 
 
-def _said(error: BaseException) -> str:
+def _text(error: BaseException) -> str:
     return str(error).strip().rstrip(".") or type(error).__name__

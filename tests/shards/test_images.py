@@ -160,7 +160,7 @@ def postscript() -> bytes:
 
 
 BAD = {
-    "PostScript": (postscript, "no image format"),
+    "PostScript": (postscript, "has no image format"),
     "zero bytes": (lambda: b"", "no image format"),
     "text": (lambda: b"<html>not found</html>", "no image format"),
     "truncated JPEG": (lambda: encoded(photo(300, 400), "JPEG")[:-3000], "truncated"),

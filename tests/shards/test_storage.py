@@ -64,7 +64,7 @@ def check_reading(store: Store) -> None:
     assert b"".join(store.pieces("a.bin", len(CONTENT))) == CONTENT
     assert store.exists("a.bin")
     assert not store.exists("b.bin")
-    with pytest.raises(ShardError, match=r"there is no .*missing\.json"):
+    with pytest.raises(ShardError, match=r"missing\.json does not exist"):
         store.read("missing.json")
 
 
@@ -93,7 +93,7 @@ def test_a_web_server(web):
     check_reading(open_store(url) / "a b")
     with pytest.raises(ShardError, match="does not list"):
         open_store(url).files()
-    with pytest.raises(ConfigError, match="takes no files"):
+    with pytest.raises(ConfigError, match="is read-only"):
         open_store(url).refuse_to_write()
 
 
@@ -137,7 +137,7 @@ def test_what_goes_on_failing_is_an_error_that_names_it(web, caplog):
             open_store(url).read("manifest.json")
         with pytest.raises(FastDPSError, match="tried 9 times"):
             open_store(url).exists("manifest.json")
-    assert "trying again" in caplog.text
+    assert "retrying" in caplog.text
 
 
 def test_missing_credentials_are_said_at_once(monkeypatch, s3_port, s3_at):
