@@ -1,1 +1,1 @@
-"""Loading: a shard set as batches on the device, with DALI or without; see `loader.py`."""
+"""Loading: batches of a shard set on the device, with or without DALI; see `fastdps.loading.loader`."""

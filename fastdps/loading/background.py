@@ -1,4 +1,4 @@
-"""Prepare the next thing in a thread while the last one is used."""
+"""Prepare the next item in a background thread while the current one is used."""
 
 from __future__ import annotations
 
@@ -11,38 +11,42 @@ U = TypeVar("U")
 
 
 class BackgroundMap(Generic[T, U], Iterator[U]):
-    """`prepare(item)` of each item; while the caller uses one, the next is made in a thread.
+    """An iterator over `prepare(item)` that prepares one item ahead in a thread.
 
-    An error of an item is raised when its turn comes. Closing waits for the one being made and drops it.
+    An error is raised when the item would be returned. `close` waits for the item being prepared and drops it.
+
+    Args:
+        items: The items.
+        prepare: Called in the background thread.
     """
 
     def __init__(self, items: Iterator[T], prepare: Callable[[T], U]) -> None:
         self._items, self._prepare = items, prepare
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fastdps-background")
-        self._coming = self._pool.submit(self._make)
+        self._next = self._pool.submit(self._prepare_next)
 
     @property
     def is_ready(self) -> bool:
-        """Whether the next one is made, or there is none, so that asking for it neither waits nor raises."""
-        return self._coming.done() and self._coming.exception() is None
+        """True if `next` neither waits nor raises an error: the next item is prepared, or there is none."""
+        return self._next.done() and self._next.exception() is None
 
     def peek(self) -> U | None:
-        """The next one if it is made; asking for it gives it again."""
-        made = self._coming.result() if self.is_ready else None
-        return None if made is None else made[0]
+        """Return the next item without consuming it, or None if it is not ready."""
+        prepared = self._next.result() if self.is_ready else None
+        return None if prepared is None else prepared[0]
 
     def __next__(self) -> U:
-        made = self._coming.result()
-        if made is None:
+        prepared = self._next.result()
+        if prepared is None:
             raise StopIteration
-        self._coming = self._pool.submit(self._make)  # and drop the last one: it may hold a pipeline
-        return made[0]
+        self._next = self._pool.submit(self._prepare_next)  # drops the last future, which may hold a pipeline
+        return prepared[0]
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._pool.shutdown()
 
-    def _make(self) -> tuple[U] | None:
+    def _prepare_next(self) -> tuple[U] | None:
         for item in self._items:
             return (self._prepare(item),)
         return None

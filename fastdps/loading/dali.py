@@ -1,19 +1,19 @@
-"""Loading with NVIDIA DALI, on the CPU or, with "mixed" decoding, on a GPU. The only file that imports it.
+"""Loading with NVIDIA DALI, on the CPU or, with "mixed" decoding, on a GPU. The only module that imports DALI.
 
-    temporary indexes with just this segment's samples, in their order
+    temporary indexes with only this segment's samples, in their order
       --> reading pipeline: readers.webdataset --raw images and scalars: reinterpret, to the device--> torch
                                                --jpeg, png: bytes
       --> decoding pipeline: decoders.image, resize, to the device-----------------------------------> torch
 
-DALI reads the samples of an index in the index's order, so fastdps's order is DALI's without any shuffling there.
-A reading pipeline serves one segment, and the next segment's is built and started in a thread meanwhile. The
-decoding pipeline is kept from segment to segment and from epoch to epoch: on a machine with a GPU, DALI's decoder
-takes one to two seconds to build (without one, some milliseconds).
+DALI reads the samples of an index in the order of the index, so the order is fastdps's and DALI does not shuffle. A
+reading pipeline serves one segment; the pipeline of the next segment is built and started in a thread meanwhile. The
+decoding pipeline is reused across segments and epochs: on a machine with a GPU, DALI's decoder takes one to two seconds
+to build (without one, some milliseconds).
 
-Whose memory it is: DALI's default executor allocates the outputs of each run anew from its own pool and counts the
-references to them, and DLPack hands on such a reference. So a batch costs no copy, stays what it is as long as
-somebody holds it, beyond the life of the pipeline too, and its memory is used again afterwards. Outputs on a GPU
-are bound to torch's current stream, so that this "afterwards" is in the order of the work on that stream.
+Memory ownership: DALI's default executor allocates the outputs of each run from its own pool and counts references to
+them, and DLPack passes such a reference on. So a batch is not copied, stays valid as long as it is referenced, also
+after the pipeline is gone, and its memory is reused afterwards. Outputs on a GPU are bound to torch's current stream,
+so that the reuse is ordered with the work on that stream.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from fastdps.loading.spec import Component, Loaded, ReadSpec
 from fastdps.shards.format import INDEX_HEADER
 
 READ_AHEAD_BATCHES = 2
-#: How DALI names the sample of a batch that it cannot decode.
+#: DALI's message about a sample of a batch that it cannot decode.
 _FAILED_SAMPLE = re.compile(r"Failed to decode sample #(\d+)")
-#: Segments, each with the pipeline that reads it.
+#: Segments, each with its reading pipeline.
 _Opened = BackgroundMap[Segment, tuple[Segment, Pipeline]]
 
 
 @dataclass(frozen=True)
 class _DaliBatch:
-    """DALI's outputs for one batch of a segment, by component in order; the last batch may end in padding."""
+    """DALI's outputs for a batch of a segment, in the order of the components; the last batch may end in padding."""
 
     segment: Segment
     number: int
@@ -56,23 +56,23 @@ class _DaliBatch:
 
     @property
     def ids(self) -> Tensor:
-        """The sample ids, int64 (n,), without the padding."""
+        """The sample ids without padding, int64 (n,)."""
         size = self.segment.batch_size
         return torch.from_numpy(self.segment.ids[self.number * size : (self.number + 1) * size])
 
 
 class DaliReader:
-    """Reads segments to the CPU or a CUDA device; see `fastdps.loading.spec.Reader`."""
+    """Reads segments with DALI to the CPU or a CUDA device; see `fastdps.loading.spec.Reader`."""
 
     def __init__(self, spec: ReadSpec) -> None:
         self._spec = spec
         self._idle_decoders: list[_Decoder] = []
 
     def read(self, segments: Iterator[Segment]) -> Generator[Loaded, None, None]:
-        """The batches of the segments; DALI works on the next ones while the caller uses the last."""
+        """Yield the batches of the segments; DALI prepares the next ones while the caller uses one."""
         spec = self._spec
-        with closing(BackgroundMap(segments, lambda segment: (segment, _started(spec, segment)))) as opened:
-            members = _members(spec, opened)
+        with closing(BackgroundMap(segments, lambda segment: (segment, _start_reading(spec, segment)))) as opened:
+            members = _read_batches(spec, opened)
             for batch in self._decoded(members, opened) if _needs_decoding(spec) else members:
                 ids = batch.ids
                 tensors = {
@@ -82,54 +82,54 @@ class DaliReader:
                 yield tensors, ids
 
     def _decoded(self, members: Iterator[_DaliBatch], opened: _Opened) -> Iterator[_DaliBatch]:
-        """The batches decoded, the next of them in the making while the caller uses one."""
+        """Yield decoded batches; the next one is being decoded while the caller uses one."""
         decoder = self._idle_decoders.pop() if self._idle_decoders else _Decoder(self._spec)
         for batch in members:
             done = decoder.finish()
-            decoder.begin(batch)
+            decoder.start(batch)
             if done is not None:
                 yield done
             if batch.number == batch.segment.batches - 1 and not opened.is_ready:
-                # The next segment may wait for shards that this batch holds.
+                # The next segment may be waiting for cache room that the shards of this batch hold.
                 done = decoder.finish()
                 if done is not None:
                     yield done
         done = decoder.finish()
-        self._idle_decoders.append(decoder)  # an epoch that ends early or fails takes its decoder with it
+        self._idle_decoders.append(decoder)  # not after an error or an early end: it may still be working
         if done is not None:
             yield done
 
 
 class _Decoder:
-    """A pipeline that decodes batches of members, one at a time and in the background."""
+    """A pipeline that decodes batches, one at a time, in the background."""
 
     def __init__(self, spec: ReadSpec) -> None:
         self._spec = spec
-        self._begun: _DaliBatch | None = None
+        self._started: _DaliBatch | None = None
         self._pipeline = _pipeline(spec, spec.batch_size, depth=1, device=spec.device)
         with self._pipeline:
             members = [fn.external_source(name=c.name, no_copy=True) for c in spec.components]
-            self._pipeline.set_outputs(*(_finished(spec, c, m) for c, m in zip(spec.components, members, strict=True)))
+            self._pipeline.set_outputs(*(_to_output(spec, c, m) for c, m in zip(spec.components, members, strict=True)))
         self._pipeline.build()
 
-    def begin(self, batch: _DaliBatch) -> None:
-        """Start to decode a batch; the one before has to be finished."""
+    def start(self, batch: _DaliBatch) -> None:
+        """Start to decode a batch. The one before must be finished."""
         for component, members in zip(self._spec.components, batch.outputs, strict=True):
             self._pipeline.feed_input(component.name, members)
         self._pipeline.schedule_run()
-        self._begun = batch
+        self._started = batch
 
     def finish(self) -> _DaliBatch | None:
-        """Wait for the batch that was begun last, if any."""
-        batch, self._begun = self._begun, None
+        """Wait for the batch that was started, and return it; None if there is none."""
+        batch, self._started = self._started, None
         if batch is None:
             return None
         outputs = _outputs(self._pipeline, self._spec, batch.segment, batch.number, self._spec.device)
         return _DaliBatch(batch.segment, batch.number, outputs)
 
 
-def _members(spec: ReadSpec, opened: _Opened) -> Iterator[_DaliBatch]:
-    """The batches as they are read: on the device, or in host memory where they are to be decoded."""
+def _read_batches(spec: ReadSpec, opened: _Opened) -> Iterator[_DaliBatch]:
+    """Yield batches as they are read: on the device, or in host memory if they must be decoded."""
     device = _reading_device(spec)
     for segment, pipeline in opened:
         unscheduled = segment.batches - min(READ_AHEAD_BATCHES, segment.batches)
@@ -139,11 +139,11 @@ def _members(spec: ReadSpec, opened: _Opened) -> Iterator[_DaliBatch]:
                 pipeline.schedule_run()
                 unscheduled -= 1
             yield _DaliBatch(segment, number, outputs)
-        del pipeline  # before the next one is waited for
+        del pipeline  # frees it before waiting for the next one
 
 
-def _started(spec: ReadSpec, segment: Segment) -> Pipeline:
-    """A pipeline that has begun to read the first batches of a segment."""
+def _start_reading(spec: ReadSpec, segment: Segment) -> Pipeline:
+    """Return a pipeline that has started to read the first batches of a segment."""
     depth = min(READ_AHEAD_BATCHES, segment.batches)
     with tempfile.TemporaryDirectory(prefix="fastdps-index-") as directory:
         index_paths = _write_indexes(segment, Path(directory))
@@ -159,21 +159,21 @@ def _started(spec: ReadSpec, segment: Segment) -> Pipeline:
                 )
                 members = members if isinstance(members, list | tuple) else [members]
                 if not _needs_decoding(spec):
-                    members = [_finished(spec, c, m) for c, m in zip(spec.components, members, strict=True)]
+                    members = [_to_output(spec, c, m) for c, m in zip(spec.components, members, strict=True)]
                 pipeline.set_outputs(*members)
-            pipeline.build()  # reads the indexes whole
+            pipeline.build()  # reads the indexes completely, so they may be removed
         except RuntimeError as error:
             names = ", ".join(sorted({index.tar.name for index, _ in segment.slices})[:3])
             raise ShardError(
                 f"DALI cannot open shards of {spec.directory} ({names}, ...): {error}. "
                 f"Run `tools/check_shards.py {spec.directory}`."
             ) from error
-    pipeline.schedule_run()  # as many batches as it is deep
+    pipeline.schedule_run()  # schedules as many batches as the prefetch depth
     return pipeline
 
 
 def _write_indexes(segment: Segment, directory: Path) -> list[str]:
-    """One index file for each part of a segment, with its samples in order."""
+    """Write an index file for each slice of a segment, with its samples in order, and return their paths."""
     paths: list[str] = []
     for number, (index, rows) in enumerate(segment.slices):
         path = directory / f"{number}.idx"
@@ -185,17 +185,17 @@ def _write_indexes(segment: Segment, directory: Path) -> list[str]:
 
 
 def _needs_decoding(spec: ReadSpec) -> bool:
-    """Whether some of the components are encoded images."""
+    """Return whether some components are encoded images."""
     return spec.raw_shape is None and not all(component.is_scalar for component in spec.components)
 
 
 def _reading_device(spec: ReadSpec) -> torch.device:
-    """Where a reading pipeline leaves its batches."""
+    """Return the device of a reading pipeline's batches."""
     return torch.device("cpu") if _needs_decoding(spec) else spec.device
 
 
 def _pipeline(spec: ReadSpec, batch_size: int, depth: int, device: torch.device) -> Pipeline:
-    """A pipeline without operators."""
+    """Return a pipeline without operators."""
     return Pipeline(
         batch_size=batch_size,
         num_threads=spec.num_threads,
@@ -204,8 +204,8 @@ def _pipeline(spec: ReadSpec, batch_size: int, depth: int, device: torch.device)
     )
 
 
-def _finished(spec: ReadSpec, component: Component, member: Any) -> Any:
-    """The graph from the bytes of a component's members to its form on the device."""
+def _to_output(spec: ReadSpec, component: Component, member: Any) -> Any:
+    """Return the graph from the bytes of a component's members to its form on the device."""
     on_gpu = spec.device.type == "cuda"
     if component.is_scalar:
         scalar = fn.reinterpret(member, shape=[], dtype=types.FLOAT)
@@ -230,25 +230,25 @@ def _finished(spec: ReadSpec, component: Component, member: Any) -> Any:
 def _outputs(
     pipeline: Pipeline, spec: ReadSpec, segment: Segment, number: int, device: torch.device
 ) -> tuple[Any, ...]:
-    """Wait for the outputs of a pipeline on `device` for one batch of a segment.
+    """Wait for the outputs of a pipeline on `device` for a batch of a segment.
 
-    Raises `SampleError` that names the sample where DALI fails on one, and passes on any other failure.
+    Raises `SampleError` with the name of the sample if DALI fails on one; other errors are passed on.
     """
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     try:
         outputs = tuple(pipeline.share_outputs(cuda_stream=stream))
     except RuntimeError as error:
-        if found := _diagnosis(spec, segment, number, str(error)):
+        if found := _find_failed_sample(spec, segment, number, str(error)):
             raise found from error
         error.add_note(f"while loading samples of {spec.directory}")
         raise
-    pipeline.release_outputs()  # of their place in the queue: the outputs stay valid
+    pipeline.release_outputs()  # frees the slot in the queue; the outputs stay valid
     return outputs
 
 
-def _diagnosis(spec: ReadSpec, segment: Segment, number: int, message: str) -> FastDPSError | None:
-    """The error that names the sample of a batch on which DALI failed, if it was one."""
-    from fastdps.loading.decoding import decode_member  # not needed until something fails
+def _find_failed_sample(spec: ReadSpec, segment: Segment, number: int, message: str) -> FastDPSError | None:
+    """Return the error that names the sample on which DALI failed, or None if it did not fail on a sample."""
+    from fastdps.loading.decoding import decode_member  # needed only after a failure
 
     samples = segment.samples(number)
     for index, row in samples:
@@ -258,8 +258,8 @@ def _diagnosis(spec: ReadSpec, segment: Segment, number: int, message: str) -> F
                     decode_member(tar, index, row, component, spec)
         except FastDPSError as found:
             return found
-    if named := _FAILED_SAMPLE.search(message):  # Pillow takes what DALI does not
-        index, row = samples[min(int(named.group(1)), len(samples) - 1)]  # beyond is padding: the last sample again
+    if named := _FAILED_SAMPLE.search(message):  # an image that Pillow decodes and DALI does not
+        index, row = samples[min(int(named.group(1)), len(samples) - 1)]  # padding repeats the last sample
         image = next(component for component in spec.components if not component.is_scalar)
         return sample_error(index, row, image.place, "or another image of this sample cannot be decoded by DALI")
     return None

@@ -1,7 +1,7 @@
-"""One member of a shard to an array, on the CPU, without DALI. The reference that DALI's decoding is compared to.
+"""Decode a member of a shard on the CPU without DALI: the reference for DALI's decoding.
 
-JPEGs are decoded by `fastdps.shards.images.decode_resized`. What it leaves, and PNGs, webdataset's image handler
-decodes with Pillow.
+`fastdps.shards.images.decode_resized` decodes JPEGs. webdataset's image handler decodes the JPEGs that it does not
+support, and PNGs, with Pillow.
 """
 
 from __future__ import annotations
@@ -24,9 +24,20 @@ _to_pil_rgb = webdataset.imagehandler("pilrgb")
 def decode_member(
     tar: BinaryIO, index: ShardIndex, row: int, component: Component, spec: ReadSpec
 ) -> NDArray[np.generic]:
-    """One component of one sample: uint8 (H, W, 3) in RGB, or a float32 scalar (). `tar` is the open `index.tar`.
+    """Read and decode one component of a sample.
 
-    Raises `SampleError` that names sample, member and shard where it cannot be read or decoded.
+    Args:
+        tar: The open `index.tar`.
+        index: The index of the shard.
+        row: The row of the sample in it.
+        component: The component.
+        spec: The wanted form.
+
+    Returns:
+        uint8 (H, W, 3) in RGB, or a float32 scalar ().
+
+    Raises:
+        SampleError: The member cannot be read or decoded; names sample, member and shard.
     """
     data = read_member(tar, index, row, component.place)
     if component.is_scalar:
@@ -38,12 +49,12 @@ def decode_member(
                 return pixels
             return _resized(Image.fromarray(pixels), spec.size)
         return _decode(bytes(data), index.member_name(row, component.place), spec.size)
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged data
+    except Exception as error:  # Pillow's decoders raise many types on damaged data
         raise sample_error(index, row, component.place, f"cannot be decoded: {error}") from error
 
 
 def _decode(data: bytes, name: str, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """An encoded image as RGB, resized; Pillow checks a PNG's checksums only when asked to."""
+    """Decode an image as RGB and resize it. PNGs are verified first: Pillow checks checksums only on request."""
     if name.endswith(".png"):
         with Image.open(io.BytesIO(data)) as image:
             image.verify()
@@ -56,7 +67,7 @@ def _decode(data: bytes, name: str, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _resized(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """To (height, width), bilinear and antialiased; unchanged if it has that size."""
+    """Resize an image to (height, width), bilinear with antialiasing, unless it has that size."""
     height, width = size
     same = image.size == (width, height)
     return np.asarray(image if same else image.resize((width, height), Image.Resampling.BILINEAR))

@@ -1,4 +1,4 @@
-"""The indexes of shards that were opened lately, so that the next epoch does not parse and check them again."""
+"""A cache of shard indexes, so that the next epoch does not parse and check them again."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from pathlib import Path
 from fastdps.loading.members import ShardIndex, open_index, shard_error
 from fastdps.shards.format import Manifest, Shard
 
-#: Indexes of at most so many samples are kept, at about 150 bytes each.
+#: Samples whose index entries are kept, at about 150 bytes each.
 KEPT_SAMPLES = 262_144
 
 
 class IndexCache:
-    """The indexes of a shard set. To be used from several threads."""
+    """The recently used indexes of a shard set. Thread-safe."""
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self._directory, self._manifest = directory, manifest
-        self._kept: OrderedDict[str, tuple[object, ShardIndex]] = OrderedDict()  # the one used last at the end
+        self._kept: OrderedDict[str, tuple[object, ShardIndex]] = OrderedDict()  # least recently used first
         self._kept_samples = 0
         self._lock = threading.Lock()
 
     def open(self, shard: Shard) -> ShardIndex:
-        """The index of a shard, read and checked anew if the shard or its index have changed; see `open_index`."""
+        """Return the index of a shard; it is read and checked again if the shard or its index file has changed.
+
+        Raises what `fastdps.loading.members.open_index` raises.
+        """
         stamp = self._stamp(shard)
         with self._lock:
             found = self._kept.get(shard.name)
@@ -43,7 +46,7 @@ class IndexCache:
         return index
 
     def _stamp(self, shard: Shard) -> object:
-        """What changes when one of the two files is written to or replaced."""
+        """Return a value that changes when the tar or the index file is modified or replaced."""
         try:
             states = [os.stat(self._directory / name) for name in (shard.name, shard.index_name)]
         except OSError as error:

@@ -1,11 +1,10 @@
-"""The members of a shard: its index read and checked, single members read and checked against it.
+"""Read the index of a shard and its members, and check both.
 
-What is guaranteed of a shard before its first sample is used: the tar has the size that the manifest states; the
-index has the samples, components and sizes that the manifest states, in rising order of sample ids, and they lie
-apart from each other within the tar; tar headers are where the index says for the first and last member and for
-each that does not directly follow the one before. So an index of another shard, a cut or a shifted tar are found.
-Bytes that changed inside a member are found where they do not decode; only `tools/check_shards.py`, which
-compares checksums, finds them all.
+Checked before the first sample of a shard is used: the tar has the size in the manifest; the index has the samples,
+components and sizes in the manifest, in ascending order of sample ids, and they do not overlap in the tar; tar headers
+are where the index says for the first and last member and for each member that does not directly follow another. This
+detects an index of another shard and a truncated or shifted tar. Bytes that changed within a member are detected where
+they do not decode; only `tools/check_shards.py`, which compares checksums, detects all of them.
 """
 
 from __future__ import annotations
@@ -23,19 +22,23 @@ from numpy.typing import NDArray
 from fastdps.errors import SampleError, ShardError
 from fastdps.shards.format import INDEX_HEADER, SCALARS, Manifest, Shard
 
-BLOCK = 512  # bytes; tar headers and the starts of members are multiples of it
+BLOCK = 512  # bytes: the size of a tar header, and the alignment of members
 _NAME_FIELD, _SIZE_FIELD = slice(0, 100), slice(124, 136)  # of a tar header (ustar)
 SCALAR_BYTES = 4
-_FIELDS = 4  # of a component in a line of the index: extension, offset, size, name
+_FIELDS = 4  # per component in a line of the index: extension, offset, size, name
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The index of one shard of n samples with C components, in packed order.
+    """The index of a shard of n samples with C components, in packed order.
 
-    `lines` (n) are the index's own lines, for writing an index of some of the samples; `ids` (n,) int64 are sample
-    ids; `names` (n, C) are those of the members, `offsets` and `sizes` (n, C) int64 the bytes where their data starts
-    in `tar` and how many.
+    Attributes:
+        tar: The path of the shard.
+        lines: The n lines of the index file, to write an index of a subset.
+        ids: Sample ids, int64 (n,).
+        names: Names of the members, (n, C).
+        offsets: Offsets of the members' data in the tar in bytes, int64 (n, C).
+        sizes: Sizes of the members' data in bytes, int64 (n, C).
     """
 
     tar: Path
@@ -46,17 +49,17 @@ class ShardIndex:
     sizes: NDArray[np.int64]
 
     def member_name(self, row: int, component: int) -> str:
-        """The name in the tar of one component of the sample in `row`."""
+        """Return the name in the tar of one component of the sample in `row`."""
         return bytes(self.names[row, component]).decode()
 
     @functools.cached_property
     def end(self) -> int:
-        """The byte where the last member's data ends."""
+        """The offset at which the data of the last member ends."""
         return int((self.offsets + self.sizes).max())
 
     @functools.cached_property
-    def distance(self) -> int | None:
-        """The bytes from a sample to the next, None where samples differ in it or in the sizes of their members."""
+    def stride(self) -> int | None:
+        """The bytes from a sample to the next; None if the spacing or the member sizes vary."""
         steps = np.diff(self.offsets, axis=0)
         if np.any(self.sizes != self.sizes[0]) or np.any(steps != steps[:1, :1]):
             return None
@@ -64,9 +67,10 @@ class ShardIndex:
 
 
 def open_index(directory: Path, manifest: Manifest, shard: Shard) -> ShardIndex:
-    """Read the index of a shard and check that manifest, index and tar fit each other.
+    """Read the index of a shard and check that manifest, index and tar are consistent.
 
-    Raises `ShardError` that names the shard, what does not fit, and the remedy.
+    Raises:
+        ShardError: A file cannot be read, or they are inconsistent.
     """
     try:
         blob = (directory / shard.index_name).read_bytes()
@@ -90,10 +94,17 @@ def open_index(directory: Path, manifest: Manifest, shard: Shard) -> ShardIndex:
 
 
 def read_member(tar: BinaryIO, index: ShardIndex, row: int, component: int, *, header_only: bool = False) -> memoryview:
-    """The bytes of one member (none with `header_only`), after a check of its tar header.
+    """Read one member after a check of its tar header.
 
-    `tar` is the unbuffered file `index.tar`. Raises `SampleError` where the tar's header is not that of the member
-    the index names, or where the tar ends or fails within it.
+    Args:
+        tar: `index.tar`, opened without a buffer.
+        index: The index of the shard.
+        row: The row of the sample.
+        component: The position of the component.
+        header_only: Check the header and return no bytes.
+
+    Raises:
+        SampleError: The tar header does not belong to the member in the index, or the tar ends or cannot be read.
     """
     offset, size = int(index.offsets[row, component]), int(index.sizes[row, component])
     wanted = BLOCK + (0 if header_only else size)
@@ -105,16 +116,17 @@ def read_member(tar: BinaryIO, index: ShardIndex, row: int, component: int, *, h
     if len(block) < wanted:
         raise sample_error(index, row, component, f"ends after {len(block)} of {wanted} bytes")
     if not _is_header_of(block[:BLOCK], index.member_name(row, component).encode(), size):
-        raise sample_error(index, row, component, f"has no tar header of its own before byte {offset}")
+        raise sample_error(index, row, component, f"has no matching tar header before byte {offset}")
     return memoryview(block)[BLOCK:]
 
 
 def read_members(
     tar: BinaryIO, index: ShardIndex, rows: NDArray[np.int64], component: int, out: NDArray[np.uint8]
 ) -> None:
-    """Read one component of n samples, of one size in bytes, into `out` (n, size). As `read_member`, but faster.
+    """Read one component of n samples of equal size into `out` (n, size); faster than `read_member`.
 
-    Each member is read by one call of the system to where it belongs, and the headers are checked together.
+    Each member is read with one system call to its place, and all headers are checked together. Raises what
+    `read_member` raises.
     """
     n, size = out.shape
     headers = np.empty((n, BLOCK), np.uint8)
@@ -124,26 +136,26 @@ def read_members(
         _read_at(tar, (header_bytes[h : h + BLOCK], member_bytes[m : m + size]), start)
         for h, m, start in zip(range(0, n * BLOCK, BLOCK), range(0, n * size, size), starts, strict=True)
     ]
-    is_right = are_headers_of(index, rows, component, headers) & (np.array(read) == BLOCK + size)
-    for place in np.flatnonzero(~is_right).tolist():
-        member = read_member(tar, index, int(rows[place]), component)  # says what is wrong
-        out[place] = np.frombuffer(member, np.uint8)  # or reads what was interrupted
+    is_valid = match_headers(index, rows, component, headers) & (np.array(read) == BLOCK + size)
+    for position in np.flatnonzero(~is_valid).tolist():
+        member = read_member(tar, index, int(rows[position]), component)  # raises the error
+        out[position] = np.frombuffer(member, np.uint8)  # or repeats an interrupted read
 
 
-def are_headers_of(
+def match_headers(
     index: ShardIndex, rows: NDArray[np.int64], component: int, headers: NDArray[np.uint8]
 ) -> NDArray[np.bool_]:
-    """Whether each of n tar headers (n, BLOCK) is that of the member the index names, all of one size; (n,)."""
-    stated, size = _field(headers, _SIZE_FIELD), int(index.sizes[0, component])
-    found: NDArray[np.bool_] = _field(headers, _NAME_FIELD) == index.names[rows, component]
-    for field in set(stated.tolist()):  # one, where all is well
-        if not _states(field, size):
-            found &= stated != field
-    return found
+    """Return which of n tar headers (n, BLOCK) belong to the members in the index, all of equal size; bool (n,)."""
+    size_fields, size = _field(headers, _SIZE_FIELD), int(index.sizes[0, component])
+    is_match: NDArray[np.bool_] = _field(headers, _NAME_FIELD) == index.names[rows, component]
+    for field in set(size_fields.tolist()):  # one, unless there is damage
+        if not _has_size(field, size):
+            is_match &= size_fields != field
+    return is_match
 
 
 def _preadv(tar: BinaryIO, parts: tuple[memoryview, memoryview], start: int) -> int:
-    """Read from byte `start` on into two buffers; returns how many bytes it were, -1 where reading failed."""
+    """Read from offset `start` into two buffers; return the number of bytes read, or -1 on an error."""
     try:
         return os.preadv(tar.fileno(), parts, start)
     except OSError:
@@ -151,7 +163,7 @@ def _preadv(tar: BinaryIO, parts: tuple[memoryview, memoryview], start: int) -> 
 
 
 def _seek_and_read(tar: BinaryIO, parts: tuple[memoryview, memoryview], start: int) -> int:
-    """As `_preadv`, where the system has none."""
+    """Do the same as `_preadv` on systems without it."""
     try:
         tar.seek(start)
         return sum(tar.readinto(part) for part in parts)  # type: ignore[attr-defined]
@@ -163,19 +175,19 @@ _read_at = _preadv if hasattr(os, "preadv") else _seek_and_read
 
 
 def _field(headers: NDArray[np.uint8], field: slice) -> NDArray[np.bytes_]:
-    """A field of n tar headers (n, BLOCK), as n strings without trailing NULs."""
+    """Return a field of n tar headers (n, BLOCK) as n strings without trailing NULs."""
     return np.ascontiguousarray(headers[:, field]).view(f"S{field.stop - field.start}")[:, 0]
 
 
 def shard_error(directory: Path, file: str, what: str) -> ShardError:
-    """The error for one file of a shard set, with the remedy."""
+    """Return the error for a file of a shard set."""
     return ShardError(
         f"{directory / file} {what}. Run `tools/check_shards.py {directory}`, then restore or pack it again."
     )
 
 
 def sample_error(index: ShardIndex, row: int, component: int, what: str) -> SampleError:
-    """The error for one member, with shard, sample and remedy."""
+    """Return the error for a member of a shard."""
     return SampleError(
         f"sample {int(index.ids[row])} ({index.member_name(row, component)} in {index.tar}) {what}. "
         f"Run `tools/check_shards.py {index.tar.parent}`, then restore the shard or pack the set again."
@@ -183,14 +195,14 @@ def sample_error(index: ShardIndex, row: int, component: int, what: str) -> Samp
 
 
 def _parse(blob: bytes, tar: Path, manifest: Manifest, shard: Shard) -> ShardIndex:
-    """The index from its text; `ValueError` on what is not one of `shard.samples` samples of this manifest."""
+    """Parse the text of an index. Raises `ValueError` if it does not fit the manifest."""
     tokens = blob.split()
     if tokens[:1] != [INDEX_HEADER.encode()]:
         raise ValueError(f"it does not begin with {INDEX_HEADER}")
     n, width = shard.samples, _FIELDS * len(manifest.components)
     lines = blob.splitlines()[1:]
     if tokens[1:2] != [str(n).encode()] or len(lines) != n:
-        raise ValueError(f"it has {len(lines)} lines and states {tokens[1:2]} where the manifest states {n}")
+        raise ValueError(f"it has {len(lines)} lines and states {tokens[1:2]}, but the manifest states {n}")
     if len(tokens) != 2 + n * width:
         raise ValueError(f"its lines do not have {len(manifest.components)} components of {_FIELDS} fields each")
     columns = [tokens[2 + field :: width] for field in range(width)]
@@ -203,7 +215,7 @@ def _parse(blob: bytes, tar: Path, manifest: Manifest, shard: Shard) -> ShardInd
             raise ValueError(f"the names of {component} are not those of their samples")
     ids = _integers(keys)
     if np.any(np.diff(ids) <= 0):
-        raise ValueError("its sample ids do not rise")
+        raise ValueError("its sample ids do not ascend")
     offsets = np.stack([_integers(column) for column in columns[1::_FIELDS]], axis=1)
     sizes = np.stack([_integers(column) for column in columns[2::_FIELDS]], axis=1)
     members = np.stack([np.array(column, dtype=bytes) for column in columns[3::_FIELDS]], axis=1)
@@ -215,38 +227,37 @@ def _integers(texts: Sequence[bytes]) -> NDArray[np.int64]:
 
 
 def _check_places(index: ShardIndex, manifest: Manifest, shard: Shard) -> list[tuple[int, int]]:
-    """Check sizes and offsets; the (row, component) whose headers are to be looked at in the tar.
+    """Check sizes and offsets, and return the (row, component) of the members whose tar headers must be checked.
 
-    These are the first and the last member and those that do not directly follow the one before. Raises
-    `ValueError`.
+    These are the first and the last member, and each member that does not directly follow another. Raises `ValueError`.
     """
     offsets, sizes = index.offsets, index.sizes
     for number, component in enumerate(manifest.components):
         wanted = _fixed_size(manifest, component)
         if wanted is not None and np.any(sizes[:, number] != wanted):
-            raise ValueError(f"{component} is to have {wanted} bytes a sample")
+            raise ValueError(f"{component} must have {wanted} bytes per sample")
     if (
         np.any(sizes <= 0)
         or np.any(offsets < BLOCK)
         or np.any(offsets % BLOCK)
         or np.any(offsets + sizes > shard.bytes)
     ):
-        raise ValueError("it has members of no size or outside the shard")
+        raise ValueError("it has empty members, or members outside the shard")
     order = np.argsort(offsets, axis=None, kind="stable")
     starts = offsets.ravel()[order]
     data_ends = starts + -(-sizes.ravel()[order] // BLOCK) * BLOCK
     gaps = starts[1:] - data_ends[:-1] - BLOCK
     if np.any(gaps < 0):
         raise ValueError("its members overlap")
-    looked_at = np.zeros(len(order), dtype=bool)
-    looked_at[1:] = gaps != 0
-    looked_at[[0, -1]] = True
-    rows, components = np.divmod(order[looked_at], len(manifest.components))
+    is_suspect = np.zeros(len(order), dtype=bool)
+    is_suspect[1:] = gaps != 0
+    is_suspect[[0, -1]] = True
+    rows, components = np.divmod(order[is_suspect], len(manifest.components))
     return list(zip(rows.tolist(), components.tolist(), strict=True))
 
 
 def _fixed_size(manifest: Manifest, component: str) -> int | None:
-    """The bytes that every member of a component has, or None where they vary."""
+    """Return the size in bytes of every member of a component, or None if it varies."""
     if component in SCALARS:
         return SCALAR_BYTES
     if manifest.encoding == "raw" and manifest.image_size is not None:
@@ -255,12 +266,12 @@ def _fixed_size(manifest: Manifest, component: str) -> int | None:
 
 
 def _is_header_of(header: bytes, name: bytes, size: int) -> bool:
-    """Whether a tar header is that of a file of this name and size (in bytes)."""
-    return header[_NAME_FIELD].rstrip(b"\0") == name and _states(header[_SIZE_FIELD], size)
+    """Return whether a tar header has this name and size in bytes."""
+    return header[_NAME_FIELD].rstrip(b"\0") == name and _has_size(header[_SIZE_FIELD], size)
 
 
-def _states(field: bytes, size: int) -> bool:
-    """Whether a tar header's `_SIZE_FIELD` is that of a file of this size (in bytes)."""
+def _has_size(field: bytes, size: int) -> bool:
+    """Return whether the size field of a tar header states this size in bytes."""
     try:
         return int(field.rstrip(b" \0"), 8) == size
     except ValueError:

@@ -1,13 +1,13 @@
-"""The order of an epoch and its division over processes: pure functions of (seed, epoch, sizes of the shards).
+"""The order of the samples of an epoch and its division among processes: functions of (seed, epoch, shard sizes).
 
-    shards of the set --permute--> shards of the epoch --permute within each--> one order of all samples
-    that order --cut into `world_size` contiguous parts--> the samples of one process --cut--> its batches
+    shards of the set --permute--> shards of the epoch --permute within each--> order of all samples
+    order --cut into `world_size` contiguous parts--> samples of one process --cut--> its batches
 
-Contiguous parts let a process read whole shards, wherever a cut allows it. Packing has shuffled the samples over
-the shards already, so that permuting shards, and samples within a shard, mixes well.
+With contiguous parts a process reads complete shards, except at the cuts. Packing has already shuffled the samples over
+the shards, so permuting the shards, and the samples within a shard, mixes well.
 
-The permutations come from Philox, a counter-based generator, keyed by (seed, epoch) and counted by shard. Only its
-raw bits are used: numpy keeps those the same from version to version, which it does not promise of `permutation`.
+The permutations come from Philox, a counter-based generator, keyed by (seed, epoch) with the shard as counter. Only its
+raw bits are used, because numpy guarantees them across versions, which it does not for `permutation`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-#: The counter of the permutation of the shards; the one within shard k has k + 1.
+#: The counter of the permutation of the shards. The permutation within shard k has the counter k + 1.
 _SHARDS_STREAM = 0
 
 
 class RowRun(NamedTuple):
-    """Samples that follow each other in the order and lie in one shard.
+    """Consecutive samples of the order in one shard.
 
-    `shard` is the shard's position in the manifest, `rows` (n,) int64 are positions of samples in that shard.
+    Attributes:
+        shard: The position of the shard in the manifest.
+        rows: Positions of the samples in the shard, int64 (n,).
     """
 
     shard: int
@@ -33,7 +35,14 @@ class RowRun(NamedTuple):
 
 
 class Visit(NamedTuple):
-    """A part of one shard in the order: from `start` to `stop` of its `size` samples, in their order of the epoch."""
+    """A part of one shard in the order: samples `start` to `stop` of `size`, in the order of the epoch.
+
+    Attributes:
+        shard: The position of the shard in the manifest.
+        start: The first sample.
+        stop: The end, exclusive.
+        size: The number of samples of the shard.
+    """
 
     shard: int
     start: int
@@ -42,7 +51,7 @@ class Visit(NamedTuple):
 
 
 def permutation(n: int, seed: int, epoch: int, stream: int) -> NDArray[np.int64]:
-    """A permutation of 0 .. n-1, int64 (n,): the ranks of n random words drawn for (seed, epoch, stream)."""
+    """Return a permutation of 0 to n - 1, int64 (n,): the order of n random words drawn for (seed, epoch, stream)."""
     key = np.array([seed, epoch], dtype=np.uint64)
     counter = np.array([0, 0, 0, stream], dtype=np.uint64)
     words = np.random.Philox(key=key, counter=counter).random_raw(n)
@@ -50,36 +59,46 @@ def permutation(n: int, seed: int, epoch: int, stream: int) -> NDArray[np.int64]
 
 
 def part_of(samples: int, rank: int, world_size: int) -> range:
-    """The positions of the order that process `rank` of `world_size` reads; parts differ by one sample at most."""
+    """Return the positions of the order that process `rank` of `world_size` reads. Parts differ by at most one sample.
+
+    Example:
+        >>> part_of(10, rank=1, world_size=3)
+        range(3, 6)
+    """
     return range(samples * rank // world_size, samples * (rank + 1) // world_size)
 
 
 def cut(ranges: Sequence[range], wanted: range) -> list[range]:
-    """The numbers at the places `wanted` of ranges that are laid end to end, again as ranges."""
-    found, place = [], 0
+    """Return the slice `wanted` of the concatenation of ranges, as ranges.
+
+    Example:
+        >>> cut([range(5), range(10, 15)], range(3, 7))
+        [range(3, 5), range(10, 12)]
+    """
+    found, offset = [], 0
     for numbers in ranges:
-        start, stop = max(wanted.start - place, 0), min(wanted.stop - place, len(numbers))
+        start, stop = max(wanted.start - offset, 0), min(wanted.stop - offset, len(numbers))
         if start < stop:
             found.append(numbers[start:stop])
-        place += len(numbers)
+        offset += len(numbers)
     return found
 
 
 def left_after(left: Sequence[range], steps: int, batch_size: int, world_size: int) -> list[range]:
-    """The positions that are still to be read, of those in `left`, once every process has done so many steps."""
+    """Return the positions in `left` that remain to be read after `steps` steps of every process."""
     total = sum(map(len, left))
     parts = (part_of(total, rank, world_size) for rank in range(world_size))
     return [numbers for part in parts for numbers in cut(left, part[steps * batch_size :])]
 
 
 def steps_per_epoch(samples: int, batch_size: int, world_size: int) -> int:
-    """The steps of an epoch, the same on every process: what the largest part needs at `batch_size` a process."""
+    """Return the steps of an epoch, equal on every process: the batches of `batch_size` in the largest part."""
     largest = -(-samples // world_size)
     return -(-largest // batch_size)
 
 
 def global_batch_size(samples: int, step: int, batch_size: int, world_size: int) -> int:
-    """The samples that all processes together have in `step`."""
+    """Return the number of samples of all processes in a step."""
     smaller, larger = samples // world_size, -(-samples // world_size)
     with_larger = samples - smaller * world_size
     sizes = [min(max(part - step * batch_size, 0), batch_size) for part in (smaller, larger)]
@@ -87,10 +106,13 @@ def global_batch_size(samples: int, step: int, batch_size: int, world_size: int)
 
 
 class EpochOrder:
-    """The order of all samples of one epoch. Work and memory grow with the shards, not with the samples.
+    """The order of all samples of an epoch. Work and memory grow with the number of shards, not of samples.
 
-    `shard_samples` are the numbers of samples of the shards in the manifest's order; without `shuffle` the order is
-    the packed one.
+    Args:
+        shard_samples: The number of samples of each shard, in the order of the manifest.
+        seed: The seed.
+        epoch: The epoch.
+        shuffle: False for the packed order.
     """
 
     def __init__(self, shard_samples: Sequence[int], *, seed: int, epoch: int, shuffle: bool) -> None:
@@ -101,20 +123,20 @@ class EpochOrder:
         self._ends = np.cumsum(self._sizes)
 
     def row_runs(self, positions: range) -> Iterator[RowRun]:
-        """The samples at a contiguous range of positions of the order, one `RowRun` for each shard touched."""
+        """Yield the samples at a contiguous range of positions, one `RowRun` per shard."""
         for shard, start, stop, size in self.visits(positions):
             yield RowRun(shard, self._permutation(size, shard + 1)[start:stop])
 
     def visits(self, positions: range) -> Iterator[Visit]:
-        """The same shards, and how much of each, without the work of permuting."""
+        """Yield the shards at a contiguous range of positions, and the part of each, without permuting samples."""
         start = positions.start
-        place = int(np.searchsorted(self._ends, start, side="right"))
+        number = int(np.searchsorted(self._ends, start, side="right"))
         while start < positions.stop:
-            size, end = int(self._sizes[place]), int(self._ends[place])
+            size, end = int(self._sizes[number]), int(self._ends[number])
             stop = min(positions.stop, end)
             if stop > start:
-                yield Visit(int(self._shards[place]), start - end + size, stop - end + size, size)
-            start, place = stop, place + 1
+                yield Visit(int(self._shards[number]), start - end + size, stop - end + size, size)
+            start, number = stop, number + 1
 
     def _permutation(self, n: int, stream: int) -> NDArray[np.int64]:
         if not self._shuffle:

@@ -1,7 +1,7 @@
-"""What one process reads in an epoch, cut into segments.
+"""Divide the samples that a process reads in an epoch into segments.
 
-A segment is a number of whole batches, with the indexes of just the shards they lie in. Segments bound what is
-open at a time (index lines, files, address space) and the time to the first batch, however large the set is.
+A segment is a number of complete batches, with the indexes of the shards they are in. Segments bound the resources in
+use (index lines, files, address space) and the time to the first batch, independent of the size of the set.
 """
 
 from __future__ import annotations
@@ -20,20 +20,30 @@ from fastdps.loading.members import ShardIndex
 from fastdps.loading.order import EpochOrder, Visit, cut
 from fastdps.shards.format import Manifest
 
-#: 0.1 s to the first batch; a quarter costs some 8 % of the throughput of raw images on 2 cores.
+#: Takes 0.1 s to the first batch. A quarter of it costs about 8 % of the throughput of raw images on 2 cores.
 SEGMENT_SAMPLES = 32_768
 SEGMENT_SHARDS = 64
 
 
 class SampleRef(NamedTuple):
-    """One sample: the index of its shard and its row there."""
+    """A sample.
+
+    Attributes:
+        shard_index: The index of its shard.
+        row: Its row in the index.
+    """
 
     shard_index: ShardIndex
     row: int
 
 
 class ShardSlice(NamedTuple):
-    """Samples of one shard that follow each other in the order: its index and their rows (n,) int64 there."""
+    """Consecutive samples of the order in one shard.
+
+    Attributes:
+        shard_index: The index of the shard.
+        rows: Their rows in the index, int64 (n,).
+    """
 
     shard_index: ShardIndex
     rows: NDArray[np.int64]
@@ -41,7 +51,13 @@ class ShardSlice(NamedTuple):
 
 @dataclass(frozen=True)
 class Segment:
-    """Samples to be read in this order, all batches full but perhaps the last; `ids` (n,) int64."""
+    """Samples to be read in this order. All batches are full, except possibly the last.
+
+    Attributes:
+        slices: The samples, by shard.
+        ids: Their sample ids, int64 (n,).
+        batch_size: Samples per batch.
+    """
 
     slices: tuple[ShardSlice, ...]
     ids: NDArray[np.int64]
@@ -49,15 +65,15 @@ class Segment:
 
     @property
     def batches(self) -> int:
-        """How many batches it makes."""
+        """The number of batches."""
         return -(-len(self.ids) // self.batch_size)
 
     def batch_ids(self, batch: int) -> NDArray[np.int64]:
-        """The sample ids of one batch."""
+        """Return the sample ids of a batch."""
         return self.ids[batch * self.batch_size : (batch + 1) * self.batch_size]
 
     def batch_slices(self, batch: int) -> list[ShardSlice]:
-        """The parts of one batch: mostly one, two where it ends a shard."""
+        """Return the slices of a batch: usually one, or two where a shard ends."""
         start, stop = batch * self.batch_size, (batch + 1) * self.batch_size
         found: list[ShardSlice] = []
         for index, rows in self.slices:
@@ -68,7 +84,7 @@ class Segment:
         return found
 
     def samples(self, batch: int) -> list[SampleRef]:
-        """The samples of one batch, one by one."""
+        """Return the samples of a batch, one by one."""
         return [SampleRef(index, row) for index, rows in self.batch_slices(batch) for row in rows.tolist()]
 
 
@@ -82,21 +98,30 @@ def segments(
     batch_size: int,
     wait_for_shard: Callable[[], None] = lambda: None,
 ) -> Iterator[Segment]:
-    """A part of the order, given as ranges, opened segment by segment, each at one of the places in it.
+    """Open a part of the order segment by segment.
 
-    `wait_for_shard` is called before each visit of a shard. Raises `ShardError` when it comes to a shard that is
-    missing, damaged, or does not fit its index.
+    Args:
+        indexes: The indexes of the set.
+        manifest: Its manifest.
+        order: The order of the epoch.
+        part: The part of the order, as ranges.
+        places: The positions of the segments in the part.
+        batch_size: Samples per batch.
+        wait_for_shard: Called before each visit of a shard.
+
+    Raises:
+        ShardError: A shard is missing, damaged, or does not fit its index.
     """
     for place in places:
-        parts = []
+        slices = []
         for run in (run for numbers in cut(part, place) for run in order.row_runs(numbers)):
             wait_for_shard()
-            parts.append(ShardSlice(indexes.open(manifest.shards[run.shard]), run.rows))
-        yield Segment(tuple(parts), np.concatenate([index.ids[rows] for index, rows in parts]), batch_size)
+            slices.append(ShardSlice(indexes.open(manifest.shards[run.shard]), run.rows))
+        yield Segment(tuple(slices), np.concatenate([index.ids[rows] for index, rows in slices]), batch_size)
 
 
 def even_places(samples: int, manifest: Manifest, *, start: int, batch_size: int) -> Iterator[range]:
-    """Segments of as many batches each, from the sample `start` to the last."""
+    """Return the positions of segments of equal numbers of batches, from the sample `start` to the last."""
     size = _most_samples(manifest, batch_size)
     return (range(at, min(at + size, samples)) for at in range(start, samples, size))
 
@@ -104,7 +129,15 @@ def even_places(samples: int, manifest: Manifest, *, start: int, batch_size: int
 def places_within(
     visits: Sequence[Visit], manifest: Manifest, *, start: int, batch_size: int, most_bytes: int
 ) -> Iterator[range]:
-    """Segments whose shards have at most so many bytes, or as few as those of one batch; visits are those of all."""
+    """Yield the positions of segments whose shards have at most `most_bytes`, or that are one batch.
+
+    Args:
+        visits: All shards that are read, in order.
+        manifest: The manifest of the set.
+        start: The first sample of the first segment.
+        batch_size: Samples per batch.
+        most_bytes: The limit of the bytes of a segment's shards.
+    """
     ends = list(itertools.accumulate(visit.stop - visit.start for visit in visits))
     most_samples = _most_samples(manifest, batch_size)
     while ends and start < ends[-1]:
@@ -125,7 +158,7 @@ def places_within(
 
 
 def batch_bytes(manifest: Manifest, batch_size: int) -> int:
-    """The most bytes that the shards of one batch can have: two that it takes a part of, and small ones between."""
+    """Return an upper bound of the bytes of the shards of a batch: two used in part, and small ones between them."""
     largest = sorted(shard.bytes for shard in manifest.shards)[-2:]
     inner, left = 0, batch_size - 2
     for samples, size in sorted((shard.samples, shard.bytes) for shard in manifest.shards)[: max(0, left)]:
@@ -137,6 +170,6 @@ def batch_bytes(manifest: Manifest, batch_size: int) -> int:
 
 
 def _most_samples(manifest: Manifest, batch_size: int) -> int:
-    """The samples of a segment, a number of whole batches."""
+    """Return the number of samples of a segment, a multiple of the batch size."""
     per_shard = max(1, manifest.samples // len(manifest.shards))
     return max(1, min(SEGMENT_SAMPLES, SEGMENT_SHARDS * per_shard) // batch_size) * batch_size

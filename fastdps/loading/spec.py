@@ -1,4 +1,4 @@
-"""What the readers are asked for: the components of a sample, their form, the device."""
+"""The interface of the readers: the request (components, form, device) and the batches."""
 
 from __future__ import annotations
 
@@ -22,11 +22,17 @@ Loaded = tuple[dict[str, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """The samples of one process in one step: n of them, fewer than the batch size or none at the end of an epoch.
+    """The n samples of one process in one step. At the end of an epoch n may be below the batch size, or zero.
 
-    `components` maps names to tensors on the loader's device: images are uint8 (n, H, W, 3) in RGB, scalars (a share
-    of votes) are float32 (n,). `ids` are the sample ids, int64 (n,), always on the CPU. `global_size` is the number
-    of samples that all processes together have in this step.
+    Attributes:
+        components: Tensors on the loader's device by name: images are uint8 (n, H, W, 3) in RGB, scalars (a share of
+            votes) are float32 (n,).
+        ids: Sample ids, int64 (n,), always on the CPU.
+        global_size: The number of samples of all processes in this step.
+
+    Example:
+        >>> for batch in open_shards("shards/sample/train", batch_size=64).epoch(0):  # doctest: +SKIP
+        ...     print(batch.images.shape, batch.ids.shape)
     """
 
     components: dict[str, Tensor]
@@ -40,13 +46,20 @@ class Batch:
     def images(self) -> Tensor:
         """The images of a set of kind `images`, uint8 (n, H, W, 3). Raises `ConfigError` for other kinds."""
         if "image" not in self.components:
-            raise ConfigError(f"this set has no component 'image'; it has {', '.join(self.components)}")
+            raise ConfigError(f"This set has no component 'image'; it has {', '.join(self.components)}.")
         return self.components["image"]
 
 
 @dataclass(frozen=True)
 class Component:
-    """One wanted component: its name, its place in a line of the index, its extensions joined by ";"."""
+    """A requested component.
+
+    Attributes:
+        name: Its name.
+        place: Its position in a line of the index.
+        extensions: The extensions of its members, joined by ";".
+        is_scalar: True for a float32, False for an image.
+    """
 
     name: str
     place: int
@@ -56,11 +69,17 @@ class Component:
 
 @dataclass(frozen=True)
 class ReadSpec:
-    """What a reader is to produce.
+    """The request to a reader.
 
-    `stored_size` and `size` are (height, width) in pixels: of the images in the shards, None where they vary, and
-    of those produced. `is_raw` says that images are stored as their bare pixels. `num_threads` threads decode;
-    `directory` is the shard set, for messages.
+    Attributes:
+        directory: The shard set, for messages.
+        components: The requested components.
+        stored_size: (height, width) in pixels of the images in the shards, None if they vary.
+        is_raw: Images are stored as raw pixels.
+        size: (height, width) in pixels of the images to return.
+        batch_size: Samples per batch.
+        device: The device of the batches.
+        num_threads: Decoding threads.
     """
 
     directory: Path
@@ -74,24 +93,24 @@ class ReadSpec:
 
     @property
     def raw_shape(self) -> tuple[int, int, int] | None:
-        """The (height, width, 3) of images stored as bare pixels, None where they are encoded."""
+        """The (height, width, 3) of images stored as raw pixels, None if they are encoded."""
         return (*self.stored_size, 3) if self.is_raw and self.stored_size else None
 
     @property
     def is_stored_as_wanted(self) -> bool:
-        """Whether images are stored as the bare pixels that are wanted, so that there is nothing to do but copy."""
+        """True if images are stored as raw pixels of the requested size, so that they only need to be copied."""
         return self.is_raw and self.stored_size == self.size
 
     def shape(self, component: Component, n: int) -> tuple[int, ...]:
-        """The shape of a batch of n samples of a component."""
+        """Return the shape of a batch of n samples of a component."""
         return (n,) if component.is_scalar else (n, *self.size, 3)
 
     def bytes(self, component: Component, n: int) -> int:
-        """The bytes of a batch of n samples of a component."""
+        """Return the size in bytes of a batch of n samples of a component."""
         return math.prod(self.shape(component, n)) * dtype_of(component).itemsize
 
     def empty(self) -> Loaded:
-        """A batch of no samples."""
+        """Return a batch without samples."""
         tensors = {
             c.name: torch.empty(self.shape(c, 0), dtype=dtype_of(c), device=self.device) for c in self.components
         }
@@ -99,19 +118,22 @@ class ReadSpec:
 
 
 def dtype_of(component: Component) -> torch.dtype:
-    """The type of a component's tensor."""
+    """Return the type of a component's tensor."""
     return torch.float32 if component.is_scalar else torch.uint8
 
 
 class Reader(Protocol):
-    """Reads segments: one `Loaded` for each of their batches, in order.
+    """Reads segments.
 
-    While the next segment is not there, no batch of those before is kept back: shards may come and go, and it may be
-    waiting for the room of theirs. Closing the generator early stops its threads.
-
-    Raises `SampleError` and `ShardError`.
+    While the next segment is not ready, a reader holds back no batch of the earlier ones: the next segment may be
+    waiting for cache room that their shards occupy.
     """
 
     def read(self, segments: Iterator[Segment]) -> Generator[Loaded, None, None]:
-        """The batches of the segments."""
+        """Yield the batches of the segments in order. Closing the generator early stops its threads.
+
+        Raises:
+            SampleError: A sample cannot be read or decoded.
+            ShardError: A shard is missing or damaged.
+        """
         ...

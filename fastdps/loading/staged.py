@@ -1,4 +1,4 @@
-"""The shards of a store as epochs read them: the next ones come while one is read, and on into the next epoch."""
+"""Prefetch the shards of a remote set in the order in which epochs read them, across the end of an epoch."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from fastdps.loading.segments import batch_bytes, places_within
 from fastdps.shards.cache import Prefetch, StagedSet
 from fastdps.shards.format import Manifest, Shard
 
-#: Of the shards in a segment: all of them have to be here before its first batch.
+#: Bytes of the shards of a segment: all of them must be local before its first batch.
 SEGMENT_BYTES = 128 << 20
 
 
 def segment_bytes(manifest: Manifest, *, quota: int, batch_size: int) -> int:
-    """The most bytes that the shards of a segment may have: half of the quota is read while the other half comes."""
+    """Return the byte limit of a segment's shards: half of the quota is read while the other half is fetched."""
     return max(min(quota // 2, SEGMENT_BYTES), batch_bytes(manifest, batch_size))
 
 
 @dataclass(frozen=True)
 class _EpochReads:
-    """What is read of an epoch.
+    """The reads of an epoch.
 
-    `key` are its number, ranges of its order, and the first sample of these; `places` the segments; `visits` the shards
-    that they visit, each with a number of samples.
+    Attributes:
+        key: The epoch, the ranges of its order, and the first sample in these.
+        places: The positions of the segments.
+        visits: The shards that the segments visit, each with its number of samples.
     """
 
     key: tuple[int, tuple[range, ...], int]
@@ -33,7 +35,15 @@ class _EpochReads:
 
 
 class StagedEpochs:
-    """The epochs of a staged set. `order` gives that of an epoch, of which `part` is what this process reads."""
+    """The epochs of a staged set.
+
+    Args:
+        staged: The set.
+        manifest: Its manifest.
+        order: Returns the order of an epoch.
+        part: The ranges of the order that this process reads in a complete epoch.
+        batch_size: Samples per batch.
+    """
 
     def __init__(
         self,
@@ -49,31 +59,38 @@ class StagedEpochs:
         self._next: tuple[_EpochReads, Prefetch] | None = None
 
     def begin(self, epoch: int, part: Sequence[range], start: int, then: int | None) -> StagedEpoch:
-        """Begin to bring what is read of an epoch, unless it has been begun, and after that the epoch `then`."""
+        """Start to prefetch the shards of an epoch, unless already started, followed by the shards of epoch `then`.
+
+        Args:
+            epoch: The epoch.
+            part: The ranges of its order to read.
+            start: The first sample in these.
+            then: The next epoch, None for no prefetching beyond this one.
+        """
         if self._next and self._next[0].key == (epoch, tuple(part), start):
             (reads, prefetch), self._next = self._next, None
         else:
             self.close()
-            reads = self._plan(epoch, part, start)
+            reads = self._reads_of(epoch, part, start)
             prefetch = self._staged.prefetch(reads.visits)
         following = None
         if then is not None:
-            following = self._plan(then, self._part, 0)
+            following = self._reads_of(then, self._part, 0)
             prefetch.extend(following.visits)
         return StagedEpoch(self, reads, following, prefetch)
 
     def keep(self, reads: _EpochReads, prefetch: Prefetch) -> None:
-        """Let what is planned come on until it is begun with."""
+        """Continue to prefetch shards of an epoch that has not begun."""
         self.close()
         self._next = reads, prefetch
 
     def close(self) -> None:
-        """Let go of what has come for an epoch that is not begun with."""
+        """Release the shards prefetched for an epoch that has not begun."""
         if self._next:
             self._next[1].close()
             self._next = None
 
-    def _plan(self, epoch: int, part: Sequence[range], start: int) -> _EpochReads:
+    def _reads_of(self, epoch: int, part: Sequence[range], start: int) -> _EpochReads:
         manifest, order, batch_size = self._manifest, self._order(epoch), self._batch_size
         most_bytes = segment_bytes(manifest, quota=self._staged.quota, batch_size=batch_size)
         visits = [visit for numbers in part for visit in order.visits(numbers)]
@@ -102,17 +119,17 @@ class StagedEpoch:
         self._prefetch.wait()
 
     def release(self, samples: int) -> None:
-        """Let go of the shards of which everything has been read, now that so many more samples have been."""
+        """Count further samples as read, and release the shards of which all samples have been read."""
         self._left -= samples
         self._prefetch.release(samples)
 
     def cancel(self) -> None:
-        """Bring nothing more if there is something left to be read; whoever waits gets a `CancelledError`."""
+        """Stop prefetching if samples remain to be read; `wait` raises `CancelledError` from now on."""
         if self._left:
             self._prefetch.cancel()
 
     def close(self) -> None:
-        """Let go of everything, or once all is read of all but what comes for the next epoch."""
+        """Release all shards, except those prefetched for the next epoch if this one was read to its end."""
         if self._left or self._following is None:
             self._prefetch.close()
         else:

@@ -143,17 +143,17 @@ LINE = r"bin (\d+) 72 000000002\.bin\n"
         (lambda text: swap(text, LINE, r"bin \1 72\n"), "fields"),
         (lambda text: swap(text, LINE, r"png \1 72 000000002.png\n"), "extensions"),
         (lambda text: swap(text, LINE, r"bin \1 72 000000002.png\n"), "names"),
-        (lambda text: swap(text, LINE, r"bin \1 72 000000001.bin\n"), "ids do not rise"),
+        (lambda text: swap(text, LINE, r"bin \1 72 000000001.bin\n"), "ids do not ascend"),
         (lambda text: swap(text, LINE, r"bin \1 72 00000000x.bin\n"), "does not fit"),
         (lambda text: swap(text, LINE, r"bin x 72 000000002.bin\n"), "does not fit"),
         (lambda text: swap(text, LINE, r"bin 1\1 72 000000002.bin\n"), "outside the shard"),
         (lambda text: swap(text, LINE, r"bin -512 72 000000002.bin\n"), "outside the shard"),
         (lambda text: swap(text, LINE, r"bin 513 72 000000002.bin\n"), "outside the shard"),
-        (lambda text: swap(text, LINE, r"bin \1 73 000000002.bin\n"), "72 bytes a sample"),
+        (lambda text: swap(text, LINE, r"bin \1 73 000000002.bin\n"), "72 bytes per sample"),
         (lambda text: swap(text, LINE, r"bin 1536 72 000000002.bin\n"), "overlap"),
-        (lambda text: swap(text, LINE, r"bin 8192 72 000000002.bin\n"), "no tar header of its own"),
-        (lambda text: swap(swap(text, "000000000", "a"), "a", "000000001"), "ids do not rise"),
-        (lambda text: swap(text, r"000000003\.bin", "000000007.bin"), "sample 7.*no tar header of its own"),
+        (lambda text: swap(text, LINE, r"bin 8192 72 000000002.bin\n"), "no matching tar header"),
+        (lambda text: swap(swap(text, "000000000", "a"), "a", "000000001"), "ids do not ascend"),
+        (lambda text: swap(text, r"000000003\.bin", "000000007.bin"), "sample 7.*no matching tar header"),
     ],
 )
 def test_an_index_that_does_not_fit(raw_set, loader, damage, message):
@@ -214,7 +214,9 @@ def test_a_tar_header_destroyed_in_the_middle_is_found_by_the_portable_loader(ra
     data = bytearray(tar.read_bytes())
     data[2 * 1024 : 2 * 1024 + 100] = bytes(100)
     tar.write_bytes(data)
-    with pytest.raises(SampleError, match=r"sample 6 \(000000006\.bin in .*shard-000001\.tar\) has no tar header"):
+    with pytest.raises(
+        SampleError, match=r"sample 6 \(000000006\.bin in .*shard-000001\.tar\) has no matching tar header"
+    ):
         read_all(raw_set, "portable")
 
 

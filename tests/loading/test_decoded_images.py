@@ -153,7 +153,7 @@ def test_triplets_and_pairs(tmp_path, loader, kind, images, scalar, encoding, ex
         np.testing.assert_array_equal(components[name].numpy(), pixels[ids, place])
     assert components[scalar].dtype == torch.float32
     np.testing.assert_array_equal(components[scalar].numpy(), votes[ids])
-    with pytest.raises(ConfigError, match=rf"no component 'image'.*{images[0]}"):
+    with pytest.raises(ConfigError, match=rf"has no component 'image'.*{images[0]}"):
         _ = batches[0].images
 
     (some,) = open_shards(directory, batch_size=9, options=LoadOptions(loader=loader, components=[scalar, "p1"])).epoch(

@@ -15,7 +15,7 @@ from fastdps.loading.background import BackgroundMap
 from fastdps.loading.index_cache import IndexCache
 from fastdps.loading.loader import LoadOptions, open_shards
 from fastdps.loading.segments import ShardSlice
-from fastdps.loading.whole import MOST_BYTES, Buffers, WholeShard, WholeShards
+from fastdps.loading.whole import MAX_SHARD_BYTES, Buffers, WholeShard, WholeShards
 from fastdps.shards.format import read_manifest
 from helpers.packed import noise, read_set
 from helpers.shard_sets import raw_samples, write_set
@@ -43,7 +43,7 @@ def gather(request, monkeypatch):
         rows = np.array(rows, dtype=np.int64)
         out = np.empty((len(rows), int(index.sizes[0, component])), np.uint8)
         if request.param == "whole":
-            WholeShard(index, Buffers(MOST_BYTES, most=1)).gather(rows, component, out)
+            WholeShard(index, Buffers(MAX_SHARD_BYTES, most=1)).gather(rows, component, out)
         else:
             with index.tar.open("rb", buffering=0) as tar:
                 members.read_members(tar, index, rows, component, out)
@@ -78,7 +78,7 @@ def test_a_header_of_another_member_is_named(raw_set, gather, field):
     start = int(index.offsets[5, 0]) - 512 + {"name": 0, "size": 124}[field]
     data[start : start + 11] = b"00000000001"
     index.tar.write_bytes(data)
-    with pytest.raises(SampleError, match=r"sample 5 \(000000005\.bin in .*\) has no tar header of its own"):
+    with pytest.raises(SampleError, match=r"sample 5 \(000000005\.bin in .*\) has no matching tar header"):
         gather(index, [4, 5, 6])
     gather(index, [4, 6])
 
@@ -86,7 +86,9 @@ def test_a_header_of_another_member_is_named(raw_set, gather, field):
 def test_a_tar_that_was_cut_is_an_error(raw_set, gather):
     index = opened(raw_set)
     os.truncate(index.tar, int(index.offsets[30, 0]) + 10)
-    with pytest.raises((SampleError, ShardError), match=r"shard-000000\.tar.* (cut to|ends after) .*check_shards.py"):
+    with pytest.raises(
+        (SampleError, ShardError), match=r"shard-000000\.tar.* (truncated to|ends after) .*check_shards.py"
+    ):
         gather(index, [4, 30])
 
 
@@ -98,19 +100,19 @@ def test_only_small_regular_shards_that_are_wanted_are_read_whole(raw_set, tmp_p
     assert not whole.is_read_whole(ShardSlice(index, rows[:19]))
     irregular = write_set(tmp_path / "set", [{"png": bytes(100 + 600 * i)} for i in range(3)], [3], encoding="png")
     assert not whole.is_read_whole(ShardSlice(opened(irregular), np.arange(3)))
-    monkeypatch.setattr(whole, "MOST_BYTES", index.end - 1)
+    monkeypatch.setattr(whole, "MAX_SHARD_BYTES", index.end - 1)
     assert not whole.is_read_whole(ShardSlice(index, rows))
 
 
-@pytest.mark.parametrize("most_bytes", [0, MOST_BYTES])
+@pytest.mark.parametrize("most_bytes", [0, MAX_SHARD_BYTES])
 def test_a_shard_that_is_cut_while_it_is_read(tmp_path, monkeypatch, most_bytes):
-    monkeypatch.setattr(whole, "MOST_BYTES", most_bytes)
+    monkeypatch.setattr(whole, "MAX_SHARD_BYTES", most_bytes)
     directory = write_set(tmp_path / "set", raw_samples(600), [150] * 4)
     batches = open_shards(directory, batch_size=4, options=LoadOptions(loader="portable")).epoch(0)
     next(batches)
     for tar in directory.glob("*.tar"):
         os.truncate(tar, tar.stat().st_size // 2)
-    with pytest.raises((SampleError, ShardError), match=r"\.tar.* (cut to|ends after) .*tools/check_shards.py"):
+    with pytest.raises((SampleError, ShardError), match=r"\.tar.* (truncated to|ends after) .*tools/check_shards.py"):
         list(batches)
 
 
@@ -130,14 +132,14 @@ def test_a_shard_is_read_while_batches_are_made_of_the_one_before_and_then_dropp
 
 def test_the_first_shard_of_a_segment_is_read_ahead_too(tmp_path, monkeypatch):
     monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 80)
-    monkeypatch.setattr(BackgroundMap, "is_ready", property(lambda self: not self._coming.exception()))  # waits for it
+    monkeypatch.setattr(BackgroundMap, "is_ready", property(lambda self: not self._next.exception()))  # waits for it
     was_begun: dict[str, bool] = {}
     original = WholeShards.of
 
     def of(self, parts):
         found = original(self, parts)
         for _, shard in found:
-            was_begun.setdefault(shard._index.tar.name, shard.is_begun)
+            was_begun.setdefault(shard._index.tar.name, shard.is_started)
         return found
 
     monkeypatch.setattr(WholeShards, "of", of)
