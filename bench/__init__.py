@@ -1,1 +1,1 @@
-"""How many images per second each stage does on this machine, held against what the machine allows. See README.md."""
+"""Benchmarks: the images per second of each stage on this machine, and a limit of the machine. See README.md."""

@@ -1,4 +1,4 @@
-"""`python -m bench`: measure stages; and with the name of a command before its options, make something of results."""
+"""`python -m bench`: measure stages, or run a command that analyses results."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from types import ModuleType
 from fastdps.commands.options import Parser, run_command
 from fastdps.errors import ConfigError
 
-#: (rounds, seconds of a sample, images of the 64 px sets)
+#: Rounds, seconds of a sample, images of the 64 px sets.
 FULL = (5, 0.4, 20_000)
 QUICK = (3, 0.1, 2_000)
 SHARDS = Path("shards/bench")
-#: What can be made of results.
+#: Commands that analyse results, with their descriptions.
 COMMANDS = {
-    "compare": "what moved between two results files beyond the noise",
-    "picture": "where the time of an end-to-end image goes, as a PNG",
-    "plan": "what N devices on M nodes would do, and what would limit them",
-    "staging": "what staging a large set on many nodes would take, simulated",
+    "compare": "the changes between two results files that exceed the noise",
+    "picture": "the time per image of training by parts, as a PNG",
+    "plan": "the predicted rate of N devices on M nodes, and its limits",
+    "staging": "a simulation of staging a large set on many nodes",
     "readme": "the headline rows, in bench/README.md and, three of them, in README.md",
 }
-#: Their modules in `bench.analyse`, each with `add_arguments(parser)` and `run(arguments)`, where the name is another.
+#: Modules in `bench.analyse` that are not named like their command. Each module has `add_arguments` and `run`.
 MODULES = {"plan": "capacity", "staging": "staging_tables"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry of the command; returns the exit status."""
+    """Run the command line, and return the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parse(argv)
     if argv and argv[0] in COMMANDS:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The options of measuring, or of the command that the first of them names."""
+    """Parse the options of measuring, or of the command named by the first argument."""
     if not (argv and argv[0] in COMMANDS):
         return measure_parser().parse_args(argv)
     parser = Parser(prog=f"python -m bench {argv[0]}", description=f"Show {COMMANDS[argv[0]]}.")
@@ -52,21 +52,23 @@ def _module(command: str) -> ModuleType:
 
 
 def measure_parser() -> argparse.ArgumentParser:
-    """The options of measuring."""
+    """Return the parser of measuring."""
     from bench.stages import STAGES
 
     parser = Parser(
         prog="python -m bench",
-        description="Measure the images per second of each stage, and what share of the machine's limit that is.",
-        epilog=f"Stages:\n{_list(STAGES)}\n\nCommands, in place of stages (see COMMAND --help):\n{_list(COMMANDS)}",
+        description="Measure the images per second of each stage, and the share of the machine's limit it reaches.",
+        epilog=f"Stages:\n{_list(STAGES)}\n\nCommands, instead of stages (see COMMAND --help):\n{_list(COMMANDS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help="what to measure (default: all)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help="stages to measure (default: all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter samples, fewer variants")
-    parser.add_argument("--images", type=int, metavar="N", help=f"of the 64 px sets (default {FULL[2]:,})")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="by default the GPU if there is one")
-    parser.add_argument("--shards", type=Path, default=SHARDS, help=f"where packed images are kept (default {SHARDS})")
+    parser.add_argument("--images", type=int, metavar="N", help=f"images of the 64 px sets (default {FULL[2]:,})")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: the GPU if there is one")
+    parser.add_argument(
+        "--shards", type=Path, default=SHARDS, help=f"directory of the packed images (default {SHARDS})"
+    )
     return parser
 
 
@@ -75,7 +77,7 @@ def _list(names: Mapping[str, str]) -> str:
 
 
 def run_measure(arguments: argparse.Namespace) -> None:
-    """Measure, show, and write after every stage, so that a later one that fails takes nothing with it."""
+    """Measure, print, and write results after every stage, so that a failing stage loses no earlier results."""
     from rich.console import Console
 
     from bench.analyse.results import describe_run, with_measurements
@@ -90,7 +92,7 @@ def run_measure(arguments: argparse.Namespace) -> None:
     rounds, seconds, images = QUICK if arguments.quick else FULL
     images = images if arguments.images is None else arguments.images
     if images < 1:
-        raise ConfigError(f"--images is {images}; it has to be at least 1.")
+        raise ConfigError(f"--images must be at least 1, not {images}.")
     device = find_device(arguments.device)
     data = BenchData(arguments.shards, images, find_photos())
     bench = Bench(device, Timing(rounds, seconds, device), data, quick=arguments.quick)

@@ -1,1 +1,1 @@
-"""What is made of results: comparisons, plans, pictures, tables."""
+"""Analyses of results: comparisons, capacity plans, pictures, tables."""

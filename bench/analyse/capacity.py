@@ -1,4 +1,4 @@
-"""`python -m bench plan`: what N devices on M nodes would do, what would limit them, and what to change."""
+"""`python -m bench plan`: predict the rate of N devices on M nodes, its limits, and what to change."""
 
 from __future__ import annotations
 
@@ -22,57 +22,59 @@ from bench.analyse.results import find_row, read_results
 from bench.analyse.tables import format_number
 from fastdps.errors import ConfigError
 
-#: Channels of the comparison that is measured: all taps of AlexNet.
+#: Channels of the measured comparison: all taps of AlexNet.
 CHANNELS = 1152
 OrNone = TypeVar("OrNone", float, None)
 PAIRS = 15
-#: The row of `remote` that says what a process brings.
+#: The row of `remote` with the staging rate of a process.
 STAGED = "brought from a web server"
 
-#: What to change where a limit is the lowest.
+#: What to change, by the lowest limit.
 ADVICE = {
     "storage": "pack smaller images (`--size 64`; JPEG instead of raw), or keep the shards on "
     "each node's own disk or in its memory.",
-    "shared storage": "pack smaller images (`--size 64`; JPEG instead of raw), copy the shards to each node's disk "
-    "before the first epoch, or give each node a cache for all of them (`--cache-size`), which epoch by epoch fills.",
-    "staging": "more processes or cores a node bring more at a time, JPEG instead of raw is less to bring, and a cache "
-    "for all shards (`--cache-size`) spares it from the second epoch on.",
+    "shared storage": "pack smaller images (`--size 64`; JPEG instead of raw), copy the shards to each node's "
+    "disk before the first epoch, or give each node a cache for all of them (`--cache-size`), which fills during "
+    "the epochs.",
+    "staging": "use more processes or cores per node, pack JPEG instead of raw, or use a cache for all shards "
+    "(`--cache-size`), which needs no staging from the second epoch on.",
     "decode": "pack raw 64 px, which needs no decoding, or give each device more cores.",
-    "device": "as it should be. More {devices} go faster, and so would a faster {largest_part}, its largest part.",
-    "all-reduce": "take more images a step (`--batch-size`), so that there are fewer of them, or a faster link.",
+    "device": "nothing; this is the limit to have. More {devices} are faster, and so is a faster {largest_part}, its "
+    "largest part.",
+    "all-reduce": "use more images per step (`--batch-size`), so that there are fewer steps, or a faster link.",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `python -m bench plan`."""
+    """Add the options of `python -m bench plan`."""
     parser.add_argument("--rates", type=Path, required=True, metavar="FILE", help="results of the bench on one device")
-    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="devices in all, a process each")
-    parser.add_argument("--nodes", type=int, default=1, metavar="M", help="machines they are spread over (default 1)")
+    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="number of devices, one process each")
+    parser.add_argument("--nodes", type=int, default=1, metavar="M", help="number of nodes (default 1)")
     parser.add_argument(
-        "--contexts", type=int, default=720, metavar="K", help="contexts that were measured: 1, 24, 720"
+        "--contexts", type=int, default=720, metavar="K", help="number of contexts, as measured: 1, 24 or 720"
     )
     parser.add_argument("--data", default=RAW, metavar="ROW", help=f"row of `load` to train on (default {RAW!r})")
-    parser.add_argument("--storage", type=float, metavar="MB/s", help="that each node reads (default: all in memory)")
+    parser.add_argument("--storage", type=float, metavar="MB/s", help="read rate of each node (default: all in memory)")
     parser.add_argument(
-        "--shared-storage", type=float, metavar="MB/s", help="that all nodes together read of one store (default: any)"
+        "--shared-storage", type=float, metavar="MB/s", help="read rate of all nodes together (default: unlimited)"
+    )
+    parser.add_argument("--remote", action="store_true", help="stage shards, at the measured rate of `remote`")
+    parser.add_argument("--image-bytes", type=float, metavar="BYTES", help="bytes of an image in the shards")
+    parser.add_argument("--cores", type=int, metavar="N", help="cores of each node (default: as measured)")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="images per step of all devices (default: measured x devices)"
     )
     parser.add_argument(
-        "--remote", action="store_true", help="shards are staged, at the rate that `remote` was measured to have"
-    )
-    parser.add_argument("--image-bytes", type=float, metavar="BYTES", help="of an image in the shards")
-    parser.add_argument("--cores", type=int, metavar="N", help="of each node (default: as measured)")
-    parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="images a step of all (default: measured x devices)"
+        "--channels", type=int, default=CHANNELS, metavar="C", help=f"channels of the heads (default {CHANNELS})"
     )
     parser.add_argument(
-        "--channels", type=int, default=CHANNELS, metavar="C", help=f"of the heads (default {CHANNELS})"
+        "--bandwidth", type=float, metavar="GB/s", help="bandwidth of the slowest link between two processes"
     )
-    parser.add_argument("--bandwidth", type=float, metavar="GB/s", help="of the slowest link between two processes")
-    parser.add_argument("--latency", type=float, metavar="US", help="microseconds a message takes on it")
+    parser.add_argument("--latency", type=float, metavar="US", help="latency of a message on it, in microseconds")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Read, predict, show. Raises `ConfigError` where a row or an option is missing or does not fit."""
+    """Read results, predict and print. Raises `ConfigError` when a row or an option is missing or invalid."""
     results = read_results(arguments.rates)
     rates = rates_from(results, contexts=arguments.contexts, data=arguments.data)
     if arguments.remote:
@@ -82,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
     if image_bytes is None:
         by_bytes = arguments.storage is not None or arguments.shared_storage is not None or arguments.remote
         if by_bytes and arguments.data != RAW:
-            raise ConfigError(f"--image-bytes is needed for the storage of {arguments.data!r}.")
+            raise ConfigError(f"--image-bytes is needed to predict storage limits of {arguments.data!r}.")
         image_bytes = find_row(results, "read", "whole shards of raw 64 px, in order")["notes"]["image_bytes"]
     device = results["settings"]["device"]
     cluster = Cluster(
@@ -99,18 +101,18 @@ def run(arguments: argparse.Namespace) -> None:
     show(rates, cluster, predict(rates, cluster, arguments.channels))
     for what, measured, predicted in measured_cases(results, CHANNELS):
         print(
-            f"Measured: {what}: {format_number(measured)} images/s; the model says {format_number(predicted)} "
+            f"Measured: {what}: {format_number(measured)} images/s; the model predicts {format_number(predicted)} "
             f"({predicted / measured - 1:+.0%})."
         )
 
 
-def _in(unit: float, option: float | None, otherwise: OrNone) -> float | OrNone:
-    """An option in its unit, or what there is without it."""
-    return otherwise if option is None else option * unit
+def _in(unit: float, option: float | None, default: OrNone) -> float | OrNone:
+    """Return an option in SI units, or the default if it is not given."""
+    return default if option is None else option * unit
 
 
-def show(rates: Rates, cluster: Cluster, plan: Prediction) -> None:
-    """The limits in order, the lowest marked, what the whole would do, and what to change."""
+def show(rates: Rates, cluster: Cluster, prediction: Prediction) -> None:
+    """Print the limits in order, the lowest highlighted, the predicted rate, and what to change."""
     from rich.console import Console
     from rich.table import Table
 
@@ -119,26 +121,27 @@ def show(rates: Rates, cluster: Cluster, plan: Prediction) -> None:
     table = Table(title=title, title_justify="left")
     for name in ("limit", "images/s", "share used"):
         table.add_column(name, justify="left" if name == "limit" else "right")
-    for name, limit in sorted(plan.limits.items(), key=lambda item: item[1]):
-        marked = f"[bold]{name}[/]" if name == plan.limit else name
-        table.add_row(marked, format_number(limit), f"{plan.images_per_s / limit:.0%}")
+    for name, limit in sorted(prediction.limits.items(), key=lambda item: item[1]):
+        marked = f"[bold]{name}[/]" if name == prediction.limit else name
+        table.add_row(marked, format_number(limit), f"{prediction.images_per_s / limit:.0%}")
     console = Console() if Console().is_terminal else Console(width=100)
     console.print(table)
     devices = "nodes or cores" if rates.shared_cores else "devices"
-    advice = ADVICE[plan.limit].format(largest_part=rates.largest_part, devices=devices)
+    advice = ADVICE[prediction.limit].format(largest_part=rates.largest_part, devices=devices)
     lines = [
-        f"The whole: {format_number(plan.images_per_s)} images/s, "
-        f"{plan.images_per_s * PAIRS * rates.contexts:.3g} context-triplets/s, "
-        f"{plan.speedup:.3g} times one {'process with all cores' if rates.shared_cores else 'device'}.",
-        f"A step: {cluster.batch_images} images in {1e3 * plan.step_s:.3g} ms, of which {1e3 * plan.all_reduce_s:.3g} "
-        f"ms to add up {plan.all_reduce_bytes / 2**20:.3g} MiB of gradients over "
+        f"Predicted: {format_number(prediction.images_per_s)} images/s, "
+        f"{prediction.images_per_s * PAIRS * rates.contexts:.3g} context-triplets/s, "
+        f"{prediction.speedup:.3g} times one {'process with all cores' if rates.shared_cores else 'device'}.",
+        f"A step: {cluster.batch_images} images in {1e3 * prediction.step_s:.3g} ms, of which "
+        f"{1e3 * prediction.all_reduce_s:.3g} ms for the all-reduce of "
+        f"{prediction.all_reduce_bytes / 2**20:.3g} MiB of gradients over "
         f"{cluster.bandwidth_bytes_per_s / 1e9:g} GB/s and {1e6 * cluster.latency_s:g} us a message.",
-        f"Lowest limit: {plan.limit}: {advice}",
+        f"Lowest limit: {prediction.limit}: {advice}",
     ]
     if cluster.batch_images / cluster.devices < rates.batch_images:
         lines.append(
-            f"Too good: rates are of {rates.batch_images} images a process and step, and here are "
-            f"{cluster.batch_images / cluster.devices:g}; fewer are slower an image, on a GPU above all."
+            f"Optimistic: the rates were measured with {rates.batch_images} images per process and step, and here are "
+            f"{cluster.batch_images / cluster.devices:g}; smaller batches are slower per image, especially on a GPU."
         )
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)

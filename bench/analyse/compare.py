@@ -1,6 +1,6 @@
-"""`python -m bench compare A B`: what moved between two results files beyond the noise.
+"""`python -m bench compare A B`: the changes between two results files that exceed the noise.
 
-rows of A, rows of B --same stage and what--> median, quartiles --change against noise--> better, worse, same
+rows of A, rows of B --same stage and name--> median, quartiles --change versus noise--> better, worse, same
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from bench.analyse.tables import BUSY, PLAIN_WIDTH, describe, format_value
 from bench.harness.measure import COSTS
 from fastdps.errors import ConfigError, FastDPSError
 
-#: Runs of the same code differ by so much, whatever the quartiles within each say: a start lands on another core or
-#: page. Rows of less than three samples have no quartiles to speak of.
+#: The minimum noise. Runs of the same code differ by this much, even with narrow quartiles within each: a process
+#: starts on another core or page. Rows of fewer than three samples have no meaningful quartiles, and a higher minimum.
 FLOOR, FEW_SAMPLES, FLOOR_OF_FEW = 0.05, 3, 0.20
 
 By = Literal["rate", "share"]
@@ -26,7 +26,7 @@ Key = tuple[str, str]
 
 
 class Value(NamedTuple):
-    """The median and the quartiles of one row, and how many samples they are of."""
+    """The median, the quartiles and the number of samples of one row."""
 
     median: float
     low: float
@@ -35,13 +35,21 @@ class Value(NamedTuple):
 
     @property
     def width(self) -> float:
-        """What lies between the quartiles, as a share of the median."""
+        """The distance of the quartiles, as a share of the median."""
         return (self.high - self.low) / self.median
 
 
 @dataclass(frozen=True)
 class Change:
-    """One row before and after. `less_is_better` is that of its unit."""
+    """One row before and after.
+
+    Attributes:
+        key: The stage and the name of the row.
+        unit: The unit, or "share" for shares of the limit.
+        before: The value of the first file.
+        after: The value of the second file.
+        floor: The minimum noise.
+    """
 
     key: Key
     unit: str
@@ -51,19 +59,19 @@ class Change:
 
     @property
     def change(self) -> float:
-        """The change of the median: 0.1 is a tenth more."""
+        """The relative change of the median; 0.1 is an increase by 10 %."""
         return self.after.median / self.before.median - 1
 
     @property
     def noise(self) -> float:
-        """The change that may be noise: both widths together, and never below the floor."""
+        """The change that may be noise: the sum of both widths, but at least the floor."""
         few = min(self.before.samples, self.after.samples) < FEW_SAMPLES
         floor = max(self.floor, FLOOR_OF_FEW) if few else self.floor
         return max(floor, self.before.width + self.after.width)
 
     @property
     def verdict(self) -> Verdict:
-        """Better or worse if the larger median is above the smaller one by more than the noise."""
+        """Better or worse if the larger median exceeds the smaller one by more than the noise."""
         low, high = sorted((self.before.median, self.after.median))
         if high / low - 1 <= self.noise:
             return "same"
@@ -72,7 +80,15 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows of two files. `incomparable` are rows of both, with the reason."""
+    """The comparison of two results files.
+
+    Attributes:
+        changes: The comparable rows.
+        only_before: The rows of the first file only.
+        only_after: The rows of the second file only.
+        incomparable: Rows of both files that cannot be compared, with the reason.
+        warnings: Reasons to doubt the comparison.
+    """
 
     changes: Sequence[Change]
     only_before: Sequence[Key]
@@ -81,12 +97,22 @@ class Comparison:
     warnings: Sequence[str]
 
     def of(self, verdict: Verdict) -> list[Change]:
-        """The rows with one verdict."""
+        """Return the rows with one verdict."""
         return [change for change in self.changes if change.verdict == verdict]
 
 
 def compare(before: dict[str, Any], after: dict[str, Any], *, by: By = "rate", floor: float = FLOOR) -> Comparison:
-    """Compare two results files' contents, by the rates (or costs) themselves or by their shares of the limit."""
+    """Compare the contents of two results files.
+
+    Args:
+        before: The first file.
+        after: The second file.
+        by: "rate" compares rates (or costs), "share" compares shares of the limit.
+        floor: The minimum noise, as a relative change.
+
+    Returns:
+        The comparison.
+    """
     old, new = ({(row["stage"], row["what"]): row for row in results["measurements"]} for results in (before, after))
     changes, incomparable = [], {}
     for key in (key for key in old if key in new):
@@ -106,7 +132,7 @@ def compare(before: dict[str, Any], after: dict[str, Any], *, by: By = "rate", f
 
 
 def _why_not(old: dict[str, Any], new: dict[str, Any], by: By) -> str | None:
-    """Why two rows of one name do not compare; None if they do."""
+    """Return the reason why two rows of the same name cannot be compared, or None."""
     if old["unit"] != new["unit"]:
         return f"its unit was {old['unit']} and is {new['unit']}"
     if by == "share":
@@ -124,7 +150,7 @@ def _value(row: dict[str, Any], by: By) -> Value:
 
 
 def warnings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What makes the comparison doubtful: other machines, versions or settings, a busy machine."""
+    """Return the reasons to doubt a comparison: another machine, versions or settings, or a busy machine."""
     found = []
     keys = {
         "machine": ("cpu", "cores", "gpu"),
@@ -137,7 +163,9 @@ def warnings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
             if old != new:
                 found.append(f"{part} differ: {name} was {old} and is {new}")
     if any(warning.startswith("machine") for warning in found):
-        found.append("rates of different machines say nothing about the code; shares (--by share) say more")
+        found.append(
+            "rates of different machines do not measure the code; compare shares of the limit (--by share) instead"
+        )
     for which, results in (("first", before), ("second", after)):
         load = results["machine"]["load_average"]
         if load > BUSY:
@@ -146,25 +174,25 @@ def warnings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `python -m bench compare`."""
+    """Add the options of `python -m bench compare`."""
     parser.add_argument("before", type=Path, metavar="A", help="results file")
-    parser.add_argument("after", type=Path, metavar="B", help="results file that is held against it")
+    parser.add_argument("after", type=Path, metavar="B", help="results file to compare with A")
     parser.add_argument("--by", choices=get_args(By), default="rate", help="compare rates, or shares of the limit")
-    parser.add_argument(
-        "--floor", type=float, default=FLOOR, metavar="SHARE", help=f"what may always be noise (default {FLOOR})"
-    )
-    parser.add_argument("--all", action="store_true", help="show the rows that did not move, too")
-    parser.add_argument("--fail-on-regression", action="store_true", help="exit with 1 if a row became worse")
+    parser.add_argument("--floor", type=float, default=FLOOR, metavar="SHARE", help=f"minimum noise (default {FLOOR})")
+    parser.add_argument("--all", action="store_true", help="show unchanged rows too")
+    parser.add_argument("--fail-on-regression", action="store_true", help="exit with status 1 if a row became worse")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Compare and show. Raises `ConfigError` if no row compares, and if asked to `FastDPSError` on a regression."""
+    """Compare and print. Raises `ConfigError` without comparable rows, and `FastDPSError` on a regression if asked."""
     if not arguments.floor >= 0:
         raise ConfigError(f"--floor must be 0 or more, not {arguments.floor}.")
     before, after = read_results(arguments.before), read_results(arguments.after)
     comparison = compare(before, after, by=arguments.by, floor=arguments.floor)
     if not comparison.changes:
-        raise ConfigError(f"{arguments.before} and {arguments.after} have no row that compares by {arguments.by}.")
+        raise ConfigError(
+            f"{arguments.before} and {arguments.after} have no row that can be compared by {arguments.by}."
+        )
     print_comparison(before, after, comparison, every=arguments.all)
     worse = comparison.of("worse")
     if arguments.fail_on_regression and worse:
@@ -173,7 +201,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def print_comparison(before: dict[str, Any], after: dict[str, Any], comparison: Comparison, *, every: bool) -> None:
-    """Warnings, a table of what moved (or of every row), and what is in one file only."""
+    """Print warnings, a table of the changed rows (or of every row), and the rows of one file only."""
     from rich.console import Console
     from rich.table import Table
 

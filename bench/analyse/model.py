@@ -2,14 +2,14 @@
 
     store:    MB/s of all nodes together --> images/s
     node:     storage MB/s --> images/s     CPU cores --> staged images/s, decoded images/s
-    process:  its images of a step x seconds an image, one after another
+    process:  images of its step x seconds per image, one after another
     job:      a step ends with the all-reduce of the heads' gradients, 4 K C bytes
-    images/s = the least of shared storage, storage, staging, decode and steps
+    images/s = the minimum of shared storage, storage, staging, decode and steps
 
-What it takes for granted: reading and decoding go on beside a GPU; on a CPU decoding takes the cores from the rest, and
-the processes of a node share its cores. Gradients are exchanged after the step, not within it: heads have one layer.
-The time an image takes does not depend on the batch. Nodes are alike, and each gets its storage's rate for itself. What
-staging takes of a CPU's cores is not taken from computing.
+Assumptions: reading and decoding overlap with a GPU's computation; on a CPU, decoding uses the same cores, and the
+processes of a node share its cores. Gradients are exchanged after the step, not during it: heads have one layer. The
+time per image does not depend on the batch size. Nodes are identical, and each has the full rate of its storage. The
+cores that staging uses on a CPU are not subtracted from computation.
 """
 
 from __future__ import annotations
@@ -22,22 +22,29 @@ from bench.analyse.results import find_row
 from fastdps.errors import ConfigError
 
 FLOAT_BYTES = 4
-#: Images of a step in rows of `train` that do not say so.
+#: Images of a step in rows of `train` without the note `batch_images`.
 DEFAULT_BATCH = 50
 RAW = "raw 64 px"
-#: Assumed where a plan does not say, and stated with every plan. On a CPU as measured of two processes over gloo, where
-#: 3.3 MB took 1.2 to 2.3 ms and 4 bytes 0.08 to 0.14 ms; on GPUs a modest link between nodes, which nobody measured.
+#: Defaults of the link, which every prediction states. CPU: measured with two processes over gloo, where 3.3 MB took
+#: 1.2 to 2.3 ms and 4 bytes 0.08 to 0.14 ms. GPU: a modest link between nodes, not measured.
 BANDWIDTH_BYTES_PER_S = {"cuda": 10e9, "cpu": 2e9}
 LATENCY_S = {"cuda": 30e-6, "cpu": 50e-6}
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured of one process on one device, or on all `cores` of a CPU.
+    """Measured rates of one process on one device, or on all cores of a CPU.
 
-    `device_s` are the seconds that an image takes a process, waiting for data left out where loading goes on beside
-    it. `largest_part` is what takes most of them. `decode_images_per_s` is loading alone on all `cores`;
-    `staged_bytes_per_s` is what a process brought of a store beside it on the same cores, None where shards are here.
+    Attributes:
+        contexts: The number of contexts that were trained.
+        device_s: The seconds per image of a process, without waiting for data if loading overlaps with computation.
+        largest_part: The part that takes most of `device_s`.
+        decode_images_per_s: The rate of loading only, on all cores.
+        cores: The number of cores.
+        batch_images: The images of a step.
+        shared_cores: Whether loading and computation share the cores, as on a CPU.
+        staged_bytes_per_s: The rate at which a process staged shards of a store on the same machine; None without
+            staging.
     """
 
     contexts: int
@@ -52,10 +59,21 @@ class Rates:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What it is to run on. `batch_images` are those of a step of all processes together.
+    """The cluster of a prediction.
 
-    `storage_bytes_per_s` is what each node reads, `shared_storage_bytes_per_s` what all of them together do; without
-    either the images are in memory. Raises `ConfigError` for what cannot be.
+    Attributes:
+        devices: The number of devices, with one process each.
+        nodes: The number of nodes.
+        batch_images: The images of a step of all processes together.
+        image_bytes: The bytes of an image in the shards.
+        cores_per_node: The number of cores of each node.
+        bandwidth_bytes_per_s: The bandwidth of the slowest link between two processes.
+        latency_s: The latency of a message on that link.
+        storage_bytes_per_s: The rate at which each node reads; None if the images are in memory.
+        shared_storage_bytes_per_s: The rate at which all nodes together read; None if it is not limited.
+
+    Raises:
+        ConfigError: A value is out of range, or the values are inconsistent.
     """
 
     devices: int
@@ -70,9 +88,11 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if self.nodes < 1 or self.devices < 1 or self.devices % self.nodes:
-            raise ConfigError(f"{self.devices} devices do not spread over {self.nodes} nodes evenly.")
+            raise ConfigError(f"{self.devices} devices cannot be divided evenly over {self.nodes} nodes.")
         if self.batch_images < self.devices:
-            raise ConfigError(f"a step of {self.batch_images} images leaves some of {self.devices} processes without.")
+            raise ConfigError(
+                f"a step of {self.batch_images} images has less than one image for each of {self.devices} processes."
+            )
         for name in ("image_bytes", "cores_per_node", "bandwidth_bytes_per_s", "latency_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}.")
@@ -83,7 +103,16 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says. `limits` are images/s of the whole job if there were only that limit."""
+    """The result of the model.
+
+    Attributes:
+        images_per_s: The predicted rate of the whole job.
+        limits: The rate in images/s that each limit alone would allow.
+        all_reduce_bytes: The bytes of an all-reduce.
+        all_reduce_s: The seconds of an all-reduce.
+        step_s: The seconds of a step, all-reduce included.
+        one_device_images_per_s: The rate of one device.
+    """
 
     images_per_s: float
     limits: dict[str, float]
@@ -94,19 +123,28 @@ class Prediction:
 
     @property
     def limit(self) -> str:
-        """What is to be changed first: the least of the limits."""
+        """The name of the lowest limit."""
         return min(self.limits, key=lambda name: self.limits[name])
 
     @property
     def speedup(self) -> float:
-        """How many times the rate of one device."""
+        """The ratio of the predicted rate to that of one device."""
         return self.images_per_s / self.one_device_images_per_s
 
 
 def predict(rates: Rates, cluster: Cluster, channels: int) -> Prediction:
-    """What a cluster would do with heads of `channels` channels."""
+    """Predict the rate of training on a cluster.
+
+    Args:
+        rates: Measured rates of one process.
+        cluster: The cluster.
+        channels: The number of channels of the heads.
+
+    Returns:
+        The predicted rate and its limits.
+    """
     n, per_node = cluster.devices, cluster.devices // cluster.nodes
-    # The processes of a node share its cores; where each has a device of its own, they do not know of each other.
+    # The processes of a CPU node share its cores. Processes with a GPU each are independent.
     speed = cluster.cores_per_node / rates.cores
     image_s = rates.device_s * (per_node / speed if rates.shared_cores else 1)
     step_images_per_process = cluster.batch_images / n
@@ -121,13 +159,13 @@ def predict(rates: Rates, cluster: Cluster, channels: int) -> Prediction:
         limits["storage"] = cluster.nodes * cluster.storage_bytes_per_s / cluster.image_bytes
     if cluster.shared_storage_bytes_per_s is not None:
         limits["shared storage"] = cluster.shared_storage_bytes_per_s / cluster.image_bytes
-    if rates.staged_bytes_per_s is not None:  # one process uses no more cores than it was measured on
+    if rates.staged_bytes_per_s is not None:  # one process uses no more cores than in the measurement
         limits["staging"] = cluster.nodes * min(per_node, speed) * rates.staged_bytes_per_s / cluster.image_bytes
     if n > 1:
         limits["all-reduce"] = cluster.batch_images / reduce_s
-    beside = [limit for name, limit in limits.items() if name not in ("device", "all-reduce")]
+    other_limits = [limit for name, limit in limits.items() if name not in ("device", "all-reduce")]
     return Prediction(
-        images_per_s=min([cluster.batch_images / step_s, *beside]),
+        images_per_s=min([cluster.batch_images / step_s, *other_limits]),
         limits=limits,
         all_reduce_bytes=reduced_bytes,
         all_reduce_s=reduce_s,
@@ -137,7 +175,7 @@ def predict(rates: Rates, cluster: Cluster, channels: int) -> Prediction:
 
 
 def all_reduce_s(nbytes: float, processes: int, bandwidth_bytes_per_s: float, latency_s: float) -> float:
-    """Seconds to add up `nbytes` over processes so that all have the sum: none for one process.
+    """Return the seconds of an all-reduce of `nbytes` over processes: 0 for one process.
 
     Every process sends and receives 2 (N-1)/N of the bytes in 2 log2 N messages (Thakur et al. 2005, section 4.5),
     over the slowest link between any two of them.
@@ -149,9 +187,14 @@ def all_reduce_s(nbytes: float, processes: int, bandwidth_bytes_per_s: float, la
 
 
 def measured_cases(results: dict[str, Any], channels: int) -> list[tuple[str, float, float]]:
-    """The rows of `scaling`, each with the images/s that were measured and those that the model gives.
+    """Compare the model with the measured rows of `scaling`. The model itself uses only rows of `train` and `load`.
 
-    The model knows nothing of these rows: only of `train` and `load`.
+    Args:
+        results: The content of a results file.
+        channels: The number of channels of the heads.
+
+    Returns:
+        The name, the measured and the predicted images/s of each row.
     """
     device = results["settings"]["device"]
     cases = []
@@ -174,15 +217,24 @@ def measured_cases(results: dict[str, Any], channels: int) -> list[tuple[str, fl
 
 
 def rates_from(results: dict[str, Any], *, contexts: int, data: str) -> Rates:
-    """The rates of a results file: those of the row of `train` with so many contexts, and of the row `data` of `load`.
+    """Return the rates in a results file.
 
-    Raises `ConfigError` if a row is missing.
+    Args:
+        results: The content of the file.
+        contexts: The number of contexts, which selects the row of `train`.
+        data: The name of the row of `load`.
+
+    Returns:
+        The rates of one process.
+
+    Raises:
+        ConfigError: A row is missing.
     """
     shared_cores = results["settings"]["device"] == "cpu"
     train = find_row(results, "train", f"lin, {contexts} context{'s' if contexts > 1 else ''}")
     load = find_row(results, "load", data)
     device_s = 1 / train["median"]
-    if shared_cores:  # loading is part of what the cores do
+    if shared_cores:  # loading uses the same cores
         device_s += 1 / load["median"] - 1 / find_row(results, "load", RAW)["median"]
     else:
         device_s *= 1 - train["notes"]["data_wait_fraction"]

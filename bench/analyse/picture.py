@@ -1,6 +1,6 @@
-"""`python -m bench picture`: where the time of an end-to-end image goes, as stacked bars in a PNG.
+"""`python -m bench picture`: the time per image of training by parts, as stacked bars in a PNG.
 
-rows of `train` --parts alone, and what is left of the whole--> ms an image, a bar a row
+rows of `train` --parts measured alone, and the rest of the total--> ms per image, one bar per row
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from bench.analyse.results import newest_results, read_results
 from bench.analyse.tables import describe
 from fastdps.errors import ConfigError
 
-#: The parts in the order of the data, with the colours of Okabe and Ito (2008), which the colour-blind tell apart.
+#: The parts in the order of the data flow, in the colour-blind-safe colours of Okabe and Ito (2008).
 COLOURS = {
     "load": "#56B4E9",
     "distort": "#E69F00",
@@ -23,15 +23,22 @@ COLOURS = {
     "heads": "#CC79A7",
     "rest": "#BBBBBB",
 }
-#: Dark colours, on which numbers are white.
+#: Parts in dark colours, which have white numbers.
 DARK = {"features", "distances"}
-#: Parts below this share of the longest bar have no number: it would not fit.
+#: Parts below this share of the longest bar have no number, since it would not fit.
 NARROWEST = 0.05
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One row: `parts_ms` an image, in the order of the data, `rest` last; `beside_ms` goes on meanwhile."""
+    """One bar.
+
+    Attributes:
+        label: The name of the row.
+        whole_ms: The total time per image.
+        parts_ms: The time per image of each part, in the order of the data flow, and of the rest.
+        beside_ms: The time per image of parts that run concurrently with the others.
+    """
 
     label: str
     whole_ms: float
@@ -40,10 +47,12 @@ class Bar:
 
 
 def bars(results: dict[str, Any]) -> list[Bar]:
-    """The rows of `train` that adapt heads, and the usual way, if they say what they consist of.
+    """Return a bar for each row of `train` that has parts and trains heads only, and for the baseline.
 
-    Where a GPU computes, loading goes on beside it and is in no sum. What the parts leave of the whole is the rest.
-    Raises `ConfigError` without such rows.
+    On a GPU, loading runs concurrently and is not part of the sum. The rest is the total minus the parts.
+
+    Raises:
+        ConfigError: There is no such row.
     """
     on_gpu = results["settings"]["device"] != "cpu"
     found = []
@@ -57,18 +66,18 @@ def bars(results: dict[str, Any]) -> list[Bar]:
         parts_ms["rest"] = max(0.0, whole_ms - sum(parts_ms.values()))
         found.append(Bar(row["what"], whole_ms, parts_ms, beside_ms))
     if not found:
-        raise ConfigError("the results have no row of train with parts; measure with `python -m bench train --json F`.")
+        raise ConfigError("the results have no row of train with parts. Measure with `python -m bench train --json F`.")
     return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `python -m bench picture`."""
+    """Add the options of `python -m bench picture`."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="results (default: the newest of bench/results)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="the picture to write")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Read, draw, write. Raises `ConfigError` for results without parts, another ending, or without matplotlib."""
+    """Draw the picture. Raises `ConfigError` for results without parts, another file type, or without matplotlib."""
     if arguments.out.suffix.lower() != ".png":
         raise ConfigError(f"--out is {arguments.out}; the picture is a PNG, so name it FILE.png.")
     path = arguments.json or newest_results()
@@ -78,12 +87,21 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def draw(rows: list[Bar], caption: str, out: Path) -> None:
-    """Draw one bar a row, the first on top, a line where the whole as it was measured ends."""
+    """Draw one bar per row, the first on top, each with a line at the total time.
+
+    Args:
+        rows: The bars.
+        caption: The title.
+        out: The PNG file.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError(
-            f"pictures need matplotlib ({error}); install it with `pip install 'fastdps[bench]'`."
+            f"pictures need matplotlib ({error}). Install it with `pip install 'fastdps[bench]'`."
         ) from error
 
     figure = Figure(figsize=(9, 1.6 + 0.62 * len(rows)), dpi=150, layout="constrained")
@@ -92,7 +110,7 @@ def draw(rows: list[Bar], caption: str, out: Path) -> None:
     for position, bar in enumerate(rows):
         left_ms = 0.0
         for name, part_ms in bar.parts_ms.items():
-            label = name if position == 0 else "_" + name  # the legend names each once
+            label = name if position == 0 else "_" + name  # the legend lists each part once
             axes.barh(
                 position, part_ms, 0.62, left_ms, color=COLOURS[name], edgecolor="white", linewidth=0.6, label=label
             )
@@ -102,13 +120,13 @@ def draw(rows: list[Bar], caption: str, out: Path) -> None:
                 axes.text(middle_ms, position, f"{part_ms:.2f}", ha="center", va="center", color=colour, fontsize=8)
             left_ms += part_ms
         axes.plot([bar.whole_ms] * 2, [position - 0.38, position + 0.38], color="black", linewidth=1.4)
-        beside = "".join(f"; {name} beside it {part_ms:.3f} ms" for name, part_ms in bar.beside_ms.items())
+        beside = "".join(f"; {name}, concurrent, {part_ms:.3f} ms" for name, part_ms in bar.beside_ms.items())
         text = f" {bar.whole_ms:.2f} ms{beside}"
         axes.text(max(left_ms, bar.whole_ms), position, text, ha="left", va="center", fontsize=9)
     axes.set_yticks(range(len(rows)), [bar.label for bar in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.18 * widest_ms)
-    axes.set_xlabel("ms an image, end to end (black line); its parts as they take alone, and the rest")
+    axes.set_xlabel("ms per image, end to end (black line); its parts, measured alone, and the rest")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(caption, fontsize=8, loc="left")
     figure.legend(loc="outside lower center", ncols=len(COLOURS), frameon=False, fontsize=9)

@@ -1,4 +1,4 @@
-"""Results files: what was measured, on what, with which settings. See README.md for the keys."""
+"""Results files: measurements, machine, versions and settings. README.md describes the keys."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ DIRECTORY = Path(__file__).resolve().parent.parent / "results"
 
 
 def describe_run(bench: Bench) -> dict[str, Any]:
-    """All of a results file but the measurements; to be taken before them."""
-    import torch  # here, so that what only reads results starts fast
+    """Return everything of a results file except the measurements. Call it before measuring, for the load average."""
+    import torch  # imported here, so that commands that only read results start fast
 
     from bench.harness.machine import describe_commit, describe_machine, describe_versions
 
@@ -46,25 +46,25 @@ def describe_run(bench: Bench) -> dict[str, Any]:
 
 
 def with_measurements(run: dict[str, Any], measurements: Sequence[Measurement]) -> dict[str, Any]:
-    """The content of a results file."""
+    """Return the content of a results file."""
     return {**run, "measurements": [measurement.to_json() for measurement in measurements]}
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read a results file. Raises `ConfigError` if it is none, or of another version."""
+    """Read a results file. Raises `ConfigError` if it is not a results file, or has another version."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as results: {error}. Write some with `--json`.") from error
     if not isinstance(results, dict) or results.get("format") != FORMAT:
-        raise ConfigError(f"{path} does not hold results of the bench: its format is not {FORMAT!r}.")
+        raise ConfigError(f"{path} does not contain results of the bench: its format is not {FORMAT!r}.")
     if results["format_version"] != FORMAT_VERSION:
         raise ConfigError(f"{path} has version {results['format_version']}; this bench reads {FORMAT_VERSION}.")
     return results
 
 
 def newest_results() -> Path:
-    """The newest of the committed results. Raises `ConfigError` if there are none."""
+    """Return the newest of the committed results. Raises `ConfigError` if there are none."""
     found = {file: read_results(file)["date"] for file in DIRECTORY.glob("*.json")}
     if not found:
         raise ConfigError(f"{DIRECTORY} has no results; measure with `python -m bench --json FILE`.")
@@ -72,11 +72,23 @@ def newest_results() -> Path:
 
 
 def find_row(results: dict[str, Any], stage: str, what: str) -> dict[str, Any]:
-    """The row of one stage. Raises `ConfigError` that lists the rows there are, and says how to measure others."""
+    """Return a row of a stage.
+
+    Args:
+        results: The content of a results file.
+        stage: The stage.
+        what: The name of the row.
+
+    Returns:
+        The row.
+
+    Raises:
+        ConfigError: There is no such row; the message lists the existing ones.
+    """
     rows = {row["what"]: row for row in results["measurements"] if row["stage"] == stage}
     if what not in rows:
-        there = "; ".join(rows) if rows else "none"
+        known = "; ".join(rows) if rows else "none"
         raise ConfigError(
-            f"the results have no row {what!r} of {stage} (there are: {there}). Measure with `python -m bench {stage}`."
+            f"the results have no row {what!r} of {stage} (it has: {known}). Measure with `python -m bench {stage}`."
         )
     return rows[what]

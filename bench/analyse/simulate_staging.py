@@ -1,10 +1,11 @@
-"""`python -m bench staging`: what staging a large set on many nodes would take, simulated.
+"""A simulation of staging (downloading shards) for a large set on many nodes. `staging_tables` prints its results.
 
-    manifest --order of the epoch, parts, segments, quota: all the product's--> what may come when
-    shard = pieces, each latency + bytes / rate of a stream, some failing and asked for again --> when it is here
-    step k of all processes = step k-1 + the time of a step, or when the last of them has its shards
+    manifest --epoch order, parts, segments, quota: the code of fastdps--> the earliest start of each download
+    shard = pieces, each latency + bytes / rate of a stream, some of which fail and are retried --> the time of arrival
+    step k of all processes = step k-1 + the time of a step, or the time when the last process has its shards
 
-Only time is simulated. Streams do not slow each other down: what nodes and store have to give is a result, see `plan`.
+Only time is simulated. Streams do not slow each other down: the bandwidth that nodes and store need is a result (see
+`bench.analyse.capacity`).
 """
 
 from __future__ import annotations
@@ -27,17 +28,24 @@ from fastdps.shards.storage import FIRST_PAUSE_S, LONGEST_PAUSE_S, PIECE_BYTES
 NODES = (1, 8, 64, 512)
 PER_NODE = 8
 IMAGE_BYTES = 12_800
-#: Steps of an epoch that are simulated, of more.
+#: The maximum number of simulated steps of an epoch.
 MOST_STEPS = 500
-#: Shuffle quality is taken from a set of so many shards.
+#: The set, the epochs and the batch size for measuring shuffle quality.
 SHUFFLED_SHARDS, SHUFFLED_EPOCHS, SHUFFLED_BATCH = 200, 20, 256
 
 
 @dataclass(frozen=True)
 class StoreModel:
-    """How a store answers: log-normal latencies and rates of a stream, by median and sigma; some requests fail.
+    """A model of a store, with log-normal latencies and stream rates. Some requests fail.
 
-    What fails does so anywhere in its time, and is asked for again after the product's own pauses.
+    A request fails at a uniformly random point of its time, and is retried after the same pauses as in fastdps.
+
+    Attributes:
+        latency_s: The median latency of a request.
+        latency_sigma: The sigma of its logarithm.
+        stream_bytes_per_s: The median rate of a stream.
+        stream_sigma: The sigma of its logarithm.
+        failing: The fraction of requests that fail.
     """
 
     latency_s: float = 0.05
@@ -47,7 +55,7 @@ class StoreModel:
     failing: float = 0.1
 
     def shard_s(self, size: int, draw: np.random.Generator) -> float:
-        """Seconds until a shard of so many bytes is here."""
+        """Draw the seconds of downloading a shard of `size` bytes."""
         sizes = np.full(-(-size // PIECE_BYTES), PIECE_BYTES)
         sizes[-1] = size - PIECE_BYTES * (len(sizes) - 1)
         failures = draw.geometric(1 - self.failing, len(sizes)) - 1
@@ -66,7 +74,7 @@ class StoreModel:
 
 
 def made_up(images: int, shard_images: int) -> Manifest:
-    """A manifest of raw 64 px images."""
+    """Return a manifest of raw 64 px images, with `shard_images` in each shard but the last."""
     sizes = [shard_images] * (images // shard_images) + [images % shard_images] * bool(images % shard_images)
     digest = "0" * 64
     shards = tuple(
@@ -76,9 +84,19 @@ def made_up(images: int, shard_images: int) -> Manifest:
 
 
 class SimulatedProcess:
-    """One process in an epoch: which shards come when. `quota` is the bytes that it may hold at a time.
+    """The downloads of one process in an epoch.
 
-    `begun_after[j]` is the number of samples that have to be delivered before visit j is begun.
+    Args:
+        manifest: The manifest of the set.
+        visits: The shards that the process reads, in order.
+        quota: The bytes that the process may hold at a time.
+        batch_size: The images of a batch.
+        most_bytes: The maximum bytes of a segment.
+
+    Attributes:
+        shards: The shard of each visit, divided at the ends of segments.
+        samples: The number of samples of each visit.
+        begun_after: The number of samples that must be delivered before the download for each visit starts.
     """
 
     def __init__(
@@ -101,30 +119,48 @@ class SimulatedProcess:
             self._segment_ends.append(len(shards))
         self.shards, self.samples = shards, samples
         self.begun_after = begun_after(shards, samples, quota)
-        self._here_s: list[float] = []
-        self._all_here_s = 0.0
+        self._arrival_s: list[float] = []
+        self._last_arrival_s = 0.0
         self._segment = 0
 
     def ready_s(
-        self, sample: int, delivered_s: Callable[[int], float], streams: list[float], bring_s: Callable[[int], float]
+        self, sample: int, delivered_s: Callable[[int], float], streams: list[float], download_s: Callable[[int], float]
     ) -> float:
-        """When the segment of a sample is here. `streams` are the times from which on each is free, a heap."""
+        """Return the time when the segment of a sample has arrived.
+
+        Args:
+            sample: The number of the sample in the process.
+            delivered_s: Returns the time when a number of samples has been delivered.
+            streams: The times from which each stream is free, as a heap; updated.
+            download_s: Returns the seconds of downloading a number of bytes.
+        """
         while self._segment + 1 < len(self._segment_starts) and self._segment_starts[self._segment + 1] <= sample:
             self._segment += 1
-        for visit in range(len(self._here_s), self._segment_ends[self._segment]):
+        for visit in range(len(self._arrival_s), self._segment_ends[self._segment]):
             shard = self.shards[visit]
-            if visit > 0 and self.shards[visit - 1].name == shard.name:  # held for the visit before
-                here_s = max(delivered_s(self.begun_after[visit]), self._here_s[-1])
+            if visit > 0 and self.shards[visit - 1].name == shard.name:  # still held for the previous visit
+                arrival_s = max(delivered_s(self.begun_after[visit]), self._arrival_s[-1])
             else:
-                here_s = max(delivered_s(self.begun_after[visit]), streams[0]) + bring_s(shard.bytes)
-                heapq.heapreplace(streams, here_s)
-            self._here_s.append(here_s)
-            self._all_here_s = max(self._all_here_s, here_s)
-        return self._all_here_s
+                arrival_s = max(delivered_s(self.begun_after[visit]), streams[0]) + download_s(shard.bytes)
+                heapq.heapreplace(streams, arrival_s)
+            self._arrival_s.append(arrival_s)
+            self._last_arrival_s = max(self._last_arrival_s, arrival_s)
+        return self._last_arrival_s
 
 
 def begun_after(shards: Sequence[Shard], samples: Sequence[int], quota: int) -> list[int]:
-    """For each visit the samples that are delivered before its shard is begun, as `shards.cache.Ahead` has it."""
+    """Return, for each visit, the number of delivered samples after which its download starts.
+
+    It follows the window of `fastdps.shards.cache`.
+
+    Args:
+        shards: The shard of each visit.
+        samples: The number of samples of each visit.
+        quota: The bytes that may be held at a time.
+
+    Returns:
+        The numbers of samples.
+    """
     held: deque[tuple[Shard, int]] = deque()
     holders: Counter[str] = Counter()
     nbytes = delivered = 0
@@ -144,7 +180,12 @@ def begun_after(shards: Sequence[Shard], samples: Sequence[int], quota: int) -> 
 
 @dataclass(frozen=True)
 class SimulatedEpoch:
-    """What came out: images/s of all processes once the first batch was there, and the seconds until then."""
+    """The result of a simulation.
+
+    Attributes:
+        images_per_s: The rate of all processes from the first batch on.
+        first_batch_s: The seconds until the first batch.
+    """
 
     images_per_s: float
     first_batch_s: float
@@ -161,7 +202,21 @@ def simulate(
     device_images_per_s: float,
     seed: int = 0,
 ) -> SimulatedEpoch:
-    """An epoch, or the first `MOST_STEPS` of it, of processes that wait for each other in every step."""
+    """Simulate the first `MOST_STEPS` steps of an epoch, with processes that synchronize in every step.
+
+    Args:
+        manifest: The manifest of the set.
+        processes: The number of processes.
+        service: The model of the store.
+        quota: The bytes that each process may hold at a time.
+        streams: The number of concurrent downloads of each process.
+        batch_size: The images of a step of each process.
+        device_images_per_s: The rate of each device.
+        seed: The seed of the epoch order and of the store.
+
+    Returns:
+        The rate and the time of the first batch.
+    """
     draw = np.random.default_rng(seed)
     order = EpochOrder([shard.samples for shard in manifest.shards], seed=seed, epoch=0, shuffle=True)
     steps = min(MOST_STEPS, manifest.samples // processes // batch_size)
@@ -177,13 +232,13 @@ def simulate(
     def delivered_s(samples: int) -> float:
         return begun_s[-(-samples // batch_size) - 1] if samples else 0.0
 
-    def bring_s(size: int) -> float:
+    def download_s(size: int) -> float:
         return service.shard_s(size, draw)
 
     step_s, now_s = batch_size / device_images_per_s, 0.0
     for step in range(steps):
-        here_s = (own.ready_s(step * batch_size, delivered_s, free, bring_s) for own, free in every)
-        now_s = max(now_s, *here_s) if processes > 1 else max(now_s, next(here_s))
+        arrival_s = (own.ready_s(step * batch_size, delivered_s, free, download_s) for own, free in every)
+        now_s = max(now_s, *arrival_s) if processes > 1 else max(now_s, next(arrival_s))
         begun_s.append(now_s)
         now_s += step_s
     return SimulatedEpoch(steps * batch_size * processes / (now_s - begun_s[0]), begun_s[0])
@@ -191,7 +246,14 @@ def simulate(
 
 @dataclass(frozen=True)
 class ShardDivision:
-    """What an epoch asks of storage. `amplification` is what all nodes bring over what there is."""
+    """The load of an epoch on storage.
+
+    Attributes:
+        shards: The number of shards of the set.
+        shards_per_process: The mean number of shards that a process downloads.
+        bytes_per_node: The mean number of bytes that a node downloads.
+        amplification: The bytes that all nodes download, relative to the bytes of the set.
+    """
 
     shards: int
     shards_per_process: float
@@ -200,25 +262,28 @@ class ShardDivision:
 
 
 def divide_shards(manifest: Manifest, nodes: int) -> ShardDivision:
-    """How the shards fall to the processes of so many nodes; a shard that two processes read is brought by each."""
+    """Divide the shards of an epoch over the processes of `nodes` nodes. Each process downloads the shards it reads."""
     order = EpochOrder([shard.samples for shard in manifest.shards], seed=0, epoch=0, shuffle=True)
     processes = nodes * PER_NODE
     visits = [v.shard for rank in range(processes) for v in order.visits(part_of(manifest.samples, rank, processes))]
-    brought = sum(manifest.shards[shard].bytes for shard in visits)
+    downloaded = sum(manifest.shards[shard].bytes for shard in visits)
     return ShardDivision(
         len(manifest.shards),
         len(visits) / processes,
-        brought / nodes,
-        brought / sum(shard.bytes for shard in manifest.shards),
+        downloaded / nodes,
+        downloaded / sum(shard.bytes for shard in manifest.shards),
     )
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """How well batches are mixed. `variance_ratio` is the variance of their means over that of a full shuffle.
+    """The shuffle quality of batches.
 
-    `shards` are those of a batch of one process; `pairs_again` is the chance that two samples of a batch are together
-    in one again in the next epoch, `pairs_again_full` that with a full shuffle.
+    Attributes:
+        shards: The mean number of shards in a batch of one process.
+        variance_ratio: The variance of batch means, relative to a full shuffle.
+        pairs_again: The probability that two samples of a batch share a batch in the next epoch.
+        pairs_again_full: The same probability with a full shuffle.
     """
 
     shards: float
@@ -228,7 +293,16 @@ class Mixing:
 
 
 def mix(shard_images: int, labels: NDArray[np.float64], *, epochs: int = SHUFFLED_EPOCHS) -> Mixing:
-    """Batches of one process over some epochs; `labels` (n,) are any number of each sample, in packed order."""
+    """Measure the shuffle quality of the batches of one process.
+
+    Args:
+        shard_images: The images of a shard.
+        labels: Any value of each sample (n,), in packed order.
+        epochs: The number of epochs.
+
+    Returns:
+        The shuffle quality.
+    """
     n, batch = len(labels), SHUFFLED_BATCH
     sizes = [shard_images] * (n // shard_images)
     starts = np.arange(len(sizes)) * shard_images

@@ -33,39 +33,43 @@ from fastdps.shards.cache import STREAMS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `python -m bench staging`."""
+    """Add the options of `python -m bench staging`."""
     service = StoreModel()
-    parser.add_argument("--images", type=int, default=100_000_000, metavar="N", help="of the set (default 100 million)")
-    parser.add_argument("--shard-images", type=int, default=5000, metavar="N", help="of a shard (default 5000)")
+    parser.add_argument(
+        "--images", type=int, default=100_000_000, metavar="N", help="images of the set (default 100 million)"
+    )
+    parser.add_argument("--shard-images", type=int, default=5000, metavar="N", help="images of a shard (default 5000)")
     parser.add_argument(
         "--rate", type=float, default=44_300, metavar="N", help="images/s of a device (default 44,300: docs/scaling.md)"
     )
-    parser.add_argument("--batch-size", type=int, default=1024, metavar="N", help="images a step of each process")
+    parser.add_argument("--batch-size", type=int, default=1024, metavar="N", help="images per step of each process")
     parser.add_argument(
-        "--stream", type=float, default=service.stream_bytes_per_s / 1e6, metavar="MB/s", help="median of one stream"
+        "--stream", type=float, default=service.stream_bytes_per_s / 1e6, metavar="MB/s", help="median rate of a stream"
     )
     parser.add_argument(
-        "--latency", type=float, default=service.latency_s * 1e3, metavar="MS", help="median of a request"
+        "--latency", type=float, default=service.latency_s * 1e3, metavar="MS", help="median latency of a request"
     )
-    parser.add_argument("--failing", type=float, default=service.failing, metavar="SHARE", help="of the requests")
+    parser.add_argument(
+        "--failing", type=float, default=service.failing, metavar="SHARE", help="share of failing requests"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Simulate and show. Raises `ConfigError` for numbers that cannot be."""
+    """Simulate and print the tables. Raises `ConfigError` for values out of range."""
     if min(arguments.shard_images, arguments.batch_size) < 1 or not 0 <= arguments.failing < 1:
-        raise ConfigError("--shard-images and --batch-size have to be at least 1, --failing from 0 to below 1.")
+        raise ConfigError("--shard-images and --batch-size must be at least 1, and --failing in [0, 1).")
     if min(arguments.rate, arguments.stream, arguments.latency) <= 0:
-        raise ConfigError("--rate, --stream and --latency have to be above 0.")
+        raise ConfigError("--rate, --stream and --latency must be above 0.")
     least = NODES[-1] * PER_NODE * arguments.batch_size
     if arguments.images < least:
-        raise ConfigError(f"--images has to be at least {least:,}: a step of all processes of {NODES[-1]} nodes.")
+        raise ConfigError(f"--images must be at least {least:,}: one step of all processes of {NODES[-1]} nodes.")
     service = StoreModel(arguments.latency / 1e3, stream_bytes_per_s=arguments.stream * 1e6, failing=arguments.failing)
     for table in (_divided, functools.partial(_simulated, service=service), _sizes, _mixed):
         print("\n".join(table(arguments)), end="\n\n", flush=True)
 
 
 def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
-    """Markdown."""
+    """Return a Markdown table."""
     return [_row(head), "|" + "---:|" * len(head), *map(_row, rows)]
 
 
@@ -136,7 +140,7 @@ def _sizes(arguments: argparse.Namespace) -> list[str]:
             text = manifest.to_json()
             read_s, held = _loaded(text)
             sizes = [shard.samples for shard in manifest.shards]
-            order = _taken(functools.partial(EpochOrder, sizes, seed=0, epoch=0, shuffle=True))
+            order = _memory_of(functools.partial(EpochOrder, sizes, seed=0, epoch=0, shuffle=True))
             yield (
                 f"{shard_images:,}",
                 f"{manifest.shards[0].bytes / 1e6:.1f}",
@@ -151,13 +155,13 @@ def _sizes(arguments: argparse.Namespace) -> list[str]:
     return [
         *_table(head, rows()),
         "",
-        f"Indexes that a process keeps: of {KEPT_SAMPLES:,} samples at most. Packing plans the order of all items in "
-        f"one process: {_planned_bytes():.0f} bytes an item, and the names of the files beside it.",
+        f"A process keeps the indexes of at most {KEPT_SAMPLES:,} samples. Packing plans the order of all items in one "
+        f"process, with {_planned_bytes():.0f} bytes per item in addition to the file names.",
     ]
 
 
 def _loaded(text: str) -> tuple[float, int]:
-    """Seconds to read a manifest, and the bytes that it takes then."""
+    """Return the seconds of reading a manifest, and the bytes that it occupies."""
     import tempfile
     from pathlib import Path
 
@@ -168,11 +172,11 @@ def _loaded(text: str) -> tuple[float, int]:
         started_s = time.perf_counter()
         read_manifest(directory)
         seconds = time.perf_counter() - started_s
-        return seconds, _taken(lambda: read_manifest(directory))
+        return seconds, _memory_of(lambda: read_manifest(directory))
 
 
 def _planned_bytes() -> float:
-    """What planning takes at its peak for each item, where items are numbers."""
+    """Return the peak bytes per item of planning, for items that are numbers."""
     from fastdps.packing.options import PackOptions
     from fastdps.packing.plan import plan_sets
     from fastdps.packing.sources.deadleaves import DeadLeaves
@@ -186,16 +190,16 @@ def _planned_bytes() -> float:
         tracemalloc.stop()
 
 
-def _taken(make: Callable[[], Any]) -> int:
-    """The bytes of Python's and numpy's memory that something takes."""
+def _memory_of(make: Callable[[], Any]) -> int:
+    """Return the bytes of memory, of Python and NumPy, that the result of `make` occupies."""
     gc.collect()
     tracemalloc.start()
     try:
-        made = make()
+        result = make()
         gc.collect()
-        taken = tracemalloc.get_traced_memory()[0]
-        del made
-        return taken
+        nbytes = tracemalloc.get_traced_memory()[0]
+        del result
+        return nbytes
     finally:
         tracemalloc.stop()
 

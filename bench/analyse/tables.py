@@ -10,9 +10,9 @@ from rich.table import Table
 
 from fastdps.errors import ConfigError
 
-#: Columns of a table that goes into a file.
+#: Width in characters of a table that goes to a file.
 PLAIN_WIDTH = 150
-#: Load average before measuring from which on numbers are not to be trusted.
+#: Load average before a run above which the results are unreliable.
 BUSY = 0.7
 #: Marker comments around the full table, in bench/README.md.
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -23,7 +23,7 @@ SUMMARY_ROWS = (("load", "raw 64 px"), ("train", "lin, 1 context"), ("train", "l
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """Every measurement with its spread, its limit and how it compares with the usual way."""
+    """Print every measurement with its quartiles, its limit and the ratio to the baseline."""
     console = Console() if Console().is_terminal else Console(width=PLAIN_WIDTH)
     table = Table(title=describe(results), title_justify="left")
     for name in ("stage", "what", "images/s", "quartiles", "limit", "share", "limit is", "x the usual way"):
@@ -47,27 +47,25 @@ def print_results(results: dict[str, Any]) -> None:
     console.print(table)
     busy = results["machine"]["load_average"]
     if busy > BUSY:
-        console.print(f"The machine was busy before (load average {busy}), which makes all of this too low.")
+        console.print(f"The machine was busy before the run (load average {busy}), so all rates are too low.")
     for row in results["measurements"]:
         if row["parts_s"]:
             console.print(f"{row['stage']}, {row['what']}: {_parts(row)}", soft_wrap=True, highlight=False)
 
 
 def _parts(row: dict[str, Any]) -> str:
-    """Where the time of an image goes, the bottleneck marked."""
+    """Return the time of each part of an image, with the bottleneck highlighted."""
     parts = [f"{name} {1e3 * part_s:.3g}" for name, part_s in row["parts_s"].items()]
     marked = [f"[bold]{part} (bottleneck)[/]" if part.startswith(row["bottleneck"] + " ") else part for part in parts]
-    text = f"{1e3 / row['median']:.3g} ms an image; its parts alone, in ms: " + ", ".join(marked)
+    text = f"{1e3 / row['median']:.3g} ms per image; its parts, measured alone, in ms: " + ", ".join(marked)
     if "parts_sum_s" in row["notes"]:
         notes = row["notes"]
-        text += (
-            f"; one after another {1e3 * notes['parts_sum_s']:.3g}, of whose rate it is {notes['parts_sum_share']:.0%}"
-        )
+        text += f"; their sum {1e3 * notes['parts_sum_s']:.3g}, of whose rate {notes['parts_sum_share']:.0%} is reached"
     return text
 
 
 def describe(results: dict[str, Any]) -> str:
-    """On what and of what, in one line."""
+    """Return the machine, the versions, the commit and the date in one line."""
     machine, versions, commit = results["machine"], results["versions"], results["commit"]
     hardware = f"{machine['cpu']}, {machine['cores']} cores" + (f", {machine['gpu']}" if machine["gpu"] else "")
     names = {"torch": "torch", "nvidia-dali-cuda130": "DALI"}
@@ -125,10 +123,10 @@ def replace_between(path: Path, begin: str, end: str, table: str) -> bytes:
 
 
 def format_value(value: float, unit: str) -> str:
-    """A number in a column of images/s; with its unit where it is another."""
+    """Format a number for a column of images/s, with its unit if it has another one."""
     return format_number(value) if unit == "images/s" else f"{format_number(value)} {unit}"
 
 
 def format_number(value: float) -> str:
-    """Three digits that count, and the whole of larger numbers."""
+    """Format a number with three significant digits, or as an integer from 100 on."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

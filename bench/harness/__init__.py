@@ -1,1 +1,1 @@
-"""What the stages measure with: timing, data, the machine, the usual way."""
+"""The tools of the stages: timing, data, the machine, the baseline that most people use."""

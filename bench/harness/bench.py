@@ -1,4 +1,4 @@
-"""What the stages get: device, timing, data."""
+"""The argument of the stages: device, timing, data."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ from fastdps.errors import ConfigError
 from fastdps.runtime.machine import keep_freed_memory
 from fastdps.training.recipes import fast
 
-#: Images per training step, as `fastdps train` has them by default.
+#: Images per training step, the default of `fastdps train`.
 BATCH = fast().batch_size
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One run of the bench. `quick` stages may measure fewer variants."""
+    """One run of the bench.
+
+    Attributes:
+        device: The device that is measured.
+        timing: The durations of the measurements.
+        data: The packed images.
+        quick: Whether the stages may measure fewer variants.
+    """
 
     device: torch.device
     timing: Timing
@@ -26,7 +33,7 @@ class Bench:
     quick: bool
 
     def __post_init__(self) -> None:
-        keep_freed_memory()  # as fastdps's commands do
+        keep_freed_memory()  # as the commands of fastdps do
 
     @property
     def on_gpu(self) -> bool:
@@ -35,9 +42,16 @@ class Bench:
 
 
 def find_device(name: str | None) -> torch.device:
-    """The device by name; None is the one that fastdps's commands take, the first GPU if there is one.
+    """Return the device that the commands of fastdps use: the first GPU if there is one.
 
-    Raises `ConfigError` for another than that: training would not run there.
+    Args:
+        name: "cpu" or "cuda" to require that device; None for any.
+
+    Returns:
+        The device.
+
+    Raises:
+        ConfigError: The required device is another one; training would not run there.
     """
     if name not in (None, "cpu") and not torch.cuda.is_available():
         raise ConfigError(f"--device is {name}, but torch finds no CUDA; use --device cpu.")

@@ -1,8 +1,8 @@
-"""The images that are measured on: packed by fastdps's own packing, once, and kept.
+"""The images of the bench: packed once by fastdps, and kept.
 
 photographs of $FASTDPS_TEST_DATA/imagenet-sample, or dead leaves --pack--> distinct images, raw 64 px
---repeat--> sets of as many 64 px images as asked for, raw, PNG or JPEG
-photographs --pack--> sets at 256 px and as they are
+--repeat--> sets of any number of 64 px images, raw, PNG or JPEG
+photographs --pack--> sets at 256 px and at full size
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from fastdps.shards.format import Encoding
 
 PHOTOS_VARIABLE = "FASTDPS_TEST_DATA"
 SIZE = 64
-#: Dead leaves are drawn up to this number and repeated from there.
+#: The maximum number of distinct images; larger sets repeat them.
 DISTINCT = 700
 
 
 def find_photos() -> Path | None:
-    """The directory of real images, if there is one."""
+    """Return the directory of real images, or None."""
     root = os.environ.get(PHOTOS_VARIABLE)
     path = Path(root) / "imagenet-sample" if root else None
     return path if path and path.is_dir() else None
@@ -42,61 +42,77 @@ def find_photos() -> Path | None:
 
 @dataclass(frozen=True)
 class Repeated(Source):
-    """`count` images made of fewer: `pixels` (n, H, W, 3) uint8, over and over."""
+    """A source that repeats a few images.
+
+    Attributes:
+        pixels: The distinct images (n, H, W, 3), uint8.
+        count: The number of items.
+        name_of_images: The name of the distinct images.
+    """
 
     pixels: NDArray[np.uint8] = field(repr=False)
     count: int
     name_of_images: str
 
     def items(self) -> Sequence[int]:
-        """The numbers of the images."""
+        """Return the numbers of the images."""
         return range(self.count)
 
     def read(self, item: int) -> Sample:
-        """The pixels of one image."""
+        """Return the pixels of one image."""
         return {"image": self.pixels[item % len(self.pixels)]}
 
     def name(self, item: int) -> str:
-        """The number."""
+        """Return the number of the image."""
         return f"image {item}"
 
     def describe(self) -> dict[str, Any]:
-        """Of what, and how many different ones."""
+        """Return the name and the number of distinct images."""
         return {"name": f"{self.name_of_images}, repeated", "distinct": len(self.pixels)}
 
 
 @dataclass(frozen=True)
 class EvenSelection(Source):
-    """At most `count` items of another source, spread over it."""
+    """At most `count` items of another source, evenly spaced.
+
+    Attributes:
+        source: The other source.
+        count: The maximum number of items.
+    """
 
     source: Source
     count: int
 
     def items(self) -> Sequence[Any]:
-        """The other's items."""
+        """Return the selected items."""
         every = self.source.items()
         count = min(self.count, len(every))
         return [every[number * len(every) // count] for number in range(count)]
 
     def read(self, item: Any) -> Sample:
-        """As the other reads it."""
+        """Return the sample of the other source."""
         return self.source.read(item)
 
     def name(self, item: Any) -> str:
-        """As the other names it."""
+        """Return the name in the other source."""
         return self.source.name(item)
 
     def describe(self) -> dict[str, Any]:
-        """As the other describes itself, and how many."""
+        """Return the description of the other source, and the maximum number of items."""
         return {**self.source.describe(), "at_most": self.count}
 
 
 @dataclass(frozen=True)
 class BenchData:
-    """The sets below `directory`. `photos` are real images, None to draw dead leaves; `images` is the size of sets.
+    """The shard sets of the bench.
 
-    All methods return the directory of a finished set and pack it first where it is not there. They raise what
-    `fastdps.packing.pack.pack` raises.
+    Methods that return the directory of a set pack it first if it does not exist. They raise the errors of
+    `fastdps.packing.pack.pack`.
+
+    Attributes:
+        directory: The directory of all sets.
+        images: The default number of images in a set.
+        photos: The directory of real images; None to draw dead leaves.
     """
 
     directory: Path
@@ -105,11 +121,11 @@ class BenchData:
 
     @property
     def source(self) -> str:
-        """What the images are."""
+        """The name of the distinct images."""
         return "imagenet-sample" if self.photos else "deadleaves"
 
     def small(self, encoding: Encoding, images: int | None = None, shards: int | None = None) -> Path:
-        """A set of 64 px images, `images` of them or as many as the bench was asked for; in so many shards."""
+        """Return a set of 64 px images, by default `self.images` of them, divided into `shards` if given."""
         count = images or self.images
         options, name = PackOptions(encoding=encoding, size=SIZE), f"{encoding}-{SIZE}-{count}"
         if shards is not None:
@@ -118,20 +134,20 @@ class BenchData:
         return self._packed(name, source, options, workers=1)
 
     def photographs(self, size: int | None) -> Path:
-        """A set of JPEG photographs, square with `size` pixels a side, or as they are. Needs `photos`."""
+        """Return a set of JPEG photographs, square with `size` pixels a side, or unchanged for None. Needs `photos`."""
         if self.photos is None:
-            raise ValueError("there are no photographs")
+            raise ValueError("photographs need FASTDPS_TEST_DATA")
         source = EvenSelection(Folder(self.photos), min(self.images, DISTINCT))
         options = PackOptions(encoding="jpeg" if size else "keep", size=size)
         return self._packed(f"jpeg-{size or 'full'}-{source.count}", source, options)
 
     def photo_files(self) -> list[Path]:
-        """The files of the photographs, for those who load files; none without `photos`."""
+        """Return the files of the photographs, for baselines that load files; empty without `photos`."""
         found = sorted(path for path in self.photos.rglob("*") if path.is_file()) if self.photos else []
         return found[: min(self.images, DISTINCT)]
 
     def files(self) -> list[Path]:
-        """64 px images as PNG files, for those who load files."""
+        """Return the distinct 64 px images as PNG files, for baselines that load files."""
         directory = self.directory / self.source / "files"
         pixels = self._pixels()
         paths = [directory / f"{number:06d}.png" for number in range(len(pixels))]
@@ -144,7 +160,7 @@ class BenchData:
         return paths
 
     def _pixels(self) -> NDArray[np.uint8]:
-        """The distinct images, uint8 (n, 64, 64, 3)."""
+        """Return the distinct images (n, 64, 64, 3), uint8."""
         count = min(self.images, DISTINCT)
         source = EvenSelection(Folder(self.photos), count) if self.photos else DeadLeaves(count, SIZE, seed=0)
         directory = self._packed(f"distinct-{count}", source, PackOptions(encoding="raw", size=SIZE))
@@ -156,6 +172,6 @@ class BenchData:
         out = self.directory / self.source / name
         try:
             pack(source, out, options, workers=workers)
-        except ConfigError:  # it holds a set of other images, or of another fastdps
+        except ConfigError:  # the directory has a set of other images, or of another version
             pack(source, out, options, workers=workers, overwrite=True)
         return out / "train"

@@ -1,4 +1,4 @@
-"""A loader whose epochs are as long as a measurement needs, for the product's own loops."""
+"""A loader with shortened epochs, for measuring the loops of fastdps."""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ from fastdps.shards.format import Manifest
 
 
 class FirstSteps:
-    """The first `steps` batches of every epoch of a loader, as if the set ended there.
+    """The first batches of every epoch of a loader, as if the set ended there.
 
-    `started_s` is when the first epoch was asked for, on `time.perf_counter`'s clock: what a loop does before that
-    (building networks, say) is not its steady state.
+    Args:
+        loader: The loader.
+        steps: The number of batches in an epoch, at most that of the loader.
+        batch_size: The batch size of the loader.
+
+    Attributes:
+        started_s: The time of the first call of `epoch`, by `time.perf_counter`; None before. What a loop does earlier
+            (building networks, for example) is not part of its steady state.
     """
 
     def __init__(self, loader: ShardLoader, steps: int, batch_size: int) -> None:
@@ -28,19 +34,19 @@ class FirstSteps:
         self.started_s: float | None = None
 
     def epoch(self, epoch: int) -> Generator[Batch, None, None]:
-        """The first batches of an epoch."""
+        """Return the first batches of an epoch."""
         if self.started_s is None:
             self.started_s = time.perf_counter()
         return self._batches(epoch)
 
     def elapsed_s(self) -> float:
-        """The time since the first epoch was asked for. Raises `ValueError` if none was."""
+        """Return the seconds since the first call of `epoch`. Raises `ValueError` before it."""
         if self.started_s is None:
-            raise ValueError("no epoch has been asked for")
+            raise ValueError("epoch has not been called yet")
         return time.perf_counter() - self.started_s
 
     def as_loader(self) -> ShardLoader:
-        """Itself, for functions that take a loader."""
+        """Return itself, typed as a loader."""
         return cast(ShardLoader, self)
 
     def _batches(self, epoch: int) -> Generator[Batch, None, None]:

@@ -1,4 +1,4 @@
-"""Counting the operations of a network, and how many a second the device does at best."""
+"""Count the operations of a network, and measure the peak rate of the device."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ from torch.nn import functional as F
 
 from bench.harness.measure import Compared, Samples, Workload, spread
 
-#: Makes a function that computes a @ b.T from two matrices (m, k) and (n, k).
+#: Takes two matrices (m, k) and (n, k), and returns a function that computes a @ b.T.
 Product = Callable[[Tensor, Tensor], Callable[[], Tensor]]
 
 
 def count_flops(module: nn.Module, images: Tensor) -> int:
-    """The operations of the matrix products of one forward pass: two for each multiply-add of convolutions and linears.
+    """Count the floating-point operations of one forward pass, two per multiply-add of convolutions and linear layers.
 
     Biases, activations, pooling and normalisation are not counted.
+
+    Args:
+        module: The network.
+        images: Its input, of which all images are counted.
+
+    Returns:
+        The number of operations.
     """
     flops = 0
 
@@ -49,9 +56,9 @@ def _onednn(a: Tensor, b: Tensor) -> Callable[[], Tensor]:
 
 
 def products(device: torch.device) -> dict[str, Product]:
-    """The libraries with which torch multiplies matrices on a device, by name.
+    """Return the libraries with which torch multiplies matrices on a device, by name.
 
-    On a CPU there may be two, of which neither is always the faster: MKL is several times slower than oneDNN on AMD.
+    On a CPU there may be two. Neither is always faster: MKL is several times slower than oneDNN on AMD.
     """
     if device.type == "cuda":
         return {"cuBLAS": _blas}
@@ -59,7 +66,7 @@ def products(device: torch.device) -> dict[str, Product]:
 
 
 def large_products(device: torch.device) -> dict[str, Workload]:
-    """Work of each library that counts in operations: large square matrices, in the type the backbone computes in."""
+    """Return a workload per library: products of large square matrices in the dtype of the backbone, in operations."""
     side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
 
@@ -76,6 +83,15 @@ def large_products(device: torch.device) -> dict[str, Workload]:
 
 
 def fastest(what: str, rates: Mapping[str, Samples], *, per_item: float = 1.0) -> Compared:
-    """What is held against a stage: the fastest of some rates by name, in items of `per_item` each."""
+    """Return the fastest of several rates, as the limit of a stage.
+
+    Args:
+        what: The description of the limit, to which the name of the fastest is added.
+        rates: Samples by name.
+        per_item: The units of the rates per item of the stage, such as operations per image.
+
+    Returns:
+        The fastest rate, in items per second.
+    """
     name = max(rates, key=lambda name: spread(rates[name]).median)
     return Compared(f"{what} ({name})", tuple(rate / per_item for rate in rates[name]))

@@ -1,4 +1,4 @@
-"""How several processes are started, as users do it."""
+"""The command that launches several processes, as users launch them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ import sys
 
 
 def launch_command(processes: int, *, machines: int = 1, rank: int = 0, port: int = 0) -> list[str]:
-    """`accelerate launch` on this machine, or on one of several that meet on loopback; the script follows.
+    """Return the `accelerate launch` command line, to which the script and its arguments are appended.
 
-    Port 0 is any that is free.
+    Args:
+        processes: The number of processes.
+        machines: The number of machines, all simulated on loopback.
+        rank: The rank of this machine.
+        port: The port of the main process; 0 for a free one.
+
+    Returns:
+        The command and its options.
     """
     command = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision=no", "--dynamo_backend=no"]
     command += [f"--num_processes={processes}", f"--num_machines={machines}", f"--main_process_port={port}"]

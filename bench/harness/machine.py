@@ -1,4 +1,4 @@
-"""What a result was measured on, and of which version of what."""
+"""The description of the machine and of the versions that a result was measured with."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PACKAGES = (
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """CPU, cores, memory, GPU, system, and how busy the machine was before."""
+    """Return the CPU, cores, memory, GPU, system, and the load average before the run."""
     return {
         "cpu": cpu_model(),
         "cores": cores(),
@@ -41,7 +41,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """The name of the processor, which may be of several kinds, and the instructions that torch computes with there."""
+    """Return the name of the processor (the first, if there are several kinds) and the instruction set torch uses."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -52,7 +52,7 @@ def cpu_model() -> str:
 
 
 def describe_versions() -> dict[str, str | None]:
-    """Python and the packages that decide the speed; None for those that are not installed."""
+    """Return the versions of Python and of the packages that determine the speed; None for a missing package."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -63,7 +63,7 @@ def describe_versions() -> dict[str, str | None]:
 
 
 def describe_commit() -> dict[str, Any] | None:
-    """The commit of the working tree, and whether tracked files differ from it; None outside a git checkout."""
+    """Return the commit of the working tree and whether tracked files are modified; None outside a git checkout."""
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no")
     return None if commit is None or changes is None else {"id": commit, "dirty": bool(changes)}

@@ -1,8 +1,8 @@
-"""Measuring: cases that are compared take turns, and what comes out is a sample per turn, not one number.
+"""Measurement: compared cases run in turns, and each turn gives a sample.
 
-    cases A, B --warm up, find how much work fills `seconds`--> A B A B A B ... --> a sample per case and round
+    cases A, B --warm up, find the work that takes `seconds`--> A B A B A B ... --> a sample per case and round
 
-Compared numbers come from the same round, so that a machine that slows down for a while slows down both.
+Compared samples come from the same round, so that a temporary slowdown of the machine affects both cases.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     import torch
 
 Unit = Literal["images/s", "s", "MiB"]
-#: Units of which less is better.
+#: Units in which less is better.
 COSTS: frozenset[str] = frozenset({"s", "MiB"})
 Samples = tuple[float, ...]
 
 
 class Timed(NamedTuple):
-    """Work that has measured itself: how many items it did and in what time."""
+    """The result of a workload that measures its own time."""
 
     items: float
     seconds: float
 
 
-#: Does an amount of work, in units of its own, and returns how many items (images, FLOPs) that was.
+#: Does an amount of work in its own units (batches, epochs), and returns the number of items (images, operations) done.
 Workload = Callable[[int], float | Timed]
 
 
 class Spread(NamedTuple):
-    """The median and the quartiles of some samples."""
+    """The median and the quartiles of samples."""
 
     median: float
     low: float
@@ -43,7 +43,7 @@ class Spread(NamedTuple):
 
 
 def spread(samples: Sequence[float]) -> Spread:
-    """Median and quartiles; of a single sample all are the same. Raises `ValueError` when there is none."""
+    """Return the median and the quartiles; all are equal for a single sample. Raises `ValueError` without samples."""
     if not samples:
         raise ValueError("no samples")
     if len(samples) == 1:
@@ -54,23 +54,34 @@ def spread(samples: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True)
 class Timing:
-    """How long to measure: `rounds` samples of each case, of at least `seconds` each."""
+    """The durations of measurements.
+
+    Attributes:
+        rounds: The number of samples of each case.
+        seconds: The approximate duration of a sample.
+        device: The device to synchronize before reading the clock.
+    """
 
     rounds: int
     seconds: float
     device: torch.device
 
     def rates(self, cases: Mapping[str, Workload], *, seconds: Mapping[str, float] | None = None) -> dict[str, Samples]:
-        """Items per second of each case, one sample a round, the cases taking turns.
+        """Measure the cases in turns, after a warm-up.
 
-        `seconds` are those of cases whose samples are to take another time than the others'.
+        Args:
+            cases: The workloads by name.
+            seconds: Durations of a sample for cases that need another one than `self.seconds`.
+
+        Returns:
+            The samples of each case in items per second, one per round.
         """
         own = seconds or {}
         amounts = {name: self._amount(work, own.get(name, self.seconds)) for name, work in cases.items()}
         return self._take_turns(cases, amounts)
 
     def single_rates(self, cases: Mapping[str, Workload]) -> dict[str, Samples]:
-        """As `rates`, with samples of one unit of work each and without warming up."""
+        """Measure as `rates` does, with one unit of work per sample and without a warm-up."""
         return self._take_turns(cases, dict.fromkeys(cases, 1))
 
     def _take_turns(self, cases: Mapping[str, Workload], amounts: Mapping[str, int]) -> dict[str, Samples]:
@@ -82,7 +93,7 @@ class Timing:
         return {name: tuple(rates) for name, rates in samples.items()}
 
     def _amount(self, work: Workload, seconds: float) -> int:
-        """Warm up, and find the amount of work that takes `seconds`."""
+        """Warm up, and return the amount of work that takes `seconds`."""
         self._time(work, 1)
         amount = 1
         while (done := self._time(work, amount)).seconds < seconds / 4:
@@ -98,13 +109,13 @@ class Timing:
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
-            import torch  # here, so that what only reads results starts fast
+            import torch  # imported here, so that commands that only read results start fast
 
             torch.cuda.synchronize(self.device)
 
 
 def repeated(step: Callable[[], object], items: float) -> Workload:
-    """Work whose unit is one call of `step`, which does `items` items."""
+    """Return a workload whose unit is one call of `step`, which processes `items` items."""
 
     def work(amount: int) -> float:
         for _ in range(amount):
@@ -116,7 +127,12 @@ def repeated(step: Callable[[], object], items: float) -> Workload:
 
 @dataclass(frozen=True)
 class Compared:
-    """Something that a measurement is held against: what it is, and its samples in the same unit and rounds."""
+    """A limit or baseline of a measurement.
+
+    Attributes:
+        what: Its description.
+        samples: Its samples, in the unit and from the rounds of the measurement.
+    """
 
     what: str
     samples: Samples
@@ -136,23 +152,23 @@ class PartRates:
 
     @property
     def slowest(self) -> Compared:
-        """The limit if all others took no time, or went on beside it."""
+        """The slowest part: the limit if all others took no time, or ran concurrently."""
         name = min(self.alone, key=lambda name: spread(self.alone[name]).median)
         return Compared(f"{name} alone", self.alone[name])
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds an image of each part."""
+        """The seconds per image of each part."""
         return {name: 1 / spread(samples).median for name, samples in self.alone.items()}
 
     @property
     def sums_s(self) -> list[float]:
-        """Seconds an image of all parts one after another, in each round; where a GPU computes, without loading."""
+        """The seconds per image of all parts one after another, per round; on a GPU, without loading."""
         counted = [samples for name, samples in self.alone.items() if self.shared_cores or name != "load"]
         return [sum(1 / rate for rate in rates) for rates in zip(*counted, strict=True)]
 
     def notes(self, whole: Samples) -> dict[str, float]:
-        """The sum of the parts, and the share that a whole reaches of the rate it allows."""
+        """Return the sum of the parts, and the share of the corresponding rate that the samples `whole` reach."""
         sums_s = self.sums_s
         shares = [rate * sum_s for rate, sum_s in zip(whole, sums_s, strict=True)]
         return {"parts_sum_s": statistics.median(sums_s), "parts_sum_share": statistics.median(shares)}
@@ -160,12 +176,20 @@ class PartRates:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One row of the result.
+    """One row of the results.
 
-    `samples` has one value a round, in `unit`. `limit` is what the machine allows, `usual` the usual way of doing the
-    same (see `reference`), in context-triplets/s where `triplets_per_image` is more than one. `parts_s` are the seconds
-    per image of the stages that an end-to-end measurement consists of, each measured alone. `notes` are further
-    numbers, their names ending in the unit. `headline` rows go into the README.
+    Attributes:
+        stage: The stage.
+        what: The name of the row within the stage.
+        samples: One value per round, in `unit`.
+        unit: The unit: images/s, s or MiB.
+        limit: The limit of the machine.
+        usual: The baseline that most people use (see `reference`); in context-triplets/s if `triplets_per_image` is
+            more than one.
+        triplets_per_image: The context-triplets of an image.
+        parts_s: The seconds per image of the parts of an end-to-end measurement, each measured alone.
+        notes: Further numbers, whose names end in the unit.
+        headline: Whether the row goes into the README.
     """
 
     stage: str
@@ -181,7 +205,7 @@ class Measurement:
 
     @property
     def share(self) -> Spread | None:
-        """The share of the limit that is reached, round by round: 1 is all of it, for rates and costs alike."""
+        """The share of the limit that is reached, per round; 1 equals the limit, for rates and costs alike."""
         if self.limit is None:
             return None
         own, limit = self.samples, self.limit.samples
@@ -191,7 +215,7 @@ class Measurement:
 
     @property
     def speedup(self) -> Spread | None:
-        """How many times the usual way's triplets (or images) per second, round by round."""
+        """The ratio of the triplets (or images) per second to those of the baseline, per round."""
         if self.usual is None:
             return None
         pairs = zip(self.samples, self.usual.samples, strict=True)
@@ -199,11 +223,11 @@ class Measurement:
 
     @property
     def bottleneck(self) -> str | None:
-        """The part that takes longest."""
+        """The part that takes the most time."""
         return max(self.parts_s, key=lambda part: self.parts_s[part]) if self.parts_s else None
 
     def to_json(self) -> dict[str, Any]:
-        """The row as results files have it."""
+        """Return the row in the format of results files."""
         return {
             "stage": self.stage,
             "what": self.what,

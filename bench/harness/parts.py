@@ -1,8 +1,8 @@
-"""The parts of one training step, each alone, through the functions that training itself calls.
+"""The parts of one training step as separate workloads, through the functions that training calls.
 
     load --> distort --> features --> distances --> heads
 
-Every part works on the same batch again and again, so that a part costs what it costs and nothing is waited for.
+Every part processes the same batch repeatedly, so that its time contains no waiting for other parts.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from fastdps.training.tasks import RankingTask
 
 @contextmanager
 def frozen(device: torch.device) -> Iterator[None]:
-    """Run what is not trained as `frozen_moments` does: without autograd, in the precision of the device."""
+    """Disable autograd and use the precision of the device, as `fastdps.metric` does for frozen backbones."""
     with torch.inference_mode(), autocast("auto", device):
         yield
 
 
 def load_work(loader: ShardLoader) -> Workload:
-    """Work whose unit is an epoch, each with its own order."""
+    """Return a workload whose unit is an epoch, each with its own order."""
     epoch = 0
 
     def work(amount: int) -> float:
@@ -64,7 +64,14 @@ def load_work(loader: ShardLoader) -> Workload:
 
 @dataclass(frozen=True)
 class StepParts:
-    """The parts for one backbone and batch size, on images of the shard set `shards`."""
+    """The parts of a training step, for one backbone and batch size.
+
+    Attributes:
+        bench: The run of the bench.
+        shards: The shard set.
+        backbone_name: The backbone.
+        batch_size: The images of a batch.
+    """
 
     bench: Bench
     shards: Path
@@ -73,14 +80,14 @@ class StepParts:
 
     @functools.cached_property
     def loader(self) -> ShardLoader:
-        """The loader as training opens it."""
+        """The loader, opened as training opens it."""
         return open_shards(
             self.shards, batch_size=self.batch_size, device=self.bench.device, options=LoadOptions(components=["image"])
         )
 
     @functools.cached_property
     def batch(self) -> Batch:
-        """The batch that the other parts work on."""
+        """The batch that the other parts process."""
         with closing(self.loader.epoch(0)) as batches:
             return next(batches)
 
@@ -91,7 +98,7 @@ class StepParts:
 
     @functools.cached_property
     def views(self) -> Tensor:
-        """All views of the batch as the backbone takes them, (n * 7, 3, H, W)."""
+        """All views of the batch as input of the backbone (n * 7, 3, H, W)."""
         with torch.inference_mode():
             return self._make_views().flatten(0, 1)
 
@@ -102,7 +109,7 @@ class StepParts:
             return self.backbone(self.views)
 
     def moments(self) -> Moments:
-        """The moments of the maps."""
+        """Return the moments of the maps."""
         with frozen(self.bench.device):
             return compare(self.maps, len(NAMES))
 
@@ -111,14 +118,14 @@ class StepParts:
         return RankingTask(sample_rankings(1, NAMES, seed=0), fast(), self.bench.device)
 
     def views_of(self, batch: Batch) -> Tensor:
-        """All views of any batch as the backbone takes them, (n * 7, 3, H, W)."""
+        """Return all views of any batch as input of the backbone (n * 7, 3, H, W)."""
         return self._task.views(batch, epoch=0).flatten(0, 1)
 
     def _make_views(self) -> Tensor:
         return self._task.views(self.batch, epoch=0)
 
     def _repeated(self, step: Callable[[], object]) -> Workload:
-        """Work whose unit is one batch."""
+        """Return a workload whose unit is one batch."""
 
         def frozen_step() -> None:
             with frozen(self.bench.device):
@@ -127,30 +134,30 @@ class StepParts:
         return repeated(frozen_step, len(self.batch))
 
     def load(self) -> Workload:
-        """Epochs of the shard set."""
+        """Return the workload of loading epochs of the shard set."""
         return load_work(self.loader)
 
     def distort(self) -> Workload:
-        """uint8 images to seven float views: draw, convert, distort."""
+        """Return the workload from uint8 images to seven float views: draw, convert, distort."""
         return self._repeated(self._make_views)
 
     def features(self) -> Workload:
-        """Seven views to feature maps."""
+        """Return the workload from seven views to feature maps."""
         return self._repeated(lambda: self.backbone(self.views))
 
     def trained_features(self) -> Workload:
-        """Seven views to feature maps and back, with a step of the optimizer: as where the backbone is trained."""
+        """Return `features` including the backward pass and the optimizer step, as when the backbone is trained."""
         config = fast()
         backbone = Backbone(self.backbone_name).to(self.bench.device)
         optimizer = torch.optim.Adam(
             backbone.parameters(), lr=config.backbone_learning_rate, betas=config.adam_betas, fused=True
         )
-        views = self.views.clone()  # made outside inference mode, so that autograd may keep it
+        views = self.views.clone()  # created outside inference mode, so that autograd may save it
 
         def step() -> None:
             with autocast("auto", views.device):
                 maps = backbone(views)
-            # Gradients of zero take as long as others, and leave the backbone as it is however often this runs.
+            # Zero gradients take as long as others, and leave the backbone unchanged however often this runs.
             torch.autograd.backward(maps, [torch.zeros_like(feature) for feature in maps])
             optimizer.step()
             optimizer.zero_grad()
@@ -158,11 +165,11 @@ class StepParts:
         return repeated(step, len(self.batch))
 
     def distances(self) -> Workload:
-        """Feature maps to moments."""
+        """Return the workload from feature maps to moments."""
         return self._repeated(self.moments)
 
     def trained_distances(self) -> Workload:
-        """Feature maps to moments, and the gradients of the moments to those of the maps."""
+        """Return `distances` including the backward pass, from the gradients of the moments to those of the maps."""
         maps = [feature.clone().requires_grad_() for feature in self.maps]
 
         def step() -> None:
@@ -174,14 +181,21 @@ class StepParts:
         return repeated(step, len(self.batch))
 
     def heads(self, contexts: int) -> Workload:
-        """Moments to a step of the heads: see `head_step`."""
+        """Return the workload of a training step of the heads on the moments (see `head_step`)."""
         return repeated(head_step(self.moments(), contexts), len(self.batch))
 
 
 def head_step(moments: Moments, contexts: int) -> Callable[[], object]:
-    """One training step of K contexts' heads and judges on moments (n, D, C): forward, backward, Adam, projection.
+    """Return a training step of the heads and judges of K contexts: forward, backward, Adam, projection.
 
-    It is the step that training takes, where the task gives no views and the metric has these moments.
+    It is the step of training itself, with a task without views and a metric that returns the given moments.
+
+    Args:
+        moments: The moments (n, D, C) of a batch.
+        contexts: The number of contexts, K.
+
+    Returns:
+        A function that performs one step.
     """
     config, device = fast(), moments.mean.device
     ids = torch.arange(len(moments.mean))
@@ -197,7 +211,7 @@ def head_step(moments: Moments, contexts: int) -> Callable[[], object]:
 
 
 def score_work(parts: StepParts) -> Workload:
-    """Work whose unit is one batch: scoring a metric of all contexts and the unadapted one."""
+    """Return a workload whose unit is one batch: scoring a metric of all contexts and the unadapted one."""
     device = parts.bench.device
     metric = PerceptualMetric(parts.backbone, rankings=all_rankings(NAMES)).to(device)
     baseline = PerceptualMetric(parts.backbone).to(device)
@@ -207,7 +221,7 @@ def score_work(parts: StepParts) -> Workload:
         epochs = math.ceil(amount / parts.loader.steps)
         loader = FirstSteps(parts.loader, math.ceil(amount / epochs), parts.batch_size)
         with redirect_stderr(io.StringIO()):
-            for _ in range(epochs):  # each ends with a read from the device
+            for _ in range(epochs):  # each ends with a synchronizing read from the device
                 tally_choices(baseline, [metric], loader.as_loader(), processes, draws=DRAWS)
         return Timed(epochs * loader.samples, loader.elapsed_s())
 
@@ -215,20 +229,20 @@ def score_work(parts: StepParts) -> Workload:
 
 
 class _WithoutViews(RankingTask):
-    """A ranking task for a metric that does not look at views."""
+    """A ranking task for a metric that ignores the views."""
 
     def views(self, batch: Batch, epoch: int) -> Tensor:  # noqa: ARG002
-        """Nothing, on the device."""
+        """Return an empty tensor on the device."""
         return self._first.new_empty(0)
 
 
 class _GivenMoments:
-    """What a step asks of a metric: here the same moments whatever the views."""
+    """A substitute for a metric, which returns the same moments for any views."""
 
     def __init__(self, moments: Moments) -> None:
         self._given = moments
         self.channels = moments.mean.shape[-1:]
 
     def moments(self, _: Tensor) -> Moments:
-        """The moments."""
+        """Return the moments."""
         return self._given

@@ -1,6 +1,6 @@
-"""The most memory of one piece of work: `python -m bench.harness.peak CASE`, in a process of its own for each case.
+"""The peak memory of one case: `python -m bench.harness.peak CASE`, run in a separate process per case.
 
-It prints one line of JSON: `peak_MiB`, of the process; `cuda_peak_MiB`, of the GPU, or null without one.
+It prints one line of JSON: `peak_MiB` of the process, and `cuda_peak_MiB` of the GPU (null without a GPU).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from fastdps.commands.options import Parser
 if TYPE_CHECKING:
     from bench.harness.bench import Bench
 
-#: Batches that a part is given: the first ones are where memory grows.
+#: Batches that a part processes. Memory grows during the first ones.
 BATCHES = 5
 KIB, MIB = 2**10, 2**20
 SIZE = 64
 LOADED_BATCH = 128
 
-#: Does the work of a case; what it needs is imported within, so that no case has more in memory than its own.
+#: Runs a case. Imports are inside the functions, so that each case has only its own modules in memory.
 PeakCase = Callable[[argparse.Namespace], None]
 
 
 def _imports(_: argparse.Namespace) -> None:
-    """Nothing but what training imports."""
+    """Import what training imports, and nothing else."""
     names = ["fastdps.training.run", "torchvision", "kornia", "safetensors.torch"]
     for name in names + ["nvidia.dali.fn"] * bool(find_spec("nvidia") and find_spec("nvidia.dali")):
         import_module(name)
@@ -50,7 +50,7 @@ def _pack(where: argparse.Namespace) -> None:
 
 
 def _bench(where: argparse.Namespace) -> Bench:
-    """What stages get, on the device that training takes."""
+    """Return the argument of stages, for the device that training uses."""
     from bench.harness.bench import Bench, find_device
     from bench.harness.data import BenchData, find_photos
     from bench.harness.measure import Timing
@@ -99,7 +99,7 @@ def _evaluate(where: argparse.Namespace) -> None:
     score_work(StepParts(bench, bench.data.small("raw")))(BATCHES)
 
 
-#: What is measured, and how. The first is what every other one contains.
+#: The cases by name. Every other case contains the first.
 CASES: dict[str, PeakCase] = {
     "imports alone": _imports,
     "pack, one process": _pack,
@@ -117,9 +117,9 @@ CASES: dict[str, PeakCase] = {
 
 
 def peak_MiB() -> float:  # noqa: N802, the unit
-    """The most memory this process has had so far.
+    """Return the peak memory of this process so far, in MiB.
 
-    From /proc, because on Linux `ru_maxrss` of a process that was started by a larger one begins with that one's.
+    It is read from /proc, because on Linux `ru_maxrss` of a new process starts at the value of its parent.
     """
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -130,7 +130,7 @@ def peak_MiB() -> float:  # noqa: N802, the unit
 
 
 def cuda_peak_MiB() -> float | None:  # noqa: N802
-    """The most of a GPU's memory that torch has reserved; None without torch or without a GPU."""
+    """Return the peak GPU memory that torch has reserved, in MiB; None without torch or without a GPU."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return None
@@ -138,7 +138,7 @@ def cuda_peak_MiB() -> float | None:  # noqa: N802
 
 
 def main() -> None:
-    """Do the work of one case, and print what it took."""
+    """Run one case and print its peak memory."""
     parser = Parser(prog="python -m bench.harness.peak")
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--shards", type=Path, required=True)

@@ -1,12 +1,12 @@
-"""The usual way, which training is compared with: what the paper's group and most people do.
+"""The baseline that training is compared with, "the usual way": the approach of the paper's group and of most people.
 
     PNG file --Pillow--> tensor --torchvision, sample by sample--> (ref, p0, p1, judge)   in DataLoader workers
       --> LPIPS(ref, p0), LPIPS(ref, p1): four forward passes --> LPIPS's judge network --> Adam
 
-One random pair of distortions an image, one context; the backbone is frozen, or trained with the heads. It is written
-to be fast at what it does: images are 64 px already, there is a worker for every core and the workers stay alive.
-Nothing of fastdps is in it but the place of the pretrained weights; the network, its heads, dropout and judge are those
-of the `lpips` package.
+It has one random pair of distortions per image and one context; the backbone is frozen, or trained with the heads. It
+is fast for what it does: images are already 64 px, there is one worker per core, and the workers are persistent. The
+only thing it uses of fastdps is the location of the pretrained weights; the network, its heads, dropout and judge come
+from the `lpips` package.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ DISTORTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def draw_and_distort(name: str, image: Tensor) -> Tensor:
-    """One distortion of one image (3, H, W) with parameters drawn from Python's generator."""
+    """Return one image (3, H, W) distorted with parameters drawn from Python's generator."""
     return DISTORTIONS[name](image)
 
 
 class TripletDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
-    """A reference, two of its distorted versions, and which of them must be closer in one ranking."""
+    """A data set of a reference, two of its distorted versions, and the one that must be closer in one ranking."""
 
     def __init__(self, files: Sequence[Path], ranking: Sequence[str]) -> None:
         self._files, self._ranking = list(files), list(ranking)
@@ -85,19 +85,19 @@ class TripletDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
         return self.judged(self.load(index))
 
     def load(self, index: int) -> Tensor:
-        """One image, float (3, H, W)."""
+        """Return one image (3, H, W), float in [0, 1]."""
         with Image.open(self._files[index]) as image:
             return functional.to_tensor(image.convert("RGB"))
 
     def judged(self, ref: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The triplet of one image."""
+        """Return the triplet of one image: ref, p0, p1 (3, H, W) each, and judge (1, 1, 1)."""
         first, second = random.sample(range(len(self._ranking)), 2)
         p0, p1 = (draw_and_distort(self._ranking[rank], ref) for rank in (first, second))
         return ref, p0, p1, torch.tensor([[[float(second < first)]]])
 
 
 class Pictures(Dataset[Tensor]):
-    """Files as images of `size` pixels, float (3, size, size): what loading is, the usual way."""
+    """A data set of image files, resized to (3, size, size), float: the baseline of loading."""
 
     def __init__(self, files: Sequence[Path], size: int) -> None:
         self._files, self._size = list(files), size
@@ -113,7 +113,7 @@ class Pictures(Dataset[Tensor]):
 
 @contextmanager
 def loading(files: Sequence[Path], size: int, batch_size: int, workers: int) -> Iterator[Workload]:
-    """Work whose unit is an epoch of files in a `DataLoader`, whose workers end with the context."""
+    """Yield a workload whose unit is an epoch of files in a `DataLoader`; its workers end with the context."""
     loader: Any = DataLoader(
         Pictures(files, size),
         batch_size,
@@ -131,7 +131,7 @@ def loading(files: Sequence[Path], size: int, batch_size: int, workers: int) -> 
 
 
 class _Drawn(Sampler[int]):
-    """`count` numbers below `size`, each anew at random."""
+    """A sampler of `count` random numbers below `size`, with replacement."""
 
     def __init__(self, size: int) -> None:
         self.size, self.count = size, 0
@@ -144,7 +144,15 @@ class _Drawn(Sampler[int]):
 
 
 class Reference:
-    """The usual way's training loop, which goes on where it stopped; a context that ends its workers."""
+    """The training loop of the baseline, which continues with each call. A context manager that ends its workers.
+
+    Args:
+        files: The image files.
+        ranking: The ranking that decides the judgements.
+        device: The device of the network.
+        workers: The number of `DataLoader` workers.
+        train_backbone: Train the backbone with the heads.
+    """
 
     def __init__(
         self,
@@ -168,7 +176,7 @@ class Reference:
             num_workers=workers,
             persistent_workers=True,
             pin_memory=device.type == "cuda",
-            # A fork of a process with threads may hang; it makes no difference once the workers run.
+            # Forking a process with threads may hang. The start method does not matter once the workers run.
             multiprocessing_context="spawn",
         )
 
@@ -179,7 +187,7 @@ class Reference:
         del self._loader  # ends the workers
 
     def train(self, batches: int) -> int:
-        """Train on as many batches; returns the number of triplets."""
+        """Train on a number of batches. Return the number of triplets."""
         self._sampler.count = batches * BATCH
         for ref, p0, p1, judge in self._loader:
             self._step(*(t.to(self._device, non_blocking=True) for t in (ref, p0, p1, judge)))
@@ -197,9 +205,10 @@ class Reference:
             head.model[-1].weight.data.clamp_(min=0)
 
     def parts(self) -> dict[str, Workload]:
-        """What a triplet goes through with a frozen backbone, each part alone, in triplets a unit's time.
+        """Return the parts of a training step with a frozen backbone as workloads, in triplets.
 
-        Loading and distorting are what one process does, times the number of workers: as if these never waited.
+        The rates of loading and distorting are those of one process, multiplied by the number of workers: an upper
+        bound, as if the workers never waited.
         """
         import lpips
 
@@ -248,7 +257,7 @@ class Reference:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """As in a worker of a `DataLoader`, where torch computes with one thread."""
+    """Limit torch to one thread, as in a worker of a `DataLoader`."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -258,11 +267,11 @@ def one_thread() -> Iterator[None]:
 
 
 def network(device: torch.device, *, train_backbone: bool = False) -> tuple[Any, Any]:
-    """LPIPS on AlexNet with random heads, in training mode, and its judge with the loss."""
+    """Return LPIPS on AlexNet with random heads, in training mode, and its judge with the loss."""
     import lpips
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it calls torchvision in the old way
+        warnings.simplefilter("ignore")  # it calls torchvision in a deprecated way
         metric = lpips.LPIPS(
             net="alex", pnet_rand=True, pnet_tune=train_backbone, pretrained=False, eval_mode=False, verbose=False
         )

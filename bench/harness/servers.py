@@ -1,7 +1,7 @@
-"""Servers on loopback in a process of their own, so that they and their client do not share an interpreter.
+"""Servers on loopback, each in its own process, so that server and client do not share an interpreter.
 
-`python -m bench.harness.servers web DIRECTORY` gives files and parts of them, `python -m bench.harness.servers s3
-DIRECTORY` is moto's S3 server with a bucket of the same files. Either prints its port and ends with its standard input.
+`python -m bench.harness.servers web DIRECTORY` serves files and byte ranges; `python -m bench.harness.servers s3
+DIRECTORY` is moto's S3 server with a bucket of the same files. Both print their port, and exit when stdin is closed.
 """
 
 from __future__ import annotations
@@ -17,27 +17,38 @@ from pathlib import Path
 from fastdps.errors import ConfigError
 from fastdps.shards import storage
 
-#: What each kind needs to be imported.
+#: The packages that each kind of server needs.
 NEEDS = {"web": ("aiohttp",), "s3": ("moto", "flask", "boto3", "s3fs")}
 BUCKET = "bench"
 _CREDENTIALS = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 def missing(kind: str) -> list[str]:
-    """The packages that are needed for a kind of server and are not installed."""
+    """Return the packages that a kind of server needs and that are not installed."""
     return [name for name in NEEDS[kind] if find_spec(name) is None]
 
 
 @contextmanager
 def serving(kind: str, directory: Path) -> Iterator[tuple[str, str]]:
-    """The URL that fastdps is given for a directory on a server of a kind, and the one by which HTTP gets the same."""
+    """Serve a directory for the duration of the context.
+
+    Args:
+        kind: "web" or "s3".
+        directory: The directory.
+
+    Yields:
+        The URL for fastdps, and the HTTP URL of the same files.
+
+    Raises:
+        ConfigError: The server did not start.
+    """
     command = [sys.executable, "-m", "bench.harness.servers", kind, str(directory)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin
         assert process.stdout
         port = process.stdout.readline().strip()
         if not port.isdigit():
-            raise ConfigError(f"{' '.join(command)} did not start; see what it said above.")
+            raise ConfigError(f"{' '.join(command)} did not start; see its output above.")
         root = f"http://127.0.0.1:{port}"
         try:
             if kind == "web":
@@ -51,7 +62,7 @@ def serving(kind: str, directory: Path) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """A context in which s3:// goes where these variables say."""
+    """Set environment variables that redirect s3://, and restore the old ones on exit."""
     before = dict(os.environ)
     os.environ.update(variables)
     storage._file_system.cache_clear()

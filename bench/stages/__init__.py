@@ -1,6 +1,6 @@
-"""The stages: each a module with `run(bench)` that yields its measurements, one row of a table.
+"""The stages. Each is a module with `run(bench)`, which yields its measurements, one per row of the table.
 
-A stage module is imported when it is asked for. To add one, write the module and its row here.
+A stage module is imported when it runs. To add a stage, write the module and add a row to `STAGES`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from bench.harness.bench import Bench
     from bench.harness.measure import Measurement
 
-#: What each stage measures, in the order in which they are run and shown: that of the data.
+#: Descriptions of the stages, in the order of the data flow, in which they run and are shown.
 STAGES: dict[str, str] = {
     "pack": "JPEG files into a shard set",
     "read": "the bytes of packed images, from storage",
     "load": "packed images to uint8 batches on the device",
-    "remote": "shards of a store: brought here, and loaded while they come",
+    "remote": "remote shards: downloaded, and loaded during the download",
     "distort": "drawing and applying the six distortions",
     "features": "seven views through the backbone",
     "distances": "feature maps to moments per channel",
@@ -30,17 +30,17 @@ STAGES: dict[str, str] = {
     "matrix": "distances of all pairs of 200 images",
     "startup": "from the command line to help and to the first step",
     "scaling": "adapting in several processes",
-    "memory": "the most memory that each stage takes, in a process of its own",
+    "memory": "the peak memory of each stage, each in a separate process",
 }
 
 
 def select(names: Sequence[str]) -> list[str]:
-    """The stages by name, in the table's order; all of them without names. `ConfigError` lists the known ones."""
+    """Return the named stages in the order of `STAGES`, or all. Raises `ConfigError` for an unknown name."""
     if unknown := [name for name in names if name not in STAGES]:
         raise ConfigError(f"Unknown stage {', '.join(unknown)}. Known: {', '.join(STAGES)}.")
     return [name for name in STAGES if name in names or not names]
 
 
 def run_stage(name: str, bench: Bench) -> Iterator[Measurement]:
-    """The measurements of one stage, as they are made."""
+    """Yield the measurements of one stage as they are made."""
     yield from importlib.import_module(f"bench.stages.{name}").run(bench)

@@ -1,4 +1,4 @@
-"""Distances: feature maps to moments, against reading the maps once."""
+"""Distances: from feature maps to moments. Limit: reading the maps once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.harness.parts import StepParts, frozen
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
-    """For the backbone and the comparison that training takes by default."""
+    """Measure the default backbone and comparison of training."""
     parts = StepParts(bench, bench.data.small("raw"))
 
     def read_maps() -> None:

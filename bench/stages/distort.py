@@ -1,4 +1,4 @@
-"""Distorting: each distortion, and all six with their draw, against writing as many pixels, and torchvision."""
+"""Distortions: each one, and all six including the draw. Limit: writing as many pixels. Baseline: torchvision."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bench.harness.parts import StepParts
 from bench.harness.reference import draw_and_distort
 from fastdps.contexts.distortions import DISTORTIONS, apply_plan, draw_plan, to_float
 
-#: Images of a call of the per-sample way.
+#: Images of a call of the per-sample baseline.
 FEW = 5
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
-    """All six at once, and unless quick each."""
+    """Measure all six at once and, unless quick, each one."""
     batch = StepParts(bench, bench.data.small("raw")).batch
     images = to_float(batch.images)
     singles = list(images[:FEW].cpu())

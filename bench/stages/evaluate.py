@@ -1,4 +1,4 @@
-"""Scoring end to end, as `fastdps evaluate` does it for all contexts, against its slowest part alone."""
+"""Scoring end to end, as `fastdps evaluate` does it for all contexts. Limit: its slowest part."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings
 from fastdps.evaluation.options import DRAWS
 
-#: A sample of scoring takes this many times as long as one of a part: it has a start.
+#: The duration of a sample of scoring, relative to one of a part: scoring has a start-up.
 LONGER = 5
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
-    """One row: images per second, each with as many draws of its distortions as by default."""
+    """Measure one row: images per second, each with the default number of draws."""
     parts = StepParts(bench, bench.data.small("raw"))
     alone: dict[str, Workload] = {
         "load": parts.load(),

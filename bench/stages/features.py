@@ -1,4 +1,4 @@
-"""Features: seven views through each backbone, against as many operations of one large matrix product."""
+"""Features: seven views through each backbone. Limit: one large matrix product with as many operations."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from bench.harness.flops import count_flops, fastest, large_products
 from bench.harness.measure import Measurement
 from bench.harness.parts import StepParts
 
-#: The backbones that are measured, and images of a batch on a CPU, where a whole one of the larger would take seconds.
+#: The measured backbones, and their batch sizes on a CPU, where a full batch of the larger one would take seconds.
 CPU_BATCHES = {"alexnet": BATCH, "vgg16": 5}
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
-    """One row a backbone, the first alone if quick; rates count images, of seven views each."""
+    """Measure each backbone, or only the first if quick. Rates count images of seven views each."""
     shards = bench.data.small("raw")
     for name, cpu_batch in list(CPU_BATCHES.items())[: 1 if bench.quick else None]:
         parts = StepParts(bench, shards, name, BATCH if bench.on_gpu else cpu_batch)

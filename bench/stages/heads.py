@@ -1,4 +1,4 @@
-"""Heads: a training step of K contexts on given moments, against the matrix products in it."""
+"""Heads: a training step of K contexts on given moments. Limit: the matrix products in it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONTEXTS = (1, 24, 720)
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
-    """One row for each number of contexts; rates count images, with all their pairs."""
+    """Measure each number of contexts. Rates count images, with all their pairs."""
     channels = sum(Backbone(fast().backbone, pretrained=False).channels)
     generator = torch.Generator().manual_seed(0)
     mean, var = torch.rand(2, BATCH, len(NAMES), channels, generator=generator).to(bench.device)
@@ -41,7 +41,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
 
 
 def _products_of_a_step(product: Product, mean: Tensor, contexts: int) -> Workload:
-    """The four products of a step and nothing else: for mean and variance, one forward and one backward."""
+    """Return the workload of the four products of a step: for mean and variance, one forward and one backward."""
     moments = mean.flatten(0, 1)
     weights, distances = (torch.rand(contexts, n, device=mean.device) for n in reversed(moments.shape))
     forward, backward = product(moments, weights), product(distances, moments.T.contiguous())

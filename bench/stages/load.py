@@ -1,6 +1,6 @@
-"""Loading: fastdps's loaders against what loads with no order, no ids and no checks of its own.
+"""Loading: the loaders of fastdps. Limit: loaders without shuffling, sample ids and checks.
 
-That is DALI's bare reader, and for JPEGs also a `DataLoader` over torchvision's decoder; the faster one is the limit.
+These are DALI's reader and, for JPEGs, a `DataLoader` with torchvision's decoder; the faster one is the limit.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from fastdps.shards.format import read_manifest
 
 BATCH = 128
 USUAL = "Pillow in a DataLoader"
-#: At most so many are encoded, which takes a while and is slower to load, too.
+#: The maximum number of encoded images: encoding and loading them is slow.
 ENCODED_IMAGES = 5000
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
-    """Raw, JPEG and PNG at 64 px, and photographs at 256 px and in full, resized to 64 px; some of them if quick."""
+    """Measure raw, JPEG and PNG at 64 px, and photographs at 256 px and full size resized to 64 px; fewer if quick."""
     data, encoded = bench.data, min(bench.data.images, ENCODED_IMAGES)
     yield from _measure(bench, "raw 64 px", data.small("raw"), data.files())
     yield from _measure(bench, "JPEG 64 px", data.small("jpeg", encoded))
@@ -47,15 +47,15 @@ def run(bench: Bench) -> Iterator[Measurement]:
 
 
 def _measure(bench: Bench, what: str, directory: Path, files: Sequence[Path] = ()) -> Iterator[Measurement]:
-    """The loader that fastdps takes by default, and unless quick each of those it chooses from.
+    """Measure the default loader and, unless quick, each loader that it chooses from.
 
-    `files` are the same images as the usual way has them, which is then measured too.
+    `files` are the same images as files; with them the baseline is measured too.
     """
     names: list[LoaderName] = ["auto"] if bench.quick else ["auto", "dali", "portable"]
     with ExitStack() as stack:
         bare = _bare_reader(bench, directory)
         limits = {} if bare is None else {f"DALI's bare reader{'' if 'raw' in what else ' and decoder'}": bare}
-        if "JPEG" in what and not (bench.quick and what == "JPEG 64 px"):  # starting the workers takes seconds
+        if "JPEG" in what and not (bench.quick and what == "JPEG 64 px"):  # starting its workers takes seconds
             limits["a DataLoader with torchvision's decode_jpeg"] = stack.enter_context(_torchvision(directory))
         there = [name for name in names if name != "dali" or bare is not None]
         loaders: dict[str, Workload] = {name: load_work(_open(bench, directory, name)) for name in there}
@@ -78,9 +78,9 @@ def _open(bench: Bench, directory: Path, loader: LoaderName) -> ShardLoader:
 
 
 def _bare_reader(bench: Bench, directory: Path) -> Workload | None:
-    """Work whose unit is an epoch of DALI's WebDataset reader with nothing around it; None without DALI.
+    """Return a workload whose unit is an epoch of DALI's WebDataset reader; None without DALI.
 
-    It is built once and goes on from epoch to epoch without a stop, in packed order.
+    The pipeline is built once and runs through all epochs without a stop, in packed order.
     """
     try:
         from nvidia.dali import fn, types
@@ -116,7 +116,7 @@ def _bare_reader(bench: Bench, directory: Path) -> Workload | None:
 
 
 class _Files(Dataset[Tensor]):
-    """JPEG members of a shard set as torchvision decodes and resizes them, by their places in the tars."""
+    """A data set of the JPEG members of a shard set, read by offset, decoded and resized by torchvision."""
 
     def __init__(self, directory: Path) -> None:
         manifest = read_manifest(directory)
@@ -138,12 +138,12 @@ class _Files(Dataset[Tensor]):
 
 
 def _quiet(_: int) -> None:
-    warnings.simplefilter("ignore", DeprecationWarning)  # torchvision's decoders, in favour of TorchCodec
+    warnings.simplefilter("ignore", DeprecationWarning)  # torchvision's decoders are deprecated in favour of TorchCodec
 
 
 @contextmanager
 def _torchvision(directory: Path) -> Iterator[Workload]:
-    """Work whose unit is an epoch of a `DataLoader` with a worker a core, which ends with the context."""
+    """Yield a workload whose unit is an epoch of a `DataLoader` with one worker per core; they end with the context."""
     loader: Any = DataLoader(
         _Files(directory),
         BATCH,

@@ -1,4 +1,4 @@
-"""Distances of all pairs of some images: `m.matrix`, against calls of the `lpips` package for each pair."""
+"""Distances of all pairs of images: `m.matrix`. Baseline: a call of the `lpips` package per pair."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from fastdps.metric.image_metric import RANK_BATCH, ImageMetric
 from fastdps.metric.lpips_format import heads_from_lpips
 from fastdps.metric.perceptual import PerceptualMetric
 
-#: What `m.matrix` is promised for.
+#: The number of images for which the speed of `m.matrix` is stated.
 IMAGES = 200
 PAIRS = IMAGES * (IMAGES - 1) // 2
-#: Pairs of one call of LPIPS where pairs are compared in batches.
+#: Pairs of one call of LPIPS when pairs are compared in batches.
 BATCH = 50
-#: How far the distances of both may be apart: with TF32, in which GPUs convolve, and without.
+#: The maximum difference between both distances: without TF32, and with it, as GPUs convolve.
 AGREEMENT, AGREEMENT_TF32 = 1e-5, 1e-2
 
 
 @torch.no_grad()
 def run(bench: Bench) -> Iterator[Measurement]:
-    """Images/s of 200 images' matrix. LPIPS is given some of the 19,900 pairs, and its time is scaled to all."""
+    """Measure images/s of a matrix of 200 images. LPIPS gets some of the 19,900 pairs; its time is scaled to all."""
     images = _images(bench)
     metric, oracle = _metrics(bench.device)
     units = images.float() / 255
@@ -50,7 +50,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
     rates = bench.timing.rates(
         {
             "matrix": repeated(lambda: metric.matrix(images), IMAGES),
-            # A pair is 1 / 99.5 of what an image costs: 200 images have 19,900.
+            # A pair counts as 1 / 99.5 of an image, since 200 images have 19,900 pairs.
             "pair by pair": repeated(pair_calls(1), IMAGES / PAIRS),
             "batches": repeated(pair_calls(BATCH), BATCH * IMAGES / PAIRS),
             "features": repeated(lambda: [metric.metric.backbone(part) for part in units.split(RANK_BATCH)], IMAGES),
@@ -68,18 +68,18 @@ def run(bench: Bench) -> Iterator[Measurement]:
 
 
 def _images(bench: Bench) -> Tensor:
-    """Images (n, 3, 64, 64) uint8, different ones where there are as many."""
+    """Return images (n, 3, 64, 64), uint8, distinct if there are enough."""
     with closing(open_shards(bench.data.small("raw", IMAGES), batch_size=IMAGES).epoch(0)) as batches:
         images = next(batches).images
     return images.permute(0, 3, 1, 2).to(bench.device)
 
 
 def _metrics(device: torch.device) -> tuple[ImageMetric, Any]:
-    """LPIPS as it is shipped, on AlexNet, by us and by its own package."""
+    """Return LPIPS on AlexNet with its published heads, by fastdps and by the `lpips` package."""
     import lpips
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it calls torchvision and torch.load in ways that are deprecated
+        warnings.simplefilter("ignore")  # it calls torchvision and torch.load in deprecated ways
         oracle = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
     backbone = Backbone("alexnet")
     keys = {key.split(".", 1)[1]: key for key in oracle.net.state_dict()}
@@ -89,8 +89,8 @@ def _metrics(device: torch.device) -> tuple[ImageMetric, Any]:
 
 
 def _check_agreement(metric: ImageMetric, oracle: Any, images: Tensor, units: Tensor) -> None:
-    """Raise `FastDPSError` unless both measure the same for the first image and all others."""
+    """Raise `FastDPSError` unless both give the same distances between the first image and all others."""
     ours, theirs = metric.matrix(images)[0], oracle(units[:1].expand_as(units), units, normalize=True).flatten()
     exact = images.device.type == "cpu" or not torch.backends.cudnn.allow_tf32
     if (difference := (ours - theirs).abs().max().item()) > (AGREEMENT if exact else AGREEMENT_TF32):
-        raise FastDPSError(f"m.matrix and lpips differ by {difference:.1e}: what is timed is not the same.")
+        raise FastDPSError(f"m.matrix and lpips differ by {difference:.1e}: the timed results are not the same.")

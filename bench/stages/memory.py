@@ -1,4 +1,4 @@
-"""Memory: the most that each stage takes, in a process of its own; what importing takes is in all of them."""
+"""Memory: the peak of each stage in a separate process. The memory of the imports is part of each."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from bench.harness.peak import CASES
 from bench.stages.pack import photographs
 from fastdps.errors import FastDPSError
 
-#: Peaks vary little.
+#: Few rounds suffice, since peaks vary little.
 ROUNDS = 3
 IMPORTS, PACK, *_ = CASES
-#: The row that has a limit to keep, in MiB.
+#: The row with a promised limit, in MiB.
 PROMISED, PROMISED_MIB = "train, 720 contexts, batches of 128", 2048
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
-    """One row a case; if quick, that with a promise alone."""
+    """Measure each case or, if quick, only the one with a promised limit."""
     data = replace(bench.data, images=min(bench.data.images, DISTINCT))
     source = photographs(bench).root
-    data.small("raw")  # packed here, so that no case's peak is that of packing
+    data.small("raw")  # packed here, so that packing is not part of any peak
     names = [IMPORTS, *([PROMISED] if bench.quick else list(CASES)[1:])]
     if data.photos:
         data.photographs(None)
@@ -52,7 +52,19 @@ def run(bench: Bench) -> Iterator[Measurement]:
 
 
 def peak(name: str, data: BenchData, source: Path) -> dict[str, float]:
-    """What the process of one case reports. Raises `FastDPSError` with its output if it fails."""
+    """Run one case in a new process.
+
+    Args:
+        name: A case of `bench.harness.peak.CASES`.
+        data: The packed images.
+        source: The directory of the photographs, for packing.
+
+    Returns:
+        `peak_MiB` and `cuda_peak_MiB`.
+
+    Raises:
+        FastDPSError: The process failed; the message has its output.
+    """
     command = [sys.executable, "-m", "bench.harness.peak", name, "--shards", str(data.directory)]
     command += ["--photographs", str(source), "--images", str(data.images)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,9 +1,9 @@
-"""Packing JPEG files into a raw shard set of 64 px, with a worker on every core.
+"""Packing: JPEG files to a raw shard set of 64 px, with one worker per core.
 
-It is held against decoding at reduced scale and resizing alone, of bytes in memory, and against the usual way: a
-Pillow loop over the files. Both run in as many processes, and start-up counts for none of the three: the processes of
-the other two run already, and packing is timed from its first finished part on. What start-up costs is a note, and so
-is the loop's rate with packing's own filter.
+The limit is decoding at reduced scale and resizing, of bytes in memory. The baseline is a Pillow loop over the files.
+Both run in as many processes. Start-up is excluded for all three: the processes of the other two already run, and
+packing is timed from its first finished chunk. The start-up time is a note, and so is the rate of the loop with the
+filter of packing.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from fastdps.packing.pack import PackProgress, pack
 from fastdps.packing.sources.folder import Folder
 from fastdps.runtime.machine import cores
 
-#: Images of one sample: seconds of work, so that the last parts, when a core may idle, weigh little.
+#: Images of one sample: seconds of work, so that idle cores during the last chunks matter little.
 IMAGES, QUICK_IMAGES = 2800, 1400
-#: Height and width of the stand-ins where there are no photographs: those of most of ImageNet.
+#: Height and width of the stand-ins for photographs: those of most ImageNet images.
 STAND_IN = (375, 500)
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
-    """One row."""
+    """Measure one row."""
     files = photographs(bench)
     distinct = [files.root / path for path in files.items()]
     count = QUICK_IMAGES if bench.quick else IMAGES
@@ -47,7 +47,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
         ProcessPoolExecutor(cores(), mp_context=context) as pool,
     ):
         links = _links(Path(directory) / "links", paths)
-        _spread_over(pool, _decode_scaled, paths)  # brings the files into memory
+        _spread_over(pool, _decode_scaled, paths)  # reads the files into memory
         cases: dict[str, Workload] = {
             "pack": lambda _: _pack(Folder(links), Path(directory) / "out", startup_s),
             "decode": lambda _: _spread_over(pool, _decode_scaled, paths),
@@ -70,12 +70,12 @@ def run(bench: Bench) -> Iterator[Measurement]:
 
 
 def photographs(bench: Bench) -> Folder:
-    """JPEG files larger than the target: real ones, or stand-ins."""
+    """Return a folder of JPEG files larger than the target: photographs, or stand-ins."""
     return Folder(bench.data.photos or _stand_ins(bench))
 
 
 def _pack(source: Folder, out: Path, startup_s: list[float]) -> Timed:
-    """Pack anew; timed from the first finished part to the end, with all that was done after it."""
+    """Pack from scratch. The time and the items count from the first finished chunk."""
     started_s = time.perf_counter()
     first_s, first_items, items = 0.0, 0, 0
 
@@ -98,7 +98,7 @@ def _pack(source: Folder, out: Path, startup_s: list[float]) -> Timed:
 
 
 def _links(directory: Path, paths: Sequence[str]) -> Path:
-    """A folder that has these files, each as often as it is named."""
+    """Return a folder of links to the files, with a link per occurrence in `paths`."""
     directory.mkdir()
     for number, path in enumerate(paths):
         (directory / f"{number:06d}{Path(path).suffix}").symlink_to(Path(path).resolve())
@@ -106,7 +106,7 @@ def _links(directory: Path, paths: Sequence[str]) -> Path:
 
 
 def _spread_over(pool: ProcessPoolExecutor, work: Callable[[Sequence[str]], None], paths: Sequence[str]) -> int:
-    """Do the work in all processes, in chunks as small as the parts of packing."""
+    """Do the work in all processes, in chunks of the size that packing uses. Return the number of files."""
     chunks = [paths[start : start + 32] for start in range(0, len(paths), 32)]
     for _ in pool.map(work, chunks):
         pass
@@ -119,7 +119,7 @@ def _file(path: str) -> bytes:
 
 
 def _decode_scaled(paths: Sequence[str]) -> None:
-    """Decode at the smallest of libjpeg's scales that is not below the target, and resize."""
+    """Decode at the smallest scale of libjpeg that is not below the target, and resize."""
     for path in paths:
         with Image.open(io.BytesIO(_file(path))) as image:
             image.draft("RGB", (SIZE, SIZE))
@@ -127,21 +127,21 @@ def _decode_scaled(paths: Sequence[str]) -> None:
 
 
 def _pillow_loop(paths: Sequence[str]) -> None:
-    """What one writes without thinking of speed; `resize` is bicubic by default."""
+    """Decode and resize in the simplest way; `resize` is bicubic by default."""
     for path in paths:
         with Image.open(path) as image:
             image.convert("RGB").resize((SIZE, SIZE)).tobytes()
 
 
 def _bilinear_pillow_loop(paths: Sequence[str]) -> None:
-    """The same with the filter that packing has."""
+    """Decode and resize with the filter of packing."""
     for path in paths:
         with Image.open(path) as image:
             image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR).tobytes()
 
 
 def _stand_ins(bench: Bench) -> Path:
-    """Dead leaves, enlarged, as JPEG files."""
+    """Return a directory of enlarged dead leaves as JPEG files."""
     directory = bench.data.directory / bench.data.source / "enlarged"
     directory.mkdir(parents=True, exist_ok=True)
     for path in bench.data.files():

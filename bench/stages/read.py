@@ -1,4 +1,4 @@
-"""Reading, by one thread: members by the index, one after the other, and whole shards in order."""
+"""Reading with one thread: single members by the index, and complete shards in order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BLOCK_BYTES = 1 << 20
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
-    """Against copying as many bytes within memory, which is where small shards are once they have been read."""
+    """Measure both. The limit is copying as many bytes in memory, as small shards are cached after the first read."""
     directory = bench.data.small("raw")
     manifest = read_manifest(directory)
     image_bytes = sum(shard.bytes for shard in manifest.shards) / manifest.samples

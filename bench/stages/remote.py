@@ -1,8 +1,8 @@
-"""Shards of a store: the manifest of a large set, bringing shards here, and loading while they come.
+"""Remote shards: reading the manifest of a large set, staging (downloading) shards, and loading during staging.
 
-The servers are on this machine, in processes of their own, and take cores from what is measured. What is brought is
-held against plain requests to the same server, what is loaded against the same set in a directory: each epoch from its
-first batch on, since the first waits for its shards.
+The servers run on this machine in separate processes, and take cores from the measured code. The limit of staging is
+plain requests to the same server; the limit of loading is the same set in a directory. An epoch is timed from its first
+batch on, because that one waits for its shards.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from fastdps.shards.cache import STREAMS, Cache, StagedSet
 from fastdps.shards.format import MANIFEST, Manifest, Shard, read_manifest
 from fastdps.shards.storage import PIECE_BYTES, open_store
 
-#: Shards of the sets, and those that a small cache holds, of which a half is read while the other half comes.
+#: Shards of the sets, and of a small cache, half of which is read while the other half is downloaded.
 SHARDS, FEW = 20, 4
-#: Of the images, those that are also computed on where there is no GPU.
+#: The fraction of the images used for loading with computation on a CPU.
 CPU_SHARE = 0.1
 LARGE_SHARDS, QUICK_LARGE_SHARDS, PROCESSES = 100_000, 1000, 512
 WHERE = {"web": "a web server", "s3": "an S3 server (moto)"}
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
-    """The manifest; then a row for bringing from each server, and two for loading with each size of the cache."""
+    """Measure the manifest, staging from each server, and loading with a large and a small cache."""
     yield _manifest(bench)
     images = max(SHARDS, bench.data.images)
     loaded = bench.data.small("raw", images, SHARDS)
@@ -52,7 +52,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
         if packages := missing(kind):
             needed = "fastdps[remote,test]" if kind == "s3" else "fastdps[remote]"
             Console(stderr=True).print(
-                f"remote: left out {WHERE[kind]}, for which {', '.join(packages)} is not there: pip install '{needed}'",
+                f"remote: skipped {WHERE[kind]}, which needs {', '.join(packages)}: pip install '{needed}'",
                 highlight=False,
                 markup=False,
             )
@@ -75,7 +75,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
 
 
 def _manifest(bench: Bench) -> Measurement:
-    """Reading a large manifest and finding what each of many processes reads, against parsing its JSON alone."""
+    """Measure reading a large manifest and dividing it over many processes. Limit: parsing its JSON."""
     count = QUICK_LARGE_SHARDS if bench.quick else LARGE_SHARDS
     shards = tuple(
         Shard(f"shard-{number:06d}.tar", 5000, 64_010_240, hashlib.sha256(str(number).encode()).hexdigest())
@@ -118,7 +118,7 @@ def _manifest(bench: Bench) -> Measurement:
 
 
 def _brought(bench: Bench, directory: Path, where: str, url: str, plain_url: str) -> Measurement:
-    """All shards of a set, in order, each time into an empty cache."""
+    """Measure staging all shards of a set, in order, each time into an empty cache."""
     manifest = read_manifest(directory)
     nbytes = sum(shard.bytes for shard in manifest.shards)
     with tempfile.TemporaryDirectory(dir=bench.data.directory) as name:
@@ -159,7 +159,7 @@ def _stage(url: str, manifest: Manifest, directory: Path) -> Timed:
 
 
 def _request(url: str, manifest: Manifest) -> float:
-    """The same bytes in the same pieces and as many at a time, thrown away."""
+    """Request the same bytes in the same pieces with the same concurrency, and discard them."""
     address = urlsplit(url)
 
     def get(shard: Shard) -> None:
@@ -169,7 +169,7 @@ def _request(url: str, manifest: Manifest) -> float:
                 path = f"{address.path}/{shard.name}"
                 connection.request("GET", path, headers={"Range": f"bytes={start}-{stop}"})
                 if len(connection.getresponse().read()) != stop - start + 1:
-                    raise FastDPSError(f"{url}/{shard.name} does not give the parts that it is asked for.")
+                    raise FastDPSError(f"{url}/{shard.name} does not return the requested byte ranges.")
 
     with ThreadPoolExecutor(STREAMS) as pool:
         list(pool.map(get, manifest.shards))
@@ -191,7 +191,7 @@ def _copy(source: Path, manifest: Manifest, target: Path) -> Timed:
 def _loaded(
     bench: Bench, directory: Path, url: str, what: str, compute: Callable[[Batch], None] | None
 ) -> Iterator[Measurement]:
-    """A row with a cache that holds all and has it, and one with a small cache that is empty before every epoch."""
+    """Measure loading with a full cache of all shards, and with a small cache that is empty before every epoch."""
     manifest = read_manifest(directory)
     sizes = sorted(shard.bytes for shard in manifest.shards)
     batch_size = min(BATCH, manifest.samples // SHARDS)
@@ -215,7 +215,7 @@ def _loaded(
         works: dict[str, Workload] = {name: _Epochs(opened, compute) for name, opened in epochs.items()}
         for name in list(works)[:2]:
             works[name](1)
-        # Computing takes seconds an epoch, loading much less.
+        # Computation takes seconds per epoch, loading much less.
         rates = bench.timing.single_rates(works) if compute else bench.timing.rates(works)
     image_bytes = sum(sizes) / manifest.samples
     for case in list(works)[1:]:
@@ -235,7 +235,7 @@ def _loaded(
 
 @dataclass
 class _Epochs:
-    """Work whose unit is an epoch, timed from its first batch on."""
+    """A workload whose unit is an epoch, timed from its first batch."""
 
     opened: Callable[[], ShardLoader]
     compute: Callable[[Batch], None] | None

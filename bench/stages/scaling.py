@@ -1,7 +1,7 @@
-"""Scaling: the same training in more processes, as `accelerate launch` starts them, from the runs' own logs.
+"""Scaling: the same training in several processes, started by `accelerate launch`, with the rates of the runs' logs.
 
-On a CPU two processes of one thread are held against one process of two threads: the same cores. On GPUs 1, 2, 4, ...
-and all of them are held against as many times one.
+On a CPU, two processes of one thread are compared with one process of two threads: the same cores. On GPUs, 1, 2, 4,
+... and all of them are compared with N times the rate of one.
 """
 
 from __future__ import annotations
@@ -26,17 +26,23 @@ from fastdps.run_directory import RunDirectory
 from fastdps.runtime.machine import cores
 from fastdps.shards.format import read_manifest
 
-#: Every sample is a start of some seconds; so there are fewer and longer ones than of other stages.
+#: Every sample has a start-up of some seconds, so there are fewer and longer samples than in other stages.
 ROUNDS, LONGER = 3, 10
 QUICK_EPOCHS = 4
 CONTEXTS = 720
-#: A launch that has not ended by then hangs.
+#: The time limit of a launch, after which it counts as hung.
 TIMEOUT_S = 1800
 
 
 @dataclass(frozen=True)
 class LaunchCase:
-    """How many processes, the threads of each, and the images of a step of all of them."""
+    """The configuration of a launch.
+
+    Attributes:
+        processes: The number of processes.
+        threads: The threads of each process.
+        batch_images: The images of a step of all processes together.
+    """
 
     processes: int
     threads: int
@@ -47,15 +53,16 @@ class LaunchCase:
         return f"{processes} of {self.threads} thread{'s' if self.threads > 1 else ''}"
 
     def command(self, arguments: list[str]) -> list[str]:
-        """The command line that trains in these processes."""
+        """Return the command line that trains in these processes."""
         launch = launch_command(self.processes) if self.processes > 1 else [sys.executable]
         return [*launch, "-m", "fastdps.train", *arguments]
 
 
 def cases(gpus: int) -> list[LaunchCase]:
-    """What is measured: on a CPU (no GPU) two cases; else 1, 2, 4, ... processes and as many as there are GPUs.
+    """Return the cases: two on a CPU (`gpus` is 0); otherwise 1, 2, 4, ... processes, and one per GPU.
 
-    The cores of a CPU share a step; every GPU has as many images as one alone, because fewer would leave it idle.
+    On a CPU, the processes share the images of a step. On GPUs, every process has a full batch, because fewer images
+    would leave the GPU idle.
     """
     if not gpus:
         return [LaunchCase(1, 2), LaunchCase(2, 1)]
@@ -64,7 +71,7 @@ def cases(gpus: int) -> list[LaunchCase]:
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
-    """One row a case; the first is what the others are held against."""
+    """Measure each case. The first is the reference of the others."""
     shards = training_set(bench)
     rounds, seconds = (1, None) if bench.quick else (ROUNDS, bench.timing.seconds * LONGER)
     every = cases(torch.cuda.device_count() if bench.on_gpu else 0)
@@ -93,9 +100,9 @@ def run(bench: Bench) -> Iterator[Measurement]:
 
 
 def _launches(case: LaunchCase, shards: Path, runs: Path, seconds: float | None) -> Workload:
-    """Work that trains anew, for so many epochs as take `seconds`: found by a first launch, which also warms up.
+    """Return a workload that trains from scratch for about `seconds`, or for `QUICK_EPOCHS` epochs if None.
 
-    Without `seconds` it trains for `QUICK_EPOCHS`.
+    With `seconds`, a first launch of one epoch finds the number of epochs, and warms up.
     """
     epochs = QUICK_EPOCHS
     if seconds is not None:
@@ -105,9 +112,20 @@ def _launches(case: LaunchCase, shards: Path, runs: Path, seconds: float | None)
 
 
 def train_in_processes(case: LaunchCase, shards: Path, out: Path, epochs: int) -> Timed:
-    """Launch one training and read its rate from its log, which counts from the first batch to the last.
+    """Launch one training, and read its rate from its log, which counts from the first batch to the last.
 
-    Raises `FastDPSError` with its output if it fails, takes half an hour, or ran in another number of processes.
+    Args:
+        case: The configuration of the launch.
+        shards: The shard set.
+        out: The run directory.
+        epochs: The number of epochs.
+
+    Returns:
+        The images and the seconds of training.
+
+    Raises:
+        FastDPSError: The command failed (the message has its output), took longer than `TIMEOUT_S`, or ran in another
+            number of processes.
     """
     arguments = ["--shards", str(shards), "--contexts", str(CONTEXTS), "--epochs", str(epochs), "--out", str(out)]
     command = case.command([*arguments, "--batch-size", str(case.batch_images), "--overwrite"])

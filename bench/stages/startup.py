@@ -1,4 +1,4 @@
-"""Starting: `fastdps --help`, and `fastdps train` up to its first step, each in a process of its own."""
+"""Start-up: `fastdps --help`, and `fastdps train` up to its first step, each in a new process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from bench.harness.bench import BATCH, Bench
 from bench.harness.measure import Compared, Measurement, Samples, Timed, Timing, Workload
 from fastdps.errors import FastDPSError
 
-#: A start takes seconds, and varies little; if quick there is one round.
+#: A start takes seconds and varies little. A quick bench has one round.
 ROUNDS = 3
 IMPORTS = "import torch, torchvision, kornia, accelerate, safetensors.torch, rich.progress"
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
-    """Seconds; what they are held against is Python's own start, and the import of what training needs."""
+    """Measure in seconds. The limits are the start of Python, and the imports that training needs."""
     shards = bench.data.small("raw", BATCH)
     imports = IMPORTS + ("; import nvidia.dali.fn" if find_spec("nvidia.dali") else "")
     training = ["-m", "fastdps", "train", "--shards", str(shards), "--epochs", "1", "--overwrite"]
@@ -41,10 +41,10 @@ def _row(what: str, samples: Samples, limit: Compared) -> Measurement:
 
 
 def _process(arguments: list[str], *, until: str = "") -> Workload:
-    """Work that runs Python, once however much is asked for.
+    """Return a workload that runs Python once, for any amount of work.
 
-    Timed to the end of the process, or to the first line of output, standard error included, that begins with `until`.
-    Raises `FastDPSError` with the output if the process fails or there is no such line.
+    The time ends with the process or, with `until`, at the first line of output (stdout or stderr) that starts with it.
+    The workload raises `FastDPSError` with the output if the process fails or there is no such line.
     """
 
     def work(_: int) -> Timed:

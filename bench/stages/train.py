@@ -1,4 +1,4 @@
-"""Training end to end, as `fastdps train` does it, against its slowest part alone and against the usual way."""
+"""Training end to end, as `fastdps train` does it. Limit: its slowest part. Baseline: the usual way."""
 
 from __future__ import annotations
 
@@ -23,16 +23,22 @@ from fastdps.runtime.machine import cores
 from fastdps.shards.format import read_manifest
 from fastdps.training.run import train
 
-#: A sample of training takes this many times as long as one of a part: it has a start.
+#: The duration of a sample of training, relative to one of a part: training has a start-up.
 LONGER = 5
-#: Images of an epoch on a CPU, where one of the whole set would take a minute; and if quick.
+#: Images of an epoch on a CPU, where an epoch of the full set would take a minute; and if quick.
 CPU_IMAGES, QUICK_CPU_IMAGES = 600, 150
 PAIRS = len(NAMES) * (len(NAMES) - 1) // 2
 
 
 @dataclass(frozen=True)
 class TrainCase:
-    """One row: how many contexts are adapted to, and whether the backbone is trained."""
+    """One row.
+
+    Attributes:
+        contexts: The number of contexts.
+        tuned: Whether the backbone is trained.
+        headline: Whether the row goes into the README.
+    """
 
     contexts: int
     tuned: bool = False
@@ -43,7 +49,7 @@ class TrainCase:
 
     @property
     def usual(self) -> str:
-        """The usual way that it is compared with."""
+        """The name of the baseline of the row."""
         return USUAL_TUNED if self.tuned else USUAL
 
 
@@ -53,7 +59,7 @@ QUICK_CASES = (TrainCase(1), TrainCase(720))
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
-    """One row for each usual way, and one for each case."""
+    """Measure each baseline and each case."""
     cases = QUICK_CASES if bench.quick else CASES
     parts = StepParts(bench, bench.data.small("raw"))
     ranking = sample_rankings(1, NAMES, seed=0)[0]
@@ -103,19 +109,19 @@ def run(bench: Bench) -> Iterator[Measurement]:
         )
 
 
-#: The parts of training, in the order of the data.
+#: The parts of training, in the order of the data flow.
 PARTS = ("load", "distort", "features", "distances", "heads")
 
 
 def _part(name: str, case: TrainCase) -> str:
-    """The name under which a part of a case is measured: cases share what is the same for them."""
+    """Return the name under which a part of a case is measured. Cases share the parts that are the same for them."""
     if name == "heads":
         return f"heads {case.contexts}"
     return f"trained {name}" if case.tuned and name in ("features", "distances") else name
 
 
 def _parts(parts: StepParts, cases: tuple[TrainCase, ...]) -> dict[str, Workload]:
-    """The parts of all cases, by the names of `_part`."""
+    """Return the parts of all cases, by the names of `_part`."""
     works: dict[str, Workload] = {
         "load": parts.load(),
         "distort": parts.distort(),
@@ -129,7 +135,7 @@ def _parts(parts: StepParts, cases: tuple[TrainCase, ...]) -> dict[str, Workload
 
 
 def _time_ratio(case: TrainCase, rates: Mapping[str, Samples]) -> dict[str, float]:
-    """The time an image takes with many contexts over that with one, round by round."""
+    """Return the ratio of the time per image with many contexts to that with one, as the median over rounds."""
     if case.tuned or case.contexts == 1:
         return {}
     pairs = zip(rates[str(TrainCase(1))], rates[str(case)], strict=True)
@@ -137,17 +143,19 @@ def _time_ratio(case: TrainCase, rates: Mapping[str, Samples]) -> dict[str, floa
 
 
 def training_set(bench: Bench) -> Path:
-    """The shard set whose epochs are trained on."""
+    """Return the shard set for training."""
     cpu_images = min(bench.data.images, QUICK_CPU_IMAGES if bench.quick else CPU_IMAGES)
     return bench.data.small("raw", None if bench.on_gpu else cpu_images)
 
 
 class TrainingWorkload:
-    """Work whose unit is an epoch: `fastdps.train` in this process.
+    """A workload whose unit is an epoch: `fastdps.train` in this process.
 
-    Its rate is that of the last record of its log, which counts from the first batch to the last; what comes before,
-    the building of networks, is the stage `startup`'s. `wait_fractions` are the shares of that time spent waiting for
-    batches, one for each call.
+    The rate is that of the last record of the log, which counts from the first batch to the last. The time before, for
+    building networks, is measured by the stage `startup`.
+
+    Attributes:
+        wait_fractions: The fraction of the time spent waiting for batches, one per call.
     """
 
     def __init__(self, shards: Path, case: TrainCase, runs: Path) -> None:

@@ -141,9 +141,9 @@ def test_all_reduce_counts_bytes_and_messages():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"devices": 3, "nodes": 2, "batch_images": 99}, "do not spread"),
-        ({"devices": 0}, "do not spread"),
-        ({"devices": 64}, "leaves some of 64 processes without"),
+        ({"devices": 3, "nodes": 2, "batch_images": 99}, "cannot be divided evenly"),
+        ({"devices": 0}, "cannot be divided evenly"),
+        ({"devices": 64}, "less than one image for each of 64 processes"),
         ({"storage_bytes_per_s": 0.0}, "^storage_bytes_per_s must be above 0"),
         ({"shared_storage_bytes_per_s": -1.0}, "^shared_storage_bytes_per_s must be above 0"),
         ({"latency_s": -1.0}, "latency_s must be above 0"),
@@ -175,13 +175,13 @@ def test_rates_of_a_cpu_have_loading_in_them():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--contexts", "24"], "no row 'lin, 24 contexts' of train (there are: lin, 720 contexts)"),
-        (["--data", "PNG"], "no row 'PNG' of load (there are: raw 64 px; JPEG in full size to 64 px)"),
+        (["--contexts", "24"], "no row 'lin, 24 contexts' of train (it has: lin, 720 contexts)"),
+        (["--data", "PNG"], "no row 'PNG' of load (it has: raw 64 px; JPEG in full size to 64 px)"),
         (["--data", "JPEG in full size to 64 px", "--storage", "100"], "--image-bytes is needed"),
         (["--data", "JPEG in full size to 64 px", "--shared-storage", "100"], "--image-bytes is needed"),
-        (["--remote"], "no row 'brought from a web server' of remote (there are: none). Measure with"),
-        (["--nodes", "3"], "2 devices do not spread over 3 nodes evenly"),
-        (["--batch-size", "1"], "leaves some of 2 processes without"),
+        (["--remote"], "no row 'brought from a web server' of remote (it has: none). Measure with"),
+        (["--nodes", "3"], "2 devices cannot be divided evenly over 3 nodes"),
+        (["--batch-size", "1"], "less than one image for each of 2 processes"),
     ],
 )
 def test_errors_of_the_command(tmp_path, options, message, capsys):
@@ -200,25 +200,25 @@ def test_the_command_says_what_limits_and_what_to_change(tmp_path, capsys):
     shown = plan_output(tmp_path, capsys, rows(device="cuda"), "--gpus", "8", "--nodes", "2", "--storage", "10")
     # 2 nodes x 10 MB/s / 12,800 bytes
     assert re.search(r"storage\s*│\s*1,562\s*│\s*100%", shown)
-    assert "The whole: 1,562 images/s, 1.69e+07 context-triplets/s, 3.12 times one device." in shown
+    assert "Predicted: 1,562 images/s, 1.69e+07 context-triplets/s, 3.12 times one device." in shown
     assert "Lowest limit: storage: pack smaller images" in shown
-    assert "Too good" not in shown
+    assert "Optimistic" not in shown
     content = rows(device="cuda")
     staged = Measurement("remote", "brought from a web server", (1e4,), notes={"staged_MB_per_s": 12.8})
     content["measurements"].append(staged.to_json())
     shown = plan_output(tmp_path, capsys, content, "--gpus", "8", "--nodes", "2", "--remote", "--shared-storage", "30")
     assert re.search(r"staging\s*│\s*2,000\s*│\s*100%", shown)
     assert re.search(r"shared storage\s*│\s*2,344\s*│\s*85%", shown)
-    assert "Lowest limit: staging: more processes" in shown
+    assert "Lowest limit: staging: use more processes" in shown
     shown = plan_output(tmp_path, capsys, rows(device="cuda"), "--gpus", "8", "--batch-size", "80")
-    assert "Too good: rates are of 50 images a process and step, and here are 10" in shown
+    assert "Optimistic: the rates were measured with 50 images per process and step, and here are 10" in shown
     assert "a faster features, its largest part" in shown
 
 
 def test_the_command_holds_the_model_against_what_was_measured(tmp_path, capsys):
     shown = plan_output(tmp_path, capsys, rows(two_processes=360.0), "--gpus", "2")
-    assert "Measured: 1 process of 4 threads: 390 images/s; the model says 400 (+3%)." in shown
-    assert "Measured: 2 processes of 2 threads: 360 images/s; the model says 394 (+10%)." in shown
+    assert "Measured: 1 process of 4 threads: 390 images/s; the model predicts 400 (+3%)." in shown
+    assert "Measured: 2 processes of 2 threads: 360 images/s; the model predicts 394 (+10%)." in shown
     assert "Measured" not in plan_output(tmp_path, capsys, rows(), "--gpus", "2")
 
 

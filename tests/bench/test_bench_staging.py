@@ -110,9 +110,9 @@ def test_batches_of_a_shuffled_set_are_like_those_of_a_full_shuffle():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--failing", "1"], "--failing from 0 to below 1"),
+        (["--failing", "1"], "--failing in [0, 1)"),
         (["--rate", "0"], "above 0"),
-        (["--images", "1000"], "a step of all processes of 512 nodes"),
+        (["--images", "1000"], "one step of all processes of 512 nodes"),
     ],
 )
 def test_numbers_that_cannot_be(options, message, capsys):

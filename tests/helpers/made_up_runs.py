@@ -1,4 +1,4 @@
-"""Made-up run directories, for the tests of what is made of them: no training, no torch."""
+"""Generated run directories for tests of evaluation and reports, without training and without torch."""
 
 from __future__ import annotations
 
@@ -36,20 +36,10 @@ def make_run(
     seed: int = 0,
     **settings: Any,
 ) -> Path:
-    """Write a finished run of some contexts (default: 24 of the 720), with the results of `fastdps evaluate` asked for.
+    """Write a finished run of some contexts (default: 24 of the 720) with the requested results; return `path`.
 
-    Args:
-        path: The run directory to make.
-        rankings: One ranking per context; an empty list for a run on judgements.
-        scored: Write accuracies per context to `scores.json`.
-        examples: Write `details.json` too. Needs `scored`.
-        bapps: Write agreement with BAPPS to `scores.json`.
-        validation: Log two validations.
-        seed: The seed of all values.
-        **settings: Values of `config.json`, over those of `SETTINGS`.
-
-    Returns:
-        `path`.
+    An empty list of rankings makes a run on judgements. `scored` and `bapps` write `scores.json`, `examples` writes
+    `details.json` (if `scored`), `validation` logs two validations. `settings` override those of `SETTINGS`.
     """
     path.mkdir(parents=True)
     random = np.random.default_rng(seed)
@@ -113,22 +103,22 @@ def _summary(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> dict[
 
 
 def step(number: int, **values: float) -> dict[str, Any]:
-    """A "step" record of the log."""
+    """Return a "step" record of the log."""
     return {"event": "step", "epoch": 1, "step": number, "learning_rate": 0.01, **values, **speed()}
 
 
 def speed() -> dict[str, float]:
-    """Rates."""
+    """Return the rates of a log record."""
     return {"images_per_s": 250.0, "triplets_per_s": 2.7e6, "data_wait_fraction": 0.012}
 
 
 def write_log(path: Path, records: list[dict[str, Any]]) -> None:
-    """`log.jsonl`."""
+    """Write `log.jsonl`."""
     (path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def write_metric(path: Path, weights: np.ndarray[Any, Any], rankings: list[list[str]], **metadata: str) -> None:
-    """A metric's file, as `fastdps.metric.perceptual` documents it."""
+    """Write the file of a metric, in the format documented in `fastdps.metric.perceptual`."""
     of_alexnet = {"taps": "[1, 4, 7, 9, 11]", "channels": json.dumps(CHANNELS), "comparison": "spatial"}
     path.parent.mkdir(exist_ok=True)
     save_file(
@@ -137,7 +127,7 @@ def write_metric(path: Path, weights: np.ndarray[Any, Any], rankings: list[list[
 
 
 def judged(contexts: int) -> dict[str, Any]:
-    """What `scores.json` has under "bapps": two sub-sets of 2AFC, one of JND."""
+    """Return the value of "bapps" in `scores.json`: two sub-sets of 2AFC, one of JND."""
 
     def scores(human: float | None, baseline: float, adapted: float) -> dict[str, Any]:
         values = [adapted] * contexts
@@ -158,7 +148,7 @@ def judged(contexts: int) -> dict[str, Any]:
 
 
 def write_details(path: Path, contexts: list[dict[str, Any]]) -> None:
-    """`details.json` with the pictures that it names, one wrong choice in the hardest context and none in the next."""
+    """Write `details.json` and its pictures, with one wrong choice in the hardest context and none in the next."""
     hardest, *others = sorted(contexts, key=lambda context: context["adapted_accuracy"])
     names = hardest["ranking"]
     (path / "examples").mkdir()
