@@ -3,7 +3,7 @@
 import sys
 
 if __name__ == "__main__":
-    # Not at the top: worker processes import this file, and need nothing of the command line.
+    # Imported here because worker processes import this file and do not need the command line.
     from fastdps.commands.make_shards import make_shards
 
     sys.exit(make_shards())

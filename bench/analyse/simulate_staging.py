@@ -209,13 +209,10 @@ def simulate(
         processes: The number of processes.
         service: The model of the store.
         quota: The bytes that each process may hold at a time.
-        streams: The number of concurrent downloads of each process.
+        streams: The concurrent downloads of each process.
         batch_size: The images of a step of each process.
         device_images_per_s: The rate of each device.
         seed: The seed of the epoch order and of the store.
-
-    Returns:
-        The rate and the time of the first batch.
     """
     draw = np.random.default_rng(seed)
     order = EpochOrder([shard.samples for shard in manifest.shards], seed=seed, epoch=0, shuffle=True)

@@ -40,7 +40,7 @@ def evaluate(
     function and gets the same result.
 
     Args:
-        run: RunDirectory directory, or what `fastdps.train` returned.
+        run: Run directory, or what `fastdps.train` returned.
         shards: Shard set of held-out images, to score the contexts on.
         bapps: Packed BAPPS, or any set of judged triplets or pairs.
         options: How to score, see `EvaluationOptions`.

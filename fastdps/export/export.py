@@ -87,7 +87,7 @@ def export(
     The file is read back with the other library and compared before it gets its name.
 
     Args:
-        source: RunDirectory directory, metric file, or name of a backbone, as for `fastdps.load`.
+        source: Run directory, metric file, or name of a backbone, as for `fastdps.load`.
         out: File to write, ending with the suffix of the format: .pth, .onnx or .pt2.
         format: "lpips" for the `lpips` package, "onnx", or "torch" for torch.export.
         context: Which of several contexts, see `fastdps.load`.

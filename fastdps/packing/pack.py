@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -109,11 +109,7 @@ def pack(
         if overwrite:
             for name in _replaced(plans, dataset):
                 clear_set(target_at(out / name))
-        sets = [SetInProgress(plan, target_at(out / plan.name), options, share) for plan in plans]
-        for one in sets:
-            one.require_same_identity()
-        for one in sets:
-            one.open()
+        sets = _open_sets(plans, out, options, share)
         progress.start(sum(one.planned for one in sets), sum(one.done for one in sets))
         try:
             executor = LocalExecutor(workers) if workers is None or isinstance(workers, int) else workers
@@ -122,6 +118,18 @@ def pack(
             for one in sets:
                 one.close()
         return _result(out, sets)
+
+
+def _open_sets(
+    plans: Sequence[SetPlan], out: Location, options: PackOptions, share: Share | None
+) -> list[SetInProgress]:
+    """Open the sets of a run. Raises `ConfigError`, before changing any of them, when one has another identity."""
+    sets = [SetInProgress(plan, target_at(out / plan.name), options, share) for plan in plans]
+    for one in sets:
+        one.require_same_identity()
+    for one in sets:
+        one.open()
+    return sets
 
 
 def merge(

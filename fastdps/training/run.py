@@ -129,7 +129,7 @@ def train(
 
     Args:
         shards: Directory or URL of the shard set to train on.
-        out: RunDirectory directory to create.
+        out: Run directory to create.
         contexts: "all"; a number of contexts to draw; rankings, least disruptive distortion first, as text
             "a,b,c,d,e,f" separated by ";", or as sequences of names; an empty sequence for the judgements of a set of
             triplets. None stands for "all", or for the judgements if the set holds triplets.

@@ -1,10 +1,10 @@
-"""A program for the tests: crash packing before each of its changes on disk in turn, run again, compare the bytes.
+"""A test program: crash packing before each of its changes on disk in turn, run it again, and compare the bytes.
 
     python crash_points.py OUT
 
-Each crash is that of a forked child whose audit hook ends it without a word, as SIGKILL does: what was in buffers is
-lost, and no clean-up runs. Prints the number of crash points. Nothing is synced: what a crashed *machine* loses is not
-simulated.
+Packing runs in a forked child, whose audit hook exits immediately at the crash point, as SIGKILL does: buffered data is
+lost, and no clean-up runs. The program prints the number of crash points. Nothing is synced: the losses of a crashed
+*machine* are not simulated.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 
 
 class Numbers(Source):
-    """Eleven images of one colour, two of which do not read."""
+    """Eleven images of one colour, two of which are unreadable."""
 
     def items(self):
         return range(11)
@@ -44,7 +44,7 @@ class Numbers(Source):
         return {"name": "numbers"}
 
 
-def pack_whole(out: Path, *, overwrite: bool = False) -> None:
+def pack_all(out: Path, *, overwrite: bool = False) -> None:
     pack(Numbers(), out, OPTIONS, workers=1, overwrite=overwrite)
 
 
@@ -57,44 +57,44 @@ def digests(out: Path) -> dict[str, str]:
 
 
 def crash_at(point: int, out: Path, *, overwrite: bool) -> bool:
-    """Pack in a child that ends before change number `point`; whether it got there."""
+    """Pack in a child process that exits before change number `point`. Return False if packing finished before."""
     child = os.fork()
     if child == 0:
-        left = point
+        remaining = point
 
         def count(event: str, arguments: tuple[object, ...]) -> None:
-            nonlocal left
+            nonlocal remaining
             opens_to_write = (
                 event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
             )
             if (opens_to_write or event in CHANGES) and str(arguments[0]).startswith(str(out)):
-                if left == 0:
+                if remaining == 0:
                     os._exit(9)
-                left -= 1
+                remaining -= 1
 
         sys.addaudithook(count)
-        pack_whole(out, overwrite=overwrite)
+        pack_all(out, overwrite=overwrite)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
 def main(root: Path) -> None:
-    os.fsync = lambda _: None  # the point here is the order of changes, and there are hundreds of runs
-    pack_whole(root / "undisturbed")
+    os.fsync = lambda _: None  # only the order of changes matters, and there are hundreds of runs
+    pack_all(root / "undisturbed")
     expected = digests(root / "undisturbed")
     for overwrite in (False, True):
         point = 0
         while True:
             out = root / f"crashed-{overwrite}-{point}"
             if overwrite:
-                pack_whole(out)
+                pack_all(out)
             if not crash_at(point, out, overwrite=overwrite):
                 break
-            pack_whole(out)
+            pack_all(out)
             found = digests(out)
             if found != expected:
                 differing = sorted(name for name in {**expected, **found} if expected.get(name) != found.get(name))
-                sys.exit(f"after a crash before change {point} (overwrite {overwrite}) there differ: {differing}")
+                sys.exit(f"after a crash before change {point} (overwrite {overwrite}) these files differ: {differing}")
             shutil.rmtree(out)
             point += 1
         print(point)

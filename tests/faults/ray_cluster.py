@@ -1,8 +1,8 @@
-"""A program for the tests: pack on a Ray cluster of two nodes while a worker is killed, then while the run is ended.
+"""A test program: pack on a Ray cluster of two nodes, while a worker is killed, and while the run is terminated.
 
     python ray_cluster.py SOURCE OUT
 
-Packs into OUT/killed and OUT/ended and prints what happened as JSON. It is a program of its own because Ray leaves
+It packs into OUT/killed and OUT/ended, and prints the outcome as JSON. It is a separate program because Ray leaves
 threads behind.
 """
 
@@ -25,32 +25,32 @@ PATIENCE_S = 180.0
 
 
 def start(source: str, out: Path, address: str) -> subprocess.Popen[str]:
-    """The command, as a user gives it; ten shards of 70 images."""
+    """Start the command as a user does, for ten shards of 70 images."""
     command = [sys.executable, str(ROOT / "tools/make_shards.py"), "imagenet", "--source", source, "--out", str(out)]
     command += ["--samples-per-shard", "70", "--executor", "ray", "--ray-address", address]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def writer(out: Path) -> tuple[int, str] | None:
-    """A process that is writing a shard below `out`, and which."""
+    """Return the id of a process that is writing a shard below `out`, and the name of the file."""
     for links in Path("/proc").glob("[0-9]*/fd"):
         try:
             for link in links.iterdir():
                 file = os.readlink(link)
                 if file.startswith(str(out)) and ".tar." in file:
                     return int(links.parent.name), Path(file).name
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
     return None
 
 
 def wait_for_writer(out: Path, process: subprocess.Popen[str], shards: int) -> tuple[int, str]:
-    """Wait until some shards are there and another is being written."""
+    """Wait until `shards` shards exist and another one is being written."""
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end and process.poll() is None:
         if len(list(out.glob("train/shard-*.tar"))) >= shards and (found := writer(out)):
             return found
-    raise SystemExit(f"nobody was writing: {process.communicate()}")
+    raise SystemExit(f"no process was writing a shard: {process.communicate()}")
 
 
 def main(source: str, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Packing that is killed, starved of disk or robbed of its source has, run again, the bytes it would have had."""
+"""Fault injection for packing: after a kill, a full disk or a lost source, a second run gives the same bytes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KILLS = 20
 
 
 def make_shards(out: Path, *, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """Packing that takes about a second."""
+    """Start packing that takes about a second."""
     command = [*prefix, sys.executable, str(ROOT / "tools/make_shards.py"), "deadleaves", "--count", "160"]
     command += ["--size", "24", "--samples-per-shard", "8", "--holdout", "0.2", "--workers", "2", "--out", str(out)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -44,8 +44,8 @@ def undisturbed(tmp_path_factory) -> dict[str, str]:
     return digests(out)
 
 
-def assert_whole_or_temporary(out: Path, expected: dict[str, str]) -> None:
-    """Whatever is on disk is a whole file as it has to be, a temporary one, or the ledger with what is finished."""
+def assert_complete_or_temporary(out: Path, expected: dict[str, str]) -> None:
+    """Check that every file on disk is a complete expected file, a temporary file, or the ledger of finished shards."""
     for split in (path for path in out.glob("*") if path.is_dir()):
         for path in split.iterdir():
             name = path.relative_to(out).as_posix()
@@ -66,7 +66,7 @@ def finished_shards(out: Path) -> int:
 
 
 def kill_at(process: subprocess.Popen[str], out: Path, shards: int, delay_s: float, number: int) -> None:
-    """Send a signal some time after a number of shards is there; it may come too late."""
+    """Send a signal some time after a number of shards is finished. It may come too late."""
     end = time.monotonic() + 60
     while process.poll() is None and finished_shards(out) < shards and time.monotonic() < end:
         time.sleep(0.002)
@@ -92,12 +92,12 @@ def test_kills_at_random_moments_change_no_byte(tmp_path, undisturbed):
         assert process.returncode in (-signal.SIGKILL, 128 + signal.SIGTERM, 128 + signal.SIGINT, -number), err
         kills += 1
         amid_shards += finished_shards(out) > 0
-        assert_whole_or_temporary(out, undisturbed)
+        assert_complete_or_temporary(out, undisturbed)
     process = make_shards(out)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert digests(out) == undisturbed
-    assert amid_shards >= KILLS / 2  # else they all came while Python started
+    assert amid_shards >= KILLS / 2  # otherwise all came while Python was starting
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
@@ -108,7 +108,7 @@ def test_a_crash_before_any_change_on_disk_changes_no_byte(tmp_path):
     assert [int(count) > 20 for count in result.stdout.split()] == [True, True]
 
 
-def test_a_full_disk_is_an_error_and_the_next_run_goes_on(tmp_path, undisturbed):
+def test_a_full_disk_is_an_error_and_the_next_run_resumes(tmp_path, undisturbed):
     out = tmp_path / "out"
     # No file of more than 20 KiB: the first shard of 8 images does not fit.
     process = make_shards(out, prefix=("bash", "-c", 'ulimit -f 20; exec "$@"', "bash"))
@@ -137,7 +137,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("mount_point_stays", [False, True])
-def test_a_source_that_vanishes_is_an_error_and_the_next_run_goes_on(tmp_path, folder, workers, mount_point_stays):
+def test_a_source_that_vanishes_is_an_error_and_the_next_run_resumes(tmp_path, folder, workers, mount_point_stays):
     pack(folder, tmp_path / "expected", OPTIONS, workers=1)
 
     def vanish(*_):
@@ -147,7 +147,7 @@ def test_a_source_that_vanishes_is_an_error_and_the_next_run_goes_on(tmp_path, f
                 folder.root.mkdir()
 
     message = "items were rejected" if mount_point_stays else "no longer available"
-    # With several workers the whole of this small source may be read before the first report.
+    # With several workers, this small source may be read completely before the first report.
     hook = PackProgress(advance=vanish) if workers == 1 else PackProgress(start=vanish)
     with pytest.raises(FastDPSError, match=message):
         pack(folder, tmp_path / "out", OPTIONS, workers=workers, progress=hook)
@@ -159,11 +159,11 @@ def test_a_source_that_vanishes_is_an_error_and_the_next_run_goes_on(tmp_path, f
 
 
 class StopError(Exception):
-    """What a test raises to end a run."""
+    """An error that a test raises to end a run."""
 
 
 def interrupt(folder, out):
-    """A run that ends after its first shard."""
+    """Start a run that ends after its first shard."""
     done = 0
 
     def stop(items):
@@ -180,18 +180,18 @@ def interrupt(folder, out):
 @pytest.mark.parametrize(
     "damage",
     {
-        "a line cut off": lambda split: append(split / "progress.jsonl", b'{"number": 1, "sha'),
-        "a shard gone": lambda split: (split / "shard-000000.tar").unlink(),
-        "an index gone": lambda split: (split / "shard-000000.idx").unlink(),
-        "a shard cut": lambda split: os.truncate(split / "shard-000000.tar", 1000),
-        "files of nobody": lambda split: [
+        "a truncated line": lambda split: append(split / "progress.jsonl", b'{"number": 1, "sha'),
+        "a missing shard": lambda split: (split / "shard-000000.tar").unlink(),
+        "a missing index": lambda split: (split / "shard-000000.idx").unlink(),
+        "a truncated shard": lambda split: os.truncate(split / "shard-000000.tar", 1000),
+        "unknown files": lambda split: [
             (split / name).write_bytes(b"x") for name in ("shard-000002.tar", "shard-000009.idx", "x.partial")
         ],
-        "all of the ledger gone": lambda split: (split / "progress.jsonl").unlink(),
+        "a missing ledger": lambda split: (split / "progress.jsonl").unlink(),
     }.items(),
     ids=lambda damage: damage[0],
 )
-def test_what_an_interrupted_run_left_may_be_damaged(tmp_path, folder, damage):
+def test_files_of_an_interrupted_run_may_be_damaged(tmp_path, folder, damage):
     pack(folder, tmp_path / "expected", OPTIONS, workers=1)
     interrupt(folder, tmp_path / "out")
     damage[1](tmp_path / "out/train")
@@ -214,7 +214,7 @@ def test_a_damaged_ledger_is_an_error_that_says_what_to_do(tmp_path, folder):
     assert digests(tmp_path / "out") == digests(tmp_path / "expected")
 
 
-def test_an_interrupted_run_is_not_begun_anew(tmp_path, folder):
+def test_an_interrupted_run_does_not_start_from_scratch(tmp_path, folder):
     interrupt(folder, tmp_path / "out")
     started = []
     before = (tmp_path / "out/train/shard-000000.tar").stat().st_mtime_ns

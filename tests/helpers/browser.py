@@ -1,4 +1,4 @@
-"""A real browser for the tests of pages: Debian's chromium, where it is installed."""
+"""A real browser for tests of pages: Debian's chromium, if it is installed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FLAGS = (
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[webdriver.Chrome]:
-    """The browser with a profile of its own; without one the test skips, or fails if one is promised."""
+    """Start the browser with a new profile. Without one, skip the test, or fail if FASTDPS_TEST_BROWSER is set."""
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (browser and driver):
         why = "chromium is not installed: apt-get install chromium chromium-driver"
@@ -46,13 +46,13 @@ def chromium(profile: Path) -> Iterator[webdriver.Chrome]:
 
 
 def resize(session: webdriver.Chrome, width: int, height: int = 900, *, phone: bool = False) -> None:
-    """Show pages in this size, in CSS pixels; narrower than a window of chromium can be."""
+    """Set the size of the page in CSS pixels. It may be narrower than a window of chromium can be."""
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone}
     session.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
 def prefer(session: webdriver.Chrome, scheme: str) -> None:
-    """Have the reader prefer a "dark" or "light" page."""
+    """Emulate a preference for "dark" or "light" pages."""
     session.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     )

@@ -1,4 +1,4 @@
-"""Started by `test_processes`: the gradients of one step, as every rank has them once they are exchanged."""
+"""A program for `test_processes`: save the gradients of one step on every rank, after the all-reduce."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ from fastdps.training.tasks import RankingTask
 
 
 def main(shards: str, out: str, *cases: str) -> None:
-    """Cases are VARIANT:PIECES."""
+    """Save the gradients of each case, VARIANT:PIECES."""
     with join_processes() as processes:
         for case in cases:
             variant, pieces = case.split(":")

@@ -1,4 +1,4 @@
-"""Small sets of human judgements for the tests, written with `tarfile` alone."""
+"""Small sets of human judgements for tests, written only with `tarfile`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_judged(directory: Path, kind: str, images: np.ndarray, votes: np.ndarr
 
 
 def noise_set(directory: Path, kind: str, samples: int, *, seed: int = 0, pixels: int = 32) -> Path:
-    """A set of random images, of which the later ones of a sample are the first one with ever more noise."""
+    """Write a set of random images. The images of a sample after the first are the first one with added noise."""
     rng = np.random.default_rng(seed)
     count = len(IMAGES[kind])
     first = rng.random((samples, 1, pixels, pixels, 3))
@@ -39,7 +39,7 @@ def noise_set(directory: Path, kind: str, samples: int, *, seed: int = 0, pixels
 
 
 def real_triplets(imagenet_sample: Path, lpips_example: Path, samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """The real triplet of BAPPS, then centre crops of ImageNet images, each in two of the versions of `_versions`."""
+    """Return the real triplet of BAPPS, then centre crops of ImageNet images with two of their `_versions` each."""
     rng = np.random.default_rng(0)
     example = [Image.open(lpips_example / f"ex_{part}.png").convert("RGB") for part in ("ref", "p0", "p1")]
     triplets = [example]
@@ -52,7 +52,7 @@ def real_triplets(imagenet_sample: Path, lpips_example: Path, samples: int) -> t
 
 
 def real_pairs(imagenet_sample: Path, samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Crops of ImageNet images, each with itself or a version; some pairs are equal, so that distances tie at zero."""
+    """Return crops of ImageNet images, each with a version or itself; equal pairs have tied distances of zero."""
     rng = np.random.default_rng(1)
     pairs = []
     for number, path in enumerate(sorted(imagenet_sample.rglob("*.JPEG"))[-samples:]):
@@ -69,7 +69,7 @@ def _centre(image: Image.Image) -> Image.Image:
 
 
 def _versions(image: Image.Image, rng: np.random.Generator) -> list[Image.Image]:
-    """Blur, noise, a shift of colour, coarser pixels."""
+    """Return an image blurred, with noise, with a colour shift, and with coarser pixels."""
     pixels = np.asarray(image, dtype=float)
     noisy = pixels + rng.normal(0, rng.uniform(5, 40), pixels.shape)
     coloured = pixels * rng.uniform(0.5, 1.2, 3)

@@ -1,4 +1,4 @@
-"""How tests start several processes, as users do."""
+"""Launch several processes in tests, as users do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["launch_command", "ranks_of"]
 
 
 def ranks_of(launcher: int) -> dict[int, int]:
-    """The process ids of the living ranks of a launcher, which are in sessions of their own."""
+    """Return the process ids of the living ranks of a launcher by rank. Each rank has its own session."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):

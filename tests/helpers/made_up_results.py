@@ -1,4 +1,4 @@
-"""Made-up results of the bench, for the tests of what is made of them."""
+"""Generated results of the bench, for tests of their analyses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.harness.measure import Measurement
 
 
 def results(rows: list[Measurement], *, date: str = "2026-01-02T03:04:05+00:00", **changes: Any) -> dict[str, Any]:
-    """The content of a results file with these rows; `changes` replace keys of its machine, versions and settings."""
+    """Return the content of a results file with these rows. `changes` override machine, versions and settings."""
     content: dict[str, Any] = {
         "format": "fastdps-bench",
         "format_version": 1,
@@ -29,6 +29,6 @@ def results(rows: list[Measurement], *, date: str = "2026-01-02T03:04:05+00:00",
 
 
 def write(path: Path, content: dict[str, Any]) -> Path:
-    """Put it into a file."""
+    """Write the content to a file and return its path."""
     path.write_text(json.dumps(content))
     return path

@@ -1,4 +1,4 @@
-"""What the tests of packing share: small sources, and shard sets read with `tarfile` alone."""
+"""Helpers for tests of packing: small sources, and shard sets read only with `tarfile`."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Pixels = np.ndarray[Any, Any]
 
 
 def noise(*shape: int, seed: int = 0) -> Pixels:
-    """uint8 noise."""
+    """Return uint8 noise."""
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def photo(height: int, width: int, seed: int = 0) -> Pixels:
-    """An image of low frequencies, which JPEG keeps well."""
+    """Return an image of low frequencies, which JPEG preserves well."""
     return np.asarray(Image.fromarray(noise(5, 7, 3, seed=seed)).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def encoded(pixels: Pixels, form: str, mode: str | None = None, **options: Any) -> bytes:
-    """An image file; `mode` is a mode of Pillow."""
+    """Return the content of an image file. `mode` is a mode of Pillow."""
     buffer = io.BytesIO()
     image = Image.fromarray(pixels)
     (image.convert(mode) if mode else image).save(buffer, form, **options)
@@ -39,7 +39,7 @@ def encoded(pixels: Pixels, form: str, mode: str | None = None, **options: Any) 
 
 
 def write_noise_folder(root: Path, count: int, side: int = 16) -> dict[str, Pixels]:
-    """A folder of PNGs in two sub-folders; their pixels by relative path."""
+    """Write a folder of PNGs in two sub-folders. Return their pixels by relative path."""
     made = {}
     for number in range(count):
         name = f"{'ab'[number % 2]}/{number:03d}.png"
@@ -50,7 +50,7 @@ def write_noise_folder(root: Path, count: int, side: int = 16) -> dict[str, Pixe
 
 
 def read_set(directory: Path) -> dict[int, dict[str, bytes]]:
-    """The members of each sample by their extensions."""
+    """Return the content of the members of each sample, by sample id and extension."""
     samples: dict[int, dict[str, bytes]] = {}
     for path in sorted(directory.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -64,7 +64,7 @@ def read_set(directory: Path) -> dict[int, dict[str, bytes]]:
 
 
 def read_images(directory: Path, side: int) -> dict[int, Pixels]:
-    """The pixels of a raw set by sample id."""
+    """Return the pixels of a raw set by sample id."""
     return {
         key: np.frombuffer(members["bin"], np.uint8).reshape(side, side, 3)
         for key, members in read_set(directory).items()
@@ -72,12 +72,12 @@ def read_images(directory: Path, side: int) -> dict[int, Pixels]:
 
 
 def read_lines(path: Path) -> list[Any]:
-    """A file of JSON lines."""
+    """Read a file of JSON lines."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def digests(root: Path) -> dict[str, str]:
-    """The checksum of every file below a directory: two of these are equal if and only if the bytes are."""
+    """Return the sha256 of every file below a directory, by relative path."""
     return {
         path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in root.rglob("*")
@@ -87,7 +87,7 @@ def digests(root: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Numbers(Source):
-    """`count` images of one colour each; those whose numbers are in `bad` do not read."""
+    """A source of `count` images of one colour each. Those with numbers in `bad` are unreadable."""
 
     count: int
     bad: frozenset[int] = frozenset()

@@ -1,4 +1,4 @@
-"""Servers on loopback for tests: a web server, an S3 server, and a proxy that fails now and then."""
+"""Servers on loopback for tests: a web server, an S3 server, and a proxy that injects faults."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 @contextmanager
 def web_server(directory: Path) -> Iterator[int]:
-    """The port of Python's own web server for a directory, which knows no parts of files."""
+    """Start Python's own web server for a directory, which does not support byte ranges, and yield its port."""
     with _serving(functools.partial(_Quiet, directory=str(directory))) as port:
         yield port
 
 
 @contextmanager
 def s3_server() -> Iterator[int]:
-    """The port of moto's S3 server, as yet without buckets."""
+    """Start moto's S3 server without buckets, and yield its port."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -46,7 +46,7 @@ def s3_server() -> Iterator[int]:
 def _serving(handler) -> Iterator[int]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    server.handle_error = lambda *_: None  # clients go away as they like
+    server.handle_error = lambda *_: None  # clients may disconnect at any time
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
@@ -58,7 +58,14 @@ def _serving(handler) -> Iterator[int]:
 
 
 class Faults:
-    """What a proxy does to a share of the requests, evenly: in turn an error, an answer cut short, a slow one."""
+    """The faults that a proxy injects, evenly spaced: in turn an error, a truncated answer and a slow answer.
+
+    Attributes:
+        share: The share of requests with a fault.
+        slow_s: The delay of a slow answer.
+        done: The number of injected faults by kind ("" for none).
+        paths: The number of requests by path.
+    """
 
     KINDS = ("refused", "cut", "slow")
 
@@ -70,7 +77,7 @@ class Faults:
         self._lock = threading.Lock()
 
     def next(self, path: str) -> str:
-        """The kind of the next fault, "" for none."""
+        """Return the kind of fault for a request, "" for none."""
         with self._lock:
             self.paths[path.partition("?")[0]] += 1
             self._due += self.share

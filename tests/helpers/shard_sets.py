@@ -1,4 +1,4 @@
-"""Small shard sets for the tests, written with `tarfile` alone, so that they are an oracle for the loaders."""
+"""Small shard sets for tests, written only with `tarfile`, so that they are an independent oracle for the loaders."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
 from fastdps.shards.format import component_extensions
 from helpers.packed import noise
 
-Sample = dict[str, bytes]  # the bytes of a sample's members by extension
+Sample = dict[str, bytes]  # the content of each member by extension
 
 
 def raw_samples(n: int, height: int = 6, width: int = 4, seed: int = 0) -> list[Sample]:
-    """n samples of kind `images`, raw."""
+    """Return n raw samples of kind `images`."""
     return [{"bin": pixels.tobytes()} for pixels in noise(n, height, width, 3, seed=seed)]
 
 
@@ -33,7 +33,7 @@ def write_set(
     image_size: tuple[int, int] | None = (6, 4),
     ids: Sequence[int] | None = None,
 ) -> Path:
-    """Write a whole set; `ids` are 0, 1, 2, ... where not given."""
+    """Write a complete set. The sample ids are 0, 1, 2, ... by default."""
     directory.mkdir(parents=True, exist_ok=True)
     assert sum(shard_sizes) == len(samples)
     numbered = iter(zip(range(len(samples)) if ids is None else ids, samples, strict=True))
@@ -63,7 +63,7 @@ def write_set(
 
 
 def described(tar: Path, samples: int) -> dict[str, Any]:
-    """What the manifest says of a shard."""
+    """Return the entry of a shard in the manifest."""
     data = tar.read_bytes()
     return {
         "name": tar.name,
@@ -74,7 +74,7 @@ def described(tar: Path, samples: int) -> dict[str, Any]:
 
 
 def write_index(tar_path: Path) -> None:
-    """The index of a tar, from `tarfile`'s own reading of it."""
+    """Write the index of a tar, as `tarfile` reads it."""
     lines: dict[str, list[str]] = {}
     with tarfile.open(tar_path) as tar:
         for member in tar:
@@ -85,7 +85,7 @@ def write_index(tar_path: Path) -> None:
 
 
 def rewrite_manifest(directory: Path, **shard_zero: Any) -> None:
-    """Change what the manifest says of the first shard."""
+    """Change the entry of the first shard in the manifest."""
     path = directory / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["shards"][0].update(shard_zero)

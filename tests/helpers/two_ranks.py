@@ -1,4 +1,4 @@
-"""Started by `test_two_processes` on every rank: train, and leave what this rank saw and ended with."""
+"""A program for `test_two_processes`, run on every rank: train, and save the sample ids and the final weights."""
 
 import sys
 from pathlib import Path

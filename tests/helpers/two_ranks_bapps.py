@@ -1,4 +1,4 @@
-"""Started by `test_two_processes_score_as_one` on every rank: score judged sets, and leave what this rank got."""
+"""A program for `test_two_processes_score_as_one`, run on every rank: score judged sets, and save the scores."""
 
 import json
 import sys
