@@ -74,6 +74,14 @@ def check_range(name: str, value: int, low: int, high: int | None = None) -> Non
         raise ConfigError(f"{name} is {value}; it must be at least {low}{upper}")
 
 
+def check_manifest(location: Location, manifest: Manifest) -> None:
+    """Raise `ShardError` if a set has no samples, or lacks the size of its raw images."""
+    if manifest.samples == 0:
+        raise ShardError(f"{location} has no samples. Pack it again from a source that has some.")
+    if manifest.encoding == "raw" and manifest.image_size is None:
+        raise ShardError(f"the manifest of {location} lacks the image_size of its raw images. Pack it again.")
+
+
 def check_files(directory: Path, manifest: Manifest) -> None:
     """Raise `ShardError` if a shard or an index of the manifest is missing; lists the directory only once."""
     there = set(os.listdir(directory))

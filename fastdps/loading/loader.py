@@ -20,13 +20,15 @@ import logging
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 
-from fastdps.errors import ConfigError, ShardError
+from fastdps.errors import ConfigError
 from fastdps.loading.checks import (
     check_files,
+    check_manifest,
     check_range,
     find_components,
     find_device,
@@ -106,24 +108,17 @@ def open_shards(
     """
     location, options = locate(location), options or LoadOptions()
     manifest = read_manifest(location)
-    if manifest.samples == 0:
-        raise ShardError(f"{location} has no samples. Pack it again from a source that has some.")
-    if manifest.encoding == "raw" and manifest.image_size is None:
-        raise ShardError(f"the manifest of {location} lacks the image_size of its raw images. Pack it again.")
+    check_manifest(location, manifest)
     check_range("batch_size", batch_size, 1)
     check_range("world_size", world_size, 1)
     check_range("rank", rank, 0, world_size)
     check_range("seed", seed or 0, 0, 2**64)
-    if options.num_threads is not None:
-        check_range("num_threads", options.num_threads, 1)
-    if isinstance(location, Store):
-        staged = _staged(location, manifest, options.cache or make_cache(), batch_size)
-        directory = staged.directory
-    else:
-        staged, directory = None, location
-        check_files(directory, manifest)
+    check_range("num_threads", 1 if options.num_threads is None else options.num_threads, 1)
+    staged = _staged(location, manifest, options.cache, batch_size) if isinstance(location, Store) else None
+    if isinstance(location, Path):
+        check_files(location, manifest)
     spec = ReadSpec(
-        directory=directory,
+        directory=staged.directory if staged else Path(str(location)),
         components=find_components(manifest, options.components),
         stored_size=manifest.image_size,
         is_raw=manifest.encoding == "raw",
@@ -265,9 +260,9 @@ def _nothing() -> None:
     """Do nothing: a local shard can be read at once."""
 
 
-def _staged(store: Store, manifest: Manifest, cache: Cache, batch_size: int) -> StagedSet:
+def _staged(store: Store, manifest: Manifest, cache: Cache | None, batch_size: int) -> StagedSet:
     """Return the remote set as one local process reads it. Raises `ConfigError` if the cache is too small."""
-    processes = local_processes()
+    cache, processes = cache or make_cache(), local_processes()
     if cache.bytes // processes < (least := batch_bytes(manifest, batch_size)):
         raise ConfigError(
             f"the shard cache {cache.directory} is limited to {cache.bytes:,} bytes, and {store} needs at least "

@@ -5,13 +5,10 @@ shards, contexts --> task --> [one training, or one per context] --> RUN/metric.
 
 from __future__ import annotations
 
-import json
 import math
-import platform
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal
@@ -19,21 +16,21 @@ from typing import Any, Literal
 import torch
 
 from fastdps.contexts.distortions import NAMES
-from fastdps.contexts.rankings import Ranking, parse_ranking, select_rankings
+from fastdps.contexts.rankings import MAX_CONTEXTS, Ranking, parse_ranking, select_rankings
 from fastdps.errors import ConfigError
-from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
+from fastdps.loading.loader import LoadOptions
 from fastdps.metric.image_metric import ImageMetric
 from fastdps.metric.load import Context, load
 from fastdps.metric.precision import deterministic_algorithms
 from fastdps.run_directory import RunDirectory, Throughput
-from fastdps.runtime.files import write_json
 from fastdps.runtime.processes import STALL_TIMEOUT_S, Distributed, Processes, SingleProcess, join_processes
 from fastdps.shards.format import read_manifest
 from fastdps.shards.storage import Location, LocationLike, locate
 from fastdps.training.best_epoch import VALIDATION_SEED
 from fastdps.training.checkpoints import CheckpointPolicy
 from fastdps.training.loop import TrainingLoop, Validation, build_metric
-from fastdps.training.recipes import TrainConfig, config_from_json, get_recipe
+from fastdps.training.recipes import TrainConfig, get_recipe
+from fastdps.training.run_config import RunData, begin, describe
 from fastdps.training.step import Execution
 from fastdps.training.tasks import JudgementTask, RankingTask, Task
 
@@ -159,8 +156,22 @@ def train(
     rankings = _select(contexts, location, config)
     if options.parallel == "contexts" and not (rankings and config.trains_backbone):
         raise ConfigError("--parallel contexts is for --variant tune and scratch on contexts; heads train all at once.")
-    data = _Data(location, None if validation is None else locate(validation), options.size, options.loading)
+    data = RunData(location, None if validation is None else locate(validation), options.size, options.loading)
     run = RunDirectory(Path(out))
+    _run(config, rankings, data, run, options, overwrite=overwrite)
+    return TrainingResult(run, config, tuple(rankings))
+
+
+def _run(
+    config: TrainConfig,
+    rankings: list[Ranking],
+    data: RunData,
+    run: RunDirectory,
+    options: TrainOptions,
+    *,
+    overwrite: bool,
+) -> None:
+    """Join the processes of the job, and train in the run directory."""
     processes = join_processes(stall_timeout_s=options.stall_timeout_s, trackers=options.trackers, directory=run.path)
     with processes, deterministic_algorithms(options.execution.deterministic):
         if processes.broadcast(lambda: run.create(overwrite=overwrite)) and options.resume == "never":
@@ -170,9 +181,10 @@ def train(
             )
         if options.trackers:
             processes.start_trackers(config.to_json())
-        _notify_drawn(contexts, rankings, processes)
+        if len(rankings) == MAX_CONTEXTS < math.factorial(len(NAMES)):
+            total = math.factorial(len(NAMES))
+            processes.notify(f"{len(NAMES)} distortions have {total:,} contexts; {MAX_CONTEXTS} of them are drawn")
         _train_tasks(config, rankings, data, processes, run, options)
-    return TrainingResult(run, config, tuple(rankings))
 
 
 def _select(contexts: Contexts | None, shards: Location, config: TrainConfig) -> list[Ranking]:
@@ -187,43 +199,10 @@ def _select(contexts: Contexts | None, shards: Location, config: TrainConfig) ->
     return rankings
 
 
-def _notify_drawn(contexts: Contexts | None, rankings: Sequence[Ranking], processes: Processes) -> None:
-    """Tell the user where "all" contexts are too many, so that some of them are drawn."""
-    total = math.factorial(len(NAMES))
-    if contexts in (None, "all") and 0 < len(rankings) < total:
-        processes.notify(f"{len(NAMES)} distortions have {total:,} contexts; {len(rankings)} of them are drawn")
-
-
-@dataclass(frozen=True)
-class _Data:
-    """The shard sets of a run and how they are read."""
-
-    shards: Location
-    validation: Location | None
-    size: int | None
-    loading: LoadOptions
-
-    def open(self, directory: Location, task: Task, config: TrainConfig, processes: Processes) -> ShardLoader:
-        """Return the loader of one set for one process. Raises `ConfigError` for a set of the wrong kind."""
-        loader = open_shards(
-            directory,
-            batch_size=math.ceil(config.batch_size / processes.num_processes),
-            size=self.size,
-            device=processes.device,
-            seed=config.seed,
-            rank=processes.process_index,
-            world_size=processes.num_processes,
-            options=self.loading,
-        )
-        if loader.manifest.kind != task.kind:
-            raise ConfigError(f"{directory} is a set of {loader.manifest.kind}; what is asked for needs {task.kind}.")
-        return loader
-
-
 def _train_tasks(
     config: TrainConfig,
     rankings: Sequence[Ranking],
-    data: _Data,
+    data: RunData,
     processes: Distributed,
     run: RunDirectory,
     options: TrainOptions,
@@ -271,7 +250,7 @@ def _train_tasks(
     processes.wait_for_all()
 
 
-def _validation(config: TrainConfig, task: Task, data: _Data, processes: Processes) -> Validation | None:
+def _validation(config: TrainConfig, task: Task, data: RunData, processes: Processes) -> Validation | None:
     """Return the validation set with its task, on other draws of the distortions than the training."""
     if data.validation is None:
         return None
@@ -279,51 +258,3 @@ def _validation(config: TrainConfig, task: Task, data: _Data, processes: Process
     if isinstance(task, RankingTask):
         task = RankingTask(task.rankings, other_draws, processes.device)
     return Validation(task, data.open(data.validation, task, config, processes))
-
-
-def begin(run: RunDirectory, description: dict[str, Any]) -> None:
-    """Write `config.json` of a new run, or check that the run to resume has the same settings, and repair its log.
-
-    Args:
-        run: The run directory.
-        description: The content of `config.json`, see `describe`.
-
-    Raises:
-        ConfigError: The run has other settings or data; the message names each difference.
-    """
-    if not run.config.exists():
-        write_json(run.config, description)
-        return
-    before, now = run.read_config(), json.loads(json.dumps(description))
-    old, new = config_from_json(before["config"]).to_json(), description["config"]
-    differing = [f"{name} was {old[name]} and is now {new[name]}" for name in new if old[name] != new[name]]
-    if before["rankings"] != now["rankings"]:
-        differing.append(f"there were {len(before['rankings'])} contexts, and not the same as now")
-    old, new = before["data"], now["data"]
-    names = [name for name in ("size", "sha256", "validation_sha256") if old.get(name) != new[name]]
-    differing += [f"the data's {name} was {old.get(name)} and is now {new[name]}" for name in names]
-    if differing:
-        raise ConfigError(
-            f"{run.path} holds a run with other settings: {'; '.join(differing)}. Choose another --out, or pass "
-            "--overwrite to replace it."
-        )
-    run.repair_log()
-
-
-def describe(config: TrainConfig, rankings: Sequence[Ranking], data: _Data, loader: ShardLoader) -> dict[str, Any]:
-    """Return the content of `config.json`: settings, contexts, data, versions and machine."""
-    return {
-        "config": config.to_json(),
-        "rankings": rankings,
-        "data": {
-            "shards": str(data.shards),
-            "validation": None if data.validation is None else str(data.validation),
-            "size": data.size,
-            "samples": loader.samples,
-            "source": loader.manifest.source,
-            "sha256": loader.manifest.content_sha256(),
-            "validation_sha256": None if data.validation is None else read_manifest(data.validation).content_sha256(),
-        },
-        "versions": {name: version(name) for name in ("fastdps", "torch", "kornia", "accelerate")},
-        "machine": {"python": platform.python_version(), "platform": platform.platform()},
-    }
