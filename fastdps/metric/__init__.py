@@ -1,1 +1,1 @@
-"""The metric: backbone, distances and heads, and how people load and use it."""
+"""The metric: backbone, distances and heads, and the classes for users."""

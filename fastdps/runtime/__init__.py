@@ -1,1 +1,1 @@
-"""What every command needs of the machine: processes, signals, files, the console."""
+"""Processes, signals, files, console output and hardware: what all commands use."""

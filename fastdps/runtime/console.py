@@ -1,4 +1,4 @@
-"""Live progress of packing, training and scoring: one display in a terminal, plain lines elsewhere."""
+"""Console output: results, notices and progress. Live displays in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 @contextmanager
 def quiet_mode(quiet: bool) -> Iterator[None]:
-    """A context in which, if `quiet`, nothing of this module shows anything."""
+    """Suppress all output of this module in the context if `quiet` is true."""
     token = _quiet.set(quiet or _quiet.get())
     try:
         yield
@@ -31,25 +31,25 @@ def quiet_mode(quiet: bool) -> Iterator[None]:
 
 
 def is_quiet() -> bool:
-    """Whether results are not to be printed either."""
+    """Return whether output is suppressed."""
     return _quiet.get()
 
 
 def print_result(text: str) -> None:
-    """Print a result, such as where something is."""
+    """Print a result to standard output."""
     if not is_quiet():
         print(text, flush=True)
 
 
 def print_notice(text: str) -> None:
-    """Say what is done now, or what became of it, where progress is shown."""
+    """Print a message about the progress of a command to standard error."""
     if not is_quiet():
         print(text, file=sys.stderr, flush=True)
 
 
-def _progress(what: str, console: Console) -> Progress:
+def _progress(label: str, console: Console) -> Progress:
     return Progress(
-        TextColumn(what),
+        TextColumn(label),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -59,7 +59,7 @@ def _progress(what: str, console: Console) -> Progress:
 
 
 def format_step(record: dict[str, Any], *, epochs: int) -> str:
-    """One line for a "step" record of `log.jsonl`."""
+    """Format a "step" record of `log.jsonl` as a line."""
     return (
         f"epoch {record['epoch']}/{epochs}  step {record['step']}  "
         f"{record['images_per_s']:,.0f} images/s  {record['triplets_per_s']:,.0f} context-triplets/s  "
@@ -69,7 +69,16 @@ def format_step(record: dict[str, Any], *, epochs: int) -> str:
 
 @contextmanager
 def training_display(*, steps: int, epochs: int, enabled: bool) -> Iterator[Show]:
-    """A context that gives a function to show "step" records with; one that does nothing unless `enabled`."""
+    """Show the progress of a training.
+
+    Args:
+        steps: The steps of the training.
+        epochs: The epochs of the training.
+        enabled: False to show nothing.
+
+    Yields:
+        A function that shows a "step" record of the log.
+    """
     console = Console(stderr=True)
     if not enabled or is_quiet():
         yield lambda _: None
@@ -84,7 +93,15 @@ def training_display(*, steps: int, epochs: int, enabled: bool) -> Iterator[Show
 
 
 def track(items: Iterable[Item], *, total: int, what: str, enabled: bool, unit: str = "batches") -> Iterator[Item]:
-    """Yield the items, counting them where `enabled`: see `Counter`."""
+    """Yield the items and show how many were processed.
+
+    Args:
+        items: The items.
+        total: Their number.
+        what: What is being done, the label of the display.
+        enabled: False to show nothing.
+        unit: What the items are.
+    """
     with counter(what, unit=unit, enabled=enabled) as count:
         count.start(total)
         for item in items:
@@ -93,9 +110,9 @@ def track(items: Iterable[Item], *, total: int, what: str, enabled: bool, unit: 
 
 
 class Counter:
-    """Counts items of a long piece of work: a bar in a terminal, a line every few seconds elsewhere.
+    """Counter of processed items: a progress bar in a terminal, a line every few seconds elsewhere.
 
-    Shows nothing without `progress` and `console`.
+    Shows nothing without `progress` and `console`. Use `counter` to create one.
     """
 
     LINE_EVERY_S = 5.0
@@ -107,14 +124,19 @@ class Counter:
         self._task: TaskID | None = None
 
     def start(self, total: int, found: int = 0) -> None:
-        """Begin; `total` is the number of items, `found` that of those which an earlier run has done."""
+        """Start the clock.
+
+        Args:
+            total: The number of items.
+            found: The number of items that an earlier run has processed.
+        """
         self._total, self._done, self._found = total, found, found
         self._started_s = self._shown_s = time.perf_counter()
         if self._progress:
             self._task = self._progress.add_task("", total=total, completed=found)
 
     def advance(self, items: int) -> None:
-        """Count items that are done."""
+        """Count further items as processed."""
         self._done += items
         now_s = time.perf_counter()
         items_per_s = (self._done - self._found) / max(now_s - self._started_s, 1e-9)
@@ -133,7 +155,13 @@ class Counter:
 
 @contextmanager
 def counter(what: str, *, unit: str, enabled: bool = True) -> Iterator[Counter]:
-    """A context that gives a `Counter`, one that shows nothing unless `enabled`."""
+    """Create a `Counter` for the context.
+
+    Args:
+        what: What is being done, the label of the display.
+        unit: What the items are.
+        enabled: False to show nothing.
+    """
     console = Console(stderr=True)
     if not enabled or is_quiet():
         yield Counter(what, unit, None, None)

@@ -1,4 +1,4 @@
-"""Files that have their name only once they are complete and on disk, and errors of writing as users see them."""
+"""Atomic writes (temporary file, fsync, rename), and write errors as users see them."""
 
 from __future__ import annotations
 
@@ -12,27 +12,38 @@ from typing import Any, BinaryIO
 
 from fastdps.errors import FastDPSError
 
-#: What the name of an unfinished file ends with.
+#: Suffix of the name of an incomplete file.
 PARTIAL = ".partial"
 
 
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """A context in which an `OSError` becomes a `FastDPSError` that names the file and what to do."""
+    """Turn an `OSError` in the context into a `FastDPSError` that names the file and what to do."""
     try:
         yield
     except OSError as error:
         raise FastDPSError(
-            f"{path} cannot be written: {error.strerror or error}. Make room, or mend what is wrong, and run the same "
-            "command again: what is finished is kept."
+            f"{path} cannot be written: {error.strerror or error}. Free disk space or fix the cause, and run the same "
+            "command again: finished work is kept."
         ) from error
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that has its name only once it is complete and on disk, and is gone if it does not get there.
+    """Open a file for an atomic write: temporary file, fsync, rename. If the context raises, the file is removed.
 
-    Raises `FastDPSError`.
+    Args:
+        path: The final name.
+
+    Yields:
+        The temporary file, opened in binary mode.
+
+    Raises:
+        FastDPSError: The file cannot be written.
+
+    Example:
+        >>> with atomic_write(Path("scores.json")) as file:  # doctest: +SKIP
+        ...     file.write(b"{}")
     """
     temporary = path.with_name(path.name + PARTIAL)
     with write_errors(path):
@@ -49,25 +60,25 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole, see `atomic_write`."""
+    """Write a text file atomically; see `atomic_write`."""
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file whole, see `atomic_write`."""
+    """Write a JSON file atomically; see `atomic_write`."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def fsync_file(file: BinaryIO) -> None:
-    """Bring what was written to disk."""
+    """Flush a file to disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def fsync_directory(directory: Path) -> None:
-    """Bring the names in a directory to disk, where the system can."""
-    with contextlib.suppress(OSError):  # Windows opens no directories, some network file systems sync none
+    """Flush the entries of a directory to disk, if the system supports it."""
+    with contextlib.suppress(OSError):  # Windows cannot open directories, some network file systems cannot sync them
         descriptor = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -76,5 +87,5 @@ def fsync_directory(directory: Path) -> None:
 
 
 def user_cache() -> Path:
-    """Where the user keeps what fastdps can get again."""
+    """Return the user's cache directory of fastdps, for files that can be downloaded or computed again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastdps"

@@ -1,9 +1,9 @@
-"""Watching the processes of a job, so that one that dies or hangs ends all of them with an error that names it.
+"""Watchdog of a distributed job: if a process dies or hangs, all processes exit with an error that names it.
 
     every process --its state, every two seconds--> the launcher's store --> rank 0 watches all, all watch rank 0
 
-The launcher sees processes of its own node die. It does not see one that is stopped, hangs, or was on a node that has
-gone; then the others would wait for it, without a word, until the time limit of the process group.
+The launcher detects processes of its own node that die. It does not detect a process that is stopped, hangs, or was on
+a node that failed. The other processes would silently wait for it until the timeout of the process group.
 """
 
 from __future__ import annotations
@@ -26,16 +26,22 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from fastdps.errors import FastDPSError, TrainingError
 
 BEAT_S = 2.0
-#: A process that nothing was heard of for so long has gone. Its thread beats even while its work takes long.
+#: Time without a heartbeat after which a process counts as dead. Its thread sends heartbeats also during long work.
 SILENT_S = 20.0
-#: What a process does while it waits for the others, so that it is not the one to blame.
+#: The phase in which a process waits for the others, so that it is not reported as the hung one.
 EXCHANGES = "exchanges gradients"
 DONE = "done"
 
 
 @dataclass
-class _Heard:
-    """What was last heard of a process, and when that last changed, by the clock of the listener."""
+class _LastSeen:
+    """The last state received from a process.
+
+    Attributes:
+        state: The state.
+        beat_s: When the heartbeat last changed, by the clock of the watcher.
+        phase_s: When the phase or the step last changed.
+    """
 
     state: dict[str, Any]
     beat_s: float
@@ -50,10 +56,16 @@ class _Heard:
 
 
 class Heartbeat:
-    """A context in which this process is watched by the others, and watches them.
+    """A context manager in which this process sends heartbeats and watches the others.
 
-    `stalled_s` is how long one may stay at the same thing. `fail` ends the process: it is called in a thread, with
-    the error. Alone (`world_size` 1) it does nothing.
+    It does nothing for a single process.
+
+    Args:
+        rank: The rank of this process.
+        world_size: The number of processes.
+        stalled_s: How long a process may stay in the same phase of the same step.
+        silent_s: How long a process may send no heartbeat.
+        fail: Called in a thread with the error message, to end the process; by default it exits.
     """
 
     def __init__(
@@ -75,7 +87,7 @@ class Heartbeat:
 
     def __enter__(self) -> Self:
         if self._world_size > 1:
-            # A connection of its own, because a store takes one request at a time and the work's may wait for minutes.
+            # A separate connection: a store serves one request at a time, and one of the training may wait for minutes.
             host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             store = TCPStore(host, port, timeout=timedelta(seconds=self._silent_s), wait_for_workers=False)
             self._store = PrefixStore("fastdps-heartbeat", store)
@@ -97,14 +109,16 @@ class Heartbeat:
         self._publish()
 
     def beat(self, phase: str, step: int | None = None) -> None:
-        """Say what this process does now, and at which step it is; "" is what may take as long as it wants.
+        """Set the phase of this process. Costs nothing: the thread sends it.
 
-        Costs nothing: the thread tells the others.
+        Args:
+            phase: What this process does now, as a verb ("computes"); "" for a phase without a time limit.
+            step: The current step, None if unchanged.
         """
         self._state = {**self._state, "phase": phase, **({} if step is None else {"step": step})}
 
     def wait_for_all(self) -> None:
-        """Wait, for as long as it takes, until every process has come to this call."""
+        """Wait, without a time limit, until every process has reached this call."""
         self.beat(DONE)
         while self._thread is not None and any(state["phase"] != DONE for state in self._others()):
             time.sleep(0.2)
@@ -123,36 +137,39 @@ class Heartbeat:
     def _watch(self) -> None:
         watched = range(self._world_size) if self._rank == 0 else [0]
         now_s = time.monotonic()
-        heard = {rank: _Heard({}, now_s, now_s) for rank in watched}
+        seen = {rank: _LastSeen({}, now_s, now_s) for rank in watched}
         while not self._ended.wait(BEAT_S):
             try:
                 self._publish()
                 for rank in watched:
                     if self._store.check([str(rank)]):
-                        heard[rank].update(json.loads(self._store.get(str(rank))), time.monotonic())
+                        seen[rank].update(json.loads(self._store.get(str(rank))), time.monotonic())
                 verdict = self._store.get("verdict").decode() if self._store.check(["verdict"]) else None
-                if verdict is None and (verdict := self._judge(heard)):
+                if verdict is None and (verdict := self._find_fault(seen)):
                     self._tell(verdict)
             except (distributed.DistError, RuntimeError) as error:
-                verdict = f"the launcher of rank 0 at {os.environ['MASTER_ADDR']} does not answer any more: {error}"
+                verdict = f"the launcher of rank 0 at {os.environ['MASTER_ADDR']} does not respond: {error}"
             if verdict and not self._ended.is_set():
                 self._fail(verdict)
                 return
 
-    def _judge(self, heard: dict[int, _Heard]) -> str | None:
+    def _find_fault(self, seen: dict[int, _LastSeen]) -> str | None:
+        """Return the error message for a process that is dead or hangs, or None."""
         now_s = time.monotonic()
-        working = {rank: of for rank, of in heard.items() if of.state.get("phase") != DONE}
-        for rank, of in working.items():
-            if now_s - of.beat_s > self._silent_s:
-                last = f"; last it was at step {of.state['step']}" if of.state else ""
-                return f"{self._name(rank, of.state)} has not been heard of for {now_s - of.beat_s:.0f} s{last}"
+        working = {rank: last for rank, last in seen.items() if last.state.get("phase") != DONE}
+        for rank, last in working.items():
+            if now_s - last.beat_s > self._silent_s:
+                step = f"; its last step was {last.state['step']}" if last.state else ""
+                return f"{self._name(rank, last.state)} has sent no heartbeat for {now_s - last.beat_s:.0f} s{step}"
         stalled = {
-            rank: of for rank, of in working.items() if of.state["phase"] and now_s - of.phase_s > self._stalled_s
+            rank: last
+            for rank, last in working.items()
+            if last.state["phase"] and now_s - last.phase_s > self._stalled_s
         }
-        for rank, of in stalled.items():
-            if of.state["phase"] != EXCHANGES:
-                what = f"{of.state['phase']} at step {of.state['step']}"
-                return f"{self._name(rank, of.state)} hangs: for {now_s - of.phase_s:.0f} s it {what}"
+        for rank, last in stalled.items():
+            if last.state["phase"] != EXCHANGES:
+                what = f"{last.state['phase']} at step {last.state['step']}"
+                return f"{self._name(rank, last.state)} hangs: for {now_s - last.phase_s:.0f} s it {what}"
         if self._rank == 0 and len(stalled) == self._world_size:
             return f"all processes have been waiting for each other for {self._stalled_s:.0f} s: the network hangs"
         return None
@@ -162,15 +179,15 @@ class Heartbeat:
         return f"rank {rank} of {self._world_size}{where}"
 
     def explain(self, error: RuntimeError) -> TrainingError:
-        """What to raise for an exchange that failed: usually another process has gone, and is named before long."""
+        """Return the error of a failed collective, after waiting for the watchdog to name a lost process and exit."""
         if self._thread is not None:
-            self._thread.join(timeout=self._silent_s + 3 * BEAT_S)  # the watch ends this process, if it finds who
+            self._thread.join(timeout=self._silent_s + 3 * BEAT_S)
         return TrainingError(f"the exchange with the other processes failed: {error}")
 
 
 def _exit(message: str) -> None:
-    """End this process while its main thread waits for one that will not answer."""
+    """Exit although the main thread waits for a process that will not respond."""
     what = message.rstrip(".")
-    print(f"error: {what}. The job ends; the same command goes on from its last checkpoint.", file=sys.stderr)
+    print(f"error: {what}. The job ends; the same command resumes from the last checkpoint.", file=sys.stderr)
     sys.stderr.flush()
     os._exit(1)

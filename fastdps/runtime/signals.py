@@ -1,8 +1,8 @@
-"""Signals that ask to stop, and what each phase of a command does with them.
+"""Handlers of the signals that ask a process to stop.
 
-imports       end the process at once: nothing has begun
-a command     unwinds, so that unfinished files go: Ctrl-C as Python has it, SIGTERM alike
-a training    finishes its step, saves a checkpoint and ends
+imports       exit at once: nothing has started
+commands      unwind, so that incomplete files are removed: SIGTERM raises an exception as Ctrl-C does
+training      finishes its step, saves a checkpoint and exits
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from typing import Any
 
 Handler = Callable[[int, FrameType | None], Any]
 
-#: What ends a job: a user, a launcher or a batch system, and what SLURM can be told to send ahead of time.
+#: Signals of a user, a launcher or a batch system; SLURM can be told to send SIGUSR1 ahead of the time limit.
 SIGNALS = tuple(
     number for name in ("SIGINT", "SIGTERM", "SIGUSR1") if (number := getattr(signal, name, None)) is not None
 )
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which unwinds a command as Ctrl-C does."""
+    """Raised on SIGTERM; it unwinds a command as Ctrl-C does."""
 
 
 @contextmanager
 def exit_on_signal() -> Iterator[None]:
-    """A context in which SIGINT and SIGTERM end the process, with 128 + the signal's number.
+    """Exit on SIGINT and SIGTERM with status 128 + signal number.
 
-    For imports, where libraries make errors of their own of a KeyboardInterrupt, and before anything has begun.
+    For imports, during which libraries turn a KeyboardInterrupt into other errors, and before any work has started.
     """
 
     def end(number: int, _: FrameType | None) -> None:
@@ -45,21 +45,21 @@ def exit_on_signal() -> Iterator[None]:
 
 @contextmanager
 def raise_on_sigterm() -> Iterator[None]:
-    """A context in which SIGTERM raises `Terminated`.
+    """Raise `Terminated` on SIGTERM.
 
-    Not in a process of a job: one that waits for another outside of Python would not hear it.
+    Not in a process of a distributed job: while it waits for another one in native code, Python runs no handler.
     """
 
-    def unwind(_: int, __: FrameType | None) -> None:
+    def raise_terminated(_: int, __: FrameType | None) -> None:
         raise Terminated
 
-    with _handlers_installed({} if "RANK" in os.environ else {signal.SIGTERM: unwind}):
+    with _handlers_installed({} if "RANK" in os.environ else {signal.SIGTERM: raise_terminated}):
         yield
 
 
 @contextmanager
 def _handlers_installed(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
-    """A context in which signals that nobody handles are handled. Outside of the main thread none can be."""
+    """Install handlers of signals that have the default handler; does nothing outside the main thread."""
     with contextlib.ExitStack() as stack:
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
@@ -69,13 +69,17 @@ def _handlers_installed(handlers: Mapping[signal.Signals, Handler]) -> Iterator[
 
 
 class StopRequest:
-    """Whether a signal has come: `number` is the last one, or 0."""
+    """A request to stop.
+
+    Attributes:
+        number: The number of the signal that was received, or 0.
+    """
 
     def __init__(self) -> None:
         self.number = 0
 
     def set(self, number: int, frame: FrameType | None = None) -> None:  # noqa: ARG002, a signal handler's signature
-        """Take note of a signal; the second one ends the process at once."""
+        """Record a signal; the second one raises `KeyboardInterrupt`."""
         if self.number:
             raise KeyboardInterrupt
         self.number = number
@@ -83,7 +87,11 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """A context in which `SIGNALS` are only taken note of. Outside of the main thread no signals arrive."""
+    """Record `SIGNALS` instead of acting on them; does nothing outside the main thread.
+
+    Yields:
+        The request, on which the caller acts.
+    """
     request = StopRequest()
     with contextlib.ExitStack() as stack:
         if threading.current_thread() is threading.main_thread():

@@ -62,8 +62,8 @@ def test_one_that_falls_silent_is_named_by_all(job):
     silence(ranks[2])
     wait_until(lambda: {0, 1} <= failed.keys())
     assert failed[0].startswith("rank 2 of 3 (host ")
-    assert "has not been heard of for" in failed[0]
-    assert failed[0].endswith("last it was at step 7")
+    assert "has sent no heartbeat for" in failed[0]
+    assert failed[0].endswith("its last step was 7")
     assert failed[1] == failed[0]
 
 
