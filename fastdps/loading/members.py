@@ -210,9 +210,9 @@ def _parse(blob: bytes, tar: Path, manifest: Manifest, shard: Shard) -> ShardInd
     for number, (component, extensions) in enumerate(manifest.components.items()):
         extension, _, _, names = columns[_FIELDS * number : _FIELDS * (number + 1)]
         if unknown := set(extension) - set(extensions.encode().split(b";")):
-            raise ValueError(f"it has extensions {sorted(unknown)} for {component}, which are {extensions}")
+            raise ValueError(f"it has extensions {sorted(unknown)} for {component} instead of {extensions}")
         if any(n != k + b"." + e for n, k, e in zip(names, keys, extension, strict=True)):
-            raise ValueError(f"the names of {component} are not those of their samples")
+            raise ValueError(f"the names of {component} do not match their samples")
     ids = _integers(keys)
     if np.any(np.diff(ids) <= 0):
         raise ValueError("its sample ids do not ascend")

@@ -125,7 +125,7 @@ def test_adding_a_distortion_leaves_the_others_alone():
 
 @pytest.fixture
 def threads():
-    """Sets the number of threads, and afterwards what it was before."""
+    """Set the number of threads, and restore it afterwards."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -134,7 +134,7 @@ def threads():
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_an_image_does_not_depend_on_its_batch(threads, height, width, interpolation):
-    """To the last bit, alone, among seven or 64, on one thread or two."""
+    """The result is bitwise equal in batches of 1, 7 and 64, on one thread or two."""
     images = smooth_images(64, height, width)
     plan = draw_plan(torch.arange(64), seed=1, epoch=0)
     versions = []
@@ -196,6 +196,6 @@ def test_an_empty_batch_is_no_special_case():
         (torch.zeros(3, 3, 64, 64), "the plan is for 2"),
     ],
 )
-def test_wrong_images_are_refused(images, message):
+def test_wrong_images_are_rejected(images, message):
     with pytest.raises(ValueError, match=message):
         apply_plan(images, draw_plan(torch.arange(2), seed=1, epoch=0))

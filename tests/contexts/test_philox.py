@@ -45,6 +45,6 @@ def test_large_ids_differ():
     assert len(uniforms(0, 0, ids, 1)[:, 0, 0].unique()) == 3
 
 
-def test_wrong_ids_are_refused():
+def test_wrong_ids_are_rejected():
     with pytest.raises(ValueError, match="int64"):
         uniforms(0, 0, torch.zeros(3), 1)

@@ -1,4 +1,4 @@
-"""Shard sets for the tests of the cache, and what loaders give of them."""
+"""Shard sets for the tests of the cache, and comparison of their batches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def bytes_of(directory: Path) -> list[int]:
 
 
 def two_shards(directory: Path) -> int:
-    """The least a cache needs: the two largest shards, and the one of a single sample that may lie between."""
+    """Return the minimum size of a cache: the two largest shards, and the single-sample shard between them."""
     sizes = sorted(bytes_of(directory))
     return sizes[-1] + sizes[-2] + sizes[0]
 

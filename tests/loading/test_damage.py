@@ -1,4 +1,4 @@
-"""What a user sees of wrong arguments, and of shard sets that are damaged: an error that names what and where."""
+"""Errors for wrong arguments and damaged shard sets: they name what is wrong and where."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_cuda_where_there_is_none(raw_set):
 
 
 @pytest.mark.parametrize(("epoch", "start_step"), [(-1, 0), (0, -1), (0, 4)])
-def test_epochs_and_steps_out_of_range_are_refused_at_once(raw_set, epoch, start_step):
+def test_epochs_and_steps_out_of_range_are_rejected_at_once(raw_set, epoch, start_step):
     opened = open_shards(raw_set, batch_size=4)
     with pytest.raises(ConfigError, match=r"epoch is -1|start_step is"):
         opened.epoch(epoch, start_step)
@@ -77,7 +77,7 @@ def test_images_in_their_own_sizes_need_a_size(tmp_path, loader):
 # --- shards and indexes -----------------------------------------------------------------------------------------
 
 
-def test_what_is_no_shard_set(tmp_path):
+def test_a_directory_that_is_not_a_shard_set(tmp_path):
     with pytest.raises(ShardError, match="is not a shard set"):
         open_shards(tmp_path, batch_size=1)
 
@@ -116,7 +116,7 @@ def test_a_shard_of_another_size_than_the_manifest_states(raw_set, loader, chang
         read_all(raw_set, loader)
 
 
-def test_a_cut_shard_that_the_manifest_takes_for_whole(raw_set, loader):
+def test_a_truncated_shard_whose_size_is_in_the_manifest(raw_set, loader):
     tar = raw_set / "shard-000000.tar"
     tar.write_bytes(tar.read_bytes()[:1600])
     rewrite_manifest(raw_set, bytes=1600)
@@ -174,7 +174,7 @@ def test_components_of_different_samples_in_one_line(tmp_path, loader):
     directory = write_set(tmp_path / "set", samples, [3], kind="pairs")
     index = directory / "shard-000000.idx"
     index.write_text(swap(index.read_text(), r"000000001\.p1\.bin", "000000002.p1.bin"))
-    with pytest.raises(ShardError, match="names of p1 are not those of their samples"):
+    with pytest.raises(ShardError, match="names of p1 do not match their samples"):
         read_all(directory, loader)
 
 
@@ -233,7 +233,7 @@ def zeroed(data: bytes) -> bytes:
 
 
 def flipped(data: bytes) -> bytes:
-    """One bit of the PNG's checksum of its pixels."""
+    """Flip one bit of the checksum of a PNG's pixels."""
     place = data.rindex(b"IEND") - 8
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
@@ -263,7 +263,7 @@ def test_a_damaged_image_is_named(tmp_path, loader, form, extension, damage, sam
         read_all(directory, loader)
     opened = open_shards(directory, batch_size=4, seed=None, options=LoadOptions(loader=loader)).epoch(0)
     for _ in range(sample_id // 4):
-        assert len(next(opened)) == 4  # whatever comes before the damage is delivered
+        assert len(next(opened)) == 4  # batches before the damage are returned
     with pytest.raises(SampleError):
         next(opened)
 
@@ -281,7 +281,7 @@ def test_a_damaged_image_among_the_components_of_a_triplet(tmp_path, loader):
     assert read_all(directory, loader, components=["ref", "judge"]) == [[0, 1, 2]]
 
 
-def test_a_damaged_image_that_only_dali_minds_is_named(tmp_path, monkeypatch):
+def test_a_damaged_image_that_only_dali_rejects_is_named(tmp_path, monkeypatch):
     pytest.importorskip("nvidia.dali")
     from fastdps.loading import decoding
 

@@ -1,4 +1,4 @@
-"""Images of both loaders: decoded, resized and of all kinds of sets, against torchvision and Pillow."""
+"""Images of both loaders, decoded and resized, of all kinds of sets, against torchvision and Pillow."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def jpegs(imagenet_sample):
 
 
 def as_tensor(data: bytes) -> torch.Tensor:
-    """torchvision's own decoding: uint8 (3, H, W)."""
+    """Decode with torchvision: uint8 (3, H, W)."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # in favour of TorchCodec, which is no oracle here yet
+        warnings.simplefilter("ignore", DeprecationWarning)  # in favour of TorchCodec, which is not used here yet
         return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
 
 

@@ -1,4 +1,4 @@
-"""JPEGs at a reduced scale, against Pillow's own reduced decoding and resizing, and what is no usual JPEG."""
+"""JPEGs decoded at reduced scale, against Pillow's reduced decoding and resizing, and unusual JPEGs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SIZE = 64
 
 
 def load(tmp_path, samples, size=SIZE, **options) -> list[np.ndarray]:
-    """The samples as the portable loader gives them, in packed order."""
+    """Return the samples that the portable loader yields, in packed order."""
     directory = write_set(tmp_path / "set", samples, [len(samples)], encoding="keep", image_size=None)
     opened = open_set(directory, batch_size=5, size=size, seed=None, loader="portable", **options)
     return [image.numpy() for batch in opened.epoch(0) for image in batch.images]
 
 
 def by_pillow(data: bytes, size: tuple[int, int], scale: int) -> np.ndarray:
-    """Pillow's decoding at 1/scale, resized to (height, width)."""
+    """Decode at 1/scale with Pillow and resize to (height, width)."""
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
         if scale > 1:
@@ -39,7 +39,7 @@ def by_pillow(data: bytes, size: tuple[int, int], scale: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def photographs(imagenet_sample):
-    """Every tenth of the real JPEGs, whatever they are."""
+    """Every tenth of the real JPEGs, of any kind."""
     return [path.read_bytes() for path in sorted(imagenet_sample.glob("*/*.JPEG"))[::10]]
 
 
@@ -50,13 +50,13 @@ def test_the_scale_is_the_smallest_that_does_not_fall_below_the_target():
         assert scale == max(fits)
 
 
-def test_photographs_are_what_packing_makes_of_them(tmp_path, photographs):
+def test_photographs_equal_packing(tmp_path, photographs):
     for image, data in zip(load(tmp_path, [{"jpg": d} for d in photographs]), photographs, strict=True):
         np.testing.assert_array_equal(image, decode_for_packing(data, SIZE))
 
 
 @pytest.mark.parametrize("size", [(48, 80), (200, 170)])
-def test_photographs_are_what_pillow_makes_of_them(tmp_path, photographs, size):
+def test_photographs_equal_pillow(tmp_path, photographs, size):
     for image, data in zip(load(tmp_path, [{"jpg": d} for d in photographs], size), photographs, strict=True):
         with Image.open(io.BytesIO(data)) as opened:
             scale = images.scale_for(opened.height, opened.width, size)
@@ -96,7 +96,7 @@ def test_grey_jpegs_become_rgb(tmp_path):
     np.testing.assert_array_equal(image, by_pillow(data, (SIZE, SIZE), 4))
 
 
-def test_cmyk_is_what_pillow_makes_of_it(tmp_path):
+def test_cmyk_equals_pillow(tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(photo(301, 260)).convert("CMYK").save(buffer, "JPEG")
     (image,) = load(tmp_path, [{"jpg": buffer.getvalue()}])
@@ -104,24 +104,24 @@ def test_cmyk_is_what_pillow_makes_of_it(tmp_path):
 
 
 @pytest.mark.parametrize(("extension", "form"), [("jpg", "PNG"), ("png", "JPEG")])
-def test_what_counts_is_the_content_and_not_the_name(tmp_path, extension, form):
+def test_content_matters_and_not_the_name(tmp_path, extension, form):
     pixels = photo(80, 70)
     data = encoded(pixels, form)
     (image,) = load(tmp_path, [{extension: data}])
     np.testing.assert_array_equal(image, by_pillow(data, (SIZE, SIZE), 1))
 
 
-def test_a_flaw_that_pillow_minds_not_is_none(tmp_path):
+def test_a_flaw_that_pillow_tolerates_is_tolerated(tmp_path):
     data = encoded(photo(301, 260), "JPEG", restart_marker_rows=1)
     place = data.index(b"\xff\xd1", data.index(b"\xff\xda"))  # the second restart marker of the scan
-    data = data[:place] + bytes([0x12, 0x34]) + data[place:]  # and bytes of no meaning before it
+    data = data[:place] + bytes([0x12, 0x34]) + data[place:]  # and meaningless bytes before it
     assert images.decode_resized(data, (SIZE, SIZE)) is None
     (image,) = load(tmp_path, [{"jpg": data}])
     np.testing.assert_array_equal(image, by_pillow(data, (SIZE, SIZE), 1))
 
 
 def test_an_image_too_large_for_pillow_is_too_large(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300 * 200 // 2 - 1)  # Pillow refuses twice as many
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300 * 200 // 2 - 1)  # Pillow rejects twice as many
     with pytest.raises(SampleError, match=r"sample 0 .*exceeds limit"):
         load(tmp_path, [{"jpg": encoded(photo(300, 200), "JPEG")}])
 

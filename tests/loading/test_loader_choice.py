@@ -1,4 +1,4 @@
-"""Which loader is chosen, and that neither leaves threads or files behind."""
+"""The choice of the loader, and the clean-up of threads and files."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_auto_is_the_faster_one(tmp_path, encoding, stored, wanted, threads, exp
     pytest.importorskip("nvidia.dali")
     extension = {"raw": "bin", "png": "png"}.get(encoding, "jpg")
     height, width = stored or (64, 64)
-    sample = {extension: bytes(height * width * 3)}  # which nobody reads here
+    sample = {extension: bytes(height * width * 3)}  # which is not read here
     directory = write_set(tmp_path / "set", [sample], [1], encoding=encoding, image_size=stored)
     opened = open_shards(directory, batch_size=4, size=wanted, options=LoadOptions(num_threads=threads))
     assert type(opened._reader).__name__ == expected
@@ -87,7 +87,7 @@ def test_an_epoch_left_early_leaves_nothing_behind(tmp_path, loader, taken, monk
 
 
 @pytest.mark.parametrize("end", ["break", "raise SystemExit(0)"])
-def test_the_interpreter_ends_quietly_in_mid_epoch(tmp_path, end):
+def test_the_interpreter_exits_without_output_within_an_epoch(tmp_path, end):
     pytest.importorskip("nvidia.dali")
     directory = write_set(tmp_path / "set", raw_samples(300), [100, 100, 100])
     program = f"""

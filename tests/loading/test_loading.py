@@ -16,7 +16,7 @@ from helpers.packed import encoded, noise, read_set
 from helpers.shard_sets import raw_samples, write_set
 
 
-def test_batches_are_what_a_tar_reader_finds(raw_set, loader):
+def test_batches_equal_a_tar_reader(raw_set, loader):
     opened = open_shards(raw_set, batch_size=4, options=LoadOptions(loader=loader))
     there = read_set(raw_set)
     assert (opened.samples, opened.steps) == (23, 6)
@@ -32,7 +32,7 @@ def test_batches_are_what_a_tar_reader_finds(raw_set, loader):
     assert sorted(gather(batches)[0]) == sorted(there)
 
 
-def test_batches_are_what_webdataset_reads(raw_set):
+def test_batches_equal_webdataset(raw_set):
     ids, components = gather(
         open_shards(raw_set, batch_size=9, seed=None, options=LoadOptions(loader="portable")).epoch(0)
     )
@@ -45,7 +45,7 @@ def test_batches_are_what_webdataset_reads(raw_set):
     assert [(i, image.numpy().tobytes()) for i, image in zip(ids, components["image"], strict=True)] == read
 
 
-def test_ids_are_those_of_dalis_own_source_info(raw_set):
+def test_ids_equal_dalis_source_info(raw_set):
     fn = pytest.importorskip("nvidia.dali.fn")
     from nvidia.dali.pipeline import Pipeline
 
@@ -109,7 +109,7 @@ def test_epochs_and_seeds_differ_and_repeat(raw_set, loader):
     assert packed == sorted(packed)
 
 
-def test_another_number_of_processes_goes_on_amid_an_epoch(raw_set, loader):
+def test_another_number_of_processes_resumes_within_an_epoch(raw_set, loader):
     def of(rank, world_size):
         return open_shards(raw_set, batch_size=2, rank=rank, world_size=world_size, options=LoadOptions(loader=loader))
 
@@ -158,10 +158,10 @@ def test_an_epoch_reads_only_the_indexes_it_comes_to(raw_set, loader, monkeypatc
     batches = open_shards(raw_set, batch_size=2, options=LoadOptions(loader=loader)).epoch(0)
     next(batches)
     batches.close()
-    assert 1 <= len(set(opened)) <= 3  # of 5: those of the segment in use and of the next
+    assert 1 <= len(set(opened)) <= 3  # of 5: the current segment's and the next one's
 
 
-def test_batches_stay_what_they_are_when_later_ones_come(tmp_path, loader):
+def test_batches_are_not_overwritten_by_later_ones(tmp_path, loader):
     directory = write_set(tmp_path / "set", raw_samples(200), [200])
     there = read_set(directory)
     kept = [
@@ -172,7 +172,7 @@ def test_batches_stay_what_they_are_when_later_ones_come(tmp_path, loader):
     for batch in kept:
         for sample_id, image in zip(batch.ids.tolist(), batch.images, strict=True):
             assert image.numpy().tobytes() == there[sample_id]["bin"]
-    kept[0].images.fill_(0)  # they may be written to, which neither changes the others nor the set
+    kept[0].images.fill_(0)  # writing to a batch changes neither the others nor the set
     assert {i: s["bin"] for i, s in read_set(directory).items()} == {i: s["bin"] for i, s in there.items()}
     assert kept[1].images.any()
 

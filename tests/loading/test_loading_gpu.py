@@ -15,7 +15,7 @@ from helpers.shard_sets import raw_samples, write_set
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 class TestOnGpu:
-    def test_batches_are_those_of_the_cpu(self, tmp_path, loader):
+    def test_batches_equal_the_cpu(self, tmp_path, loader):
         pixels = [photo(32, 24, seed) for seed in range(23)]
         for encoding, extension, tolerance in (("raw", "bin", 0), ("png", "png", 0), ("jpeg", "jpg", 8)):
             forms = [p.tobytes() if encoding == "raw" else encoded(p, encoding.upper()) for p in pixels]
@@ -44,7 +44,7 @@ class TestOnGpu:
         there = read_set(directory)
         totals = []
         for batch in open_shards(directory, batch_size=100, device="cuda", options=LoadOptions(loader=loader)).epoch(0):
-            torch.cuda._sleep(20_000_000)  # the device lags behind, while the batch goes away at once
+            torch.cuda._sleep(20_000_000)  # the device lags behind, while the batch is freed at once
             totals.append((batch.ids, batch.images.double().sum((1, 2, 3))))
             del batch
         for ids, total in totals:

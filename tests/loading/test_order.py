@@ -40,7 +40,7 @@ def test_each_sample_comes_once_over_all_processes(sizes, seed, epoch, world_siz
             seen += batch
     assert sorted(seen) == [(shard, row) for shard, size in enumerate(sizes) for row in range(size)]
     assert per_step.tolist() == [global_batch_size(total, s, batch_size, world_size) for s in range(steps)]
-    assert per_step[-1] > 0  # no step that nobody needs
+    assert per_step[-1] > 0  # no superfluous step
 
 
 @given(total=st.integers(1, 10_000), world_size=st.integers(1, 64))
@@ -56,10 +56,10 @@ def test_parts_are_balanced_and_contiguous(total, world_size):
     world_size=small,
     batch_size=small,
 )
-def test_processes_that_change_in_number_amid_an_epoch_read_each_sample_once(total, runs, world_size, batch_size):
+def test_a_number_of_processes_that_changes_within_an_epoch_reads_each_sample_once(total, runs, world_size, batch_size):
     left = [range(total)]
     read: list[int] = []
-    for world, batch, steps in [*runs, (world_size, batch_size, total)]:  # the last of them gets to the end
+    for world, batch, steps in [*runs, (world_size, batch_size, total)]:  # the last one reaches the end
         count = sum(map(len, left))
         for rank in range(world):
             own = cut(left, part_of(count, rank, world))
@@ -94,7 +94,7 @@ def test_shards_and_samples_within_them_are_both_shuffled():
     shards = [shard for shard, _ in order[::50]]
     assert shards != sorted(shards)
     within = [[row for _, row in order[start : start + 50]] for start in range(0, 1000, 50)]
-    assert len({tuple(rows) for rows in within}) == 20  # each shard in an order of its own
+    assert len({tuple(rows) for rows in within}) == 20  # each shard has a different order
 
 
 def test_seeds_epochs_and_streams_give_different_orders():
@@ -105,7 +105,7 @@ def test_seeds_epochs_and_streams_give_different_orders():
 
 
 def test_the_order_is_the_same_on_every_machine_and_version():
-    # Written down once: a change would give everybody another order for the same seed.
+    # Reference values: a change would change the order of existing seeds.
     assert permutation(8, seed=7, epoch=2, stream=3).tolist() == [3, 0, 5, 1, 2, 4, 7, 6]
 
 

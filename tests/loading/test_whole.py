@@ -1,4 +1,4 @@
-"""Raw images copied from whole shards, and what is kept from batch to batch and epoch to epoch."""
+"""Raw images copied from shards in memory, and what is reused across batches and epochs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def opened(directory, number=0):
 
 @pytest.fixture(params=["whole", "one by one", "without preadv"])
 def gather(request, monkeypatch):
-    """Members by row, read in each of the ways."""
+    """A function that reads members by row, in each of the ways."""
     if request.param == "without preadv":
         monkeypatch.setattr(members, "_read_at", members._seek_and_read)
 
@@ -53,7 +53,7 @@ def gather(request, monkeypatch):
 
 
 @pytest.mark.parametrize("chunk", [1, 200, 1 << 18])
-def test_rows_are_what_a_tar_reader_finds(raw_set, gather, monkeypatch, chunk):
+def test_rows_equal_a_tar_reader(raw_set, gather, monkeypatch, chunk):
     monkeypatch.setattr(whole, "CHUNK_BYTES", chunk)
     there, index = read_set(raw_set), opened(raw_set, 1)
     rows = [59, 0, 7, 7, 30]
@@ -92,7 +92,7 @@ def test_a_tar_that_was_cut_is_an_error(raw_set, gather):
         gather(index, [4, 30])
 
 
-def test_only_small_regular_shards_that_are_wanted_are_read_whole(raw_set, tmp_path, monkeypatch):
+def test_only_small_regular_shards_are_read_completely(raw_set, tmp_path, monkeypatch):
     index = opened(raw_set)
     rows = np.arange(40)
     assert whole.is_read_whole(ShardSlice(index, rows))
@@ -154,7 +154,7 @@ def test_the_first_shard_of_a_segment_is_read_ahead_too(tmp_path, monkeypatch):
 
 @pytest.fixture
 def parsed(monkeypatch):
-    """The names of the shards whose indexes are parsed, as they are."""
+    """The names of the shards whose indexes are parsed, in order."""
     names = []
     original = index_cache.open_index
     monkeypatch.setattr(index_cache, "open_index", lambda *args: names.append(args[2].name) or original(*args))
@@ -171,7 +171,7 @@ def test_the_next_epoch_does_not_parse_the_indexes_again(raw_set, loader, parsed
     assert len(parsed) == 2
 
 
-def test_of_a_large_set_only_so_many_indexes_are_kept(raw_set, parsed, monkeypatch):
+def test_the_number_of_cached_indexes_is_bounded(raw_set, parsed, monkeypatch):
     monkeypatch.setattr(index_cache, "KEPT_SAMPLES", 99)
     manifest = read_manifest(raw_set)
     cache = IndexCache(raw_set, manifest)
@@ -204,7 +204,7 @@ def test_memory_is_not_used_again_while_somebody_holds_it():
     assert [array.tolist() for array in held] == [[value] * 4 for value in range(5)]
 
 
-def test_memory_that_nobody_holds_is_used_again():
+def test_unreferenced_memory_is_reused():
     buffers = Buffers(8, most=2)
     addresses = {torch.from_numpy(buffers.array(size)).data_ptr() for size in (8, 3, 8, 5)}
     assert len(addresses) == 1
@@ -218,7 +218,7 @@ def test_only_so_much_memory_is_kept():
     assert len(buffers._free) == 2
 
 
-# --- ahead of the caller ----------------------------------------------------------------------------------------
+# --- prefetching ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [None, 5])  # copied, and resized one by one
@@ -262,7 +262,7 @@ def test_dali_is_given_the_next_batches_meanwhile_and_no_more(tmp_path, monkeypa
         original = getattr(Pipeline, name)
 
         def counted(self, *args, **kwargs):
-            if name == "schedule_run":  # the first call begins as many as the pipeline is deep
+            if name == "schedule_run":  # the first call starts as many as the prefetch depth
                 first = not getattr(self, "was_run", False)
                 counts[name] += self.prefetch_queue_depth if first and isinstance(self.prefetch_queue_depth, int) else 1
                 self.was_run = True

@@ -16,7 +16,7 @@ from fastdps.metric.backbones import BACKBONES, HALF, Backbone, backbone_spec
 from fastdps.metric.distances import moments
 from fastdps.metric.perceptual import PerceptualMetric
 
-#: Models that torchvision's pretrained constructors make otherwise than its plain ones.
+#: Models for which torchvision's pretrained constructors differ from the plain ones.
 PRETRAINED_OPTIONS = {
     name: {"transform_input": True, "aux_logits": False, "init_weights": False}
     for name in ("googlenet", "inception_v3")
@@ -25,7 +25,7 @@ PRETRAINED_OPTIONS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    """With images this small, threads wait for each other for longer than they work."""
+    """Use one thread: with images this small, threads wait longer than they work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -34,7 +34,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module", params=BACKBONES)
 def backbone(request):
-    """One of the table, random; shared, so a test that changes it makes a copy."""
+    """A random backbone of the table. It is shared, so a test that changes it makes a copy."""
     return Backbone(request.param, pretrained=False)
 
 
@@ -43,7 +43,7 @@ def images_of(n: int, size: int = 64) -> torch.Tensor:
 
 
 def test_taps_against_torchvision(backbone):
-    """The same as torchvision's pretrained model makes of its preset's input, weights aside."""
+    """Features equal those of torchvision's pretrained model on its preset's input, apart from weights."""
     name = backbone.name
     with torch.device("meta"):
         oracle = models.get_model(name, weights=None, **PRETRAINED_OPTIONS.get(name, {})).eval()
@@ -59,7 +59,7 @@ def test_taps_against_torchvision(backbone):
         theirs = extractor(normalize(images, preset.mean, preset.std))
     assert [feature.shape[1] for feature in ours] == list(backbone.channels)
     for tap, feature in zip(BACKBONES[name].taps, ours, strict=True):
-        # Random features that vanish would be equal to anything.
+        # Vanishing random features would equal anything.
         assert feature.std() > 0.01
         # Features of random networks grow with depth, and layouts differ in rounding: 1e-4 of their size.
         atol = 1e-4 * max(1.0, feature.abs().max().item())
@@ -74,14 +74,14 @@ def test_a_training_step_changes_all_weights(backbone):
     F.softplus(d0 - d1).mean().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in tuned.parameters())
     optimizer.step()
-    trained = {key for key, _ in tuned.named_parameters()}  # and so not the statistics of BatchNorm
+    trained = {key for key, _ in tuned.named_parameters()}  # and so without the statistics of BatchNorm
     after = tuned.state_dict()
     assert trained
     assert {key for key in after if not torch.equal(after[key], before[key])} == trained
 
 
 def test_a_tuned_backbone_is_saved_and_loaded(backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastdps.metric.backbones.load_pretrained", None)  # must not be looked for
+    monkeypatch.setattr("fastdps.metric.backbones.load_pretrained", None)  # must not be looked up
     metric = PerceptualMetric(backbone, comparison="mean")
     metric.save(tmp_path / "metric.safetensors", include_backbone=True)
     loaded = PerceptualMetric.load(tmp_path / "metric.safetensors")
@@ -114,7 +114,7 @@ def test_taps_against_lpips(name, oracle):
             assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
-#: Channels of the taps, as the papers of the networks have them.
+#: Channels of the taps according to the papers of the networks.
 CHANNELS = {
     "alexnet": (64, 192, 384, 256, 256),
     "vgg16": (64, 128, 256, 512, 512),
@@ -138,7 +138,7 @@ def test_channels_of_the_table(backbone):
 
 
 def test_normalisation_of_networks_ported_from_tensorflow():
-    """As an image of theirs goes in: [0, 1] to [-1, 1]."""
+    """Inputs are scaled as in these models: [0, 1] to [-1, 1]."""
     for name in ("googlenet", "inception_v3"):
         assert (BACKBONES[name].mean, BACKBONES[name].std) == (HALF, HALF)
 
@@ -183,7 +183,7 @@ def test_no_layer_writes_into_what_a_tap_returned(name, layers):
 @pytest.mark.parametrize("taps", [(0,), (1, 3), (0, 1, 4), (3, 4, 10), (6, 8, 10, 11)])
 @pytest.mark.parametrize("name", ["alexnet", "vgg11", "vgg16_bn"])
 def test_a_tap_does_not_depend_on_the_others(name, taps):
-    """Where it is not tapped, what a convolution returns may be written over."""
+    """The output of a convolution may be overwritten only where it is not tapped."""
     whole = Backbone(name, taps=range(12), pretrained=False)
     some = Backbone(name, taps=taps, state=whole.state_dict())
     with torch.no_grad():
@@ -194,7 +194,7 @@ def test_a_tap_does_not_depend_on_the_others(name, taps):
 
 @pytest.mark.parametrize("size", [64, 96])
 def test_gradients_against_torchvision(size):
-    """Of maps of 3 x 3 and larger, whose layouts differ on a CPU."""
+    """Gradients of maps of 3 x 3 and larger, whose layouts differ on a CPU."""
     backbone = Backbone("alexnet", pretrained=False)
     oracle = models.alexnet(weights=None).features[:12]
     oracle.load_state_dict({key.removeprefix("features."): x for key, x in backbone.state_dict().items()})
@@ -244,7 +244,7 @@ def test_normalisation_of_other_models_is_that_of_their_weights():
         ("swin_t", (0,), r"Tap 0 of swin_t, 0 \(Sequential\), does not return feature maps"),
     ],
 )
-def test_what_cannot_be_tapped(name, taps, message):
+def test_invalid_taps_are_rejected(name, taps, message):
     with pytest.raises(ConfigError, match=message):
         Backbone(name, taps=taps, pretrained=False)
 
@@ -267,7 +267,7 @@ def test_a_state_is_copied():
 
 
 def test_batch_norm_of_a_random_network_normalises():
-    """Without statistics of its own, the features of a deep one vanish."""
+    """Without measured statistics the features of a deep network vanish."""
     backbone = Backbone("googlenet", pretrained=False)
     norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     assert not any((norm.running_var == 1).any() for norm in norms)

@@ -20,7 +20,7 @@ def make_features(n: int, views: int) -> list[torch.Tensor]:
 
 
 def vectors_by_hand(feature: np.ndarray, comparison: str) -> list[np.ndarray]:
-    """The feature vectors (C,) that a comparison looks at, one a position, of one map (C, H, W)."""
+    """Return the feature vectors (C,) that a comparison uses, one per position, of a map (C, H, W)."""
     channels, height, width = feature.shape
     if comparison == "spatial":
         return [feature[:, y, x] for y in range(height) for x in range(width)]
@@ -85,14 +85,14 @@ def test_combined_comparisons_are_further_taps():
         assert compared_channels((4, 7), f"spatial+{second}") == (4, 7, 4, 7)
 
 
-def test_what_the_comparisons_do_not_see():
-    """Moving things about changes the spatial distance alone; mean and sort look at what there is, not where."""
+def test_invariances_of_the_comparisons():
+    """Permuting positions changes only the spatial distance; mean and sort ignore positions."""
     feature = torch.rand(1, 5, 4, 4, generator=torch.Generator().manual_seed(1))
     views = torch.cat([feature, feature.roll((1, 2), dims=(2, 3))])
     assert moments([views], 1, "spatial").mean.min() > 0
     assert torch.allclose(moments([views], 1, "mean").mean, torch.zeros(1, 1, 5), atol=1e-12)
     assert (moments([views], 1, "sort").mean == 0).all()
-    # Sorting sees the distribution, averaging does not: the same mean in all channels, spread differently.
+    # Sorting depends on the distribution, averaging does not: equal means in all channels, different spread.
     spread = torch.stack([torch.full((4, 4), 0.5), torch.linspace(0, 1, 16).view(4, 4)])
     views = torch.stack([spread, spread.flip(0)])
     assert torch.allclose(moments([views], 1, "mean").mean, torch.zeros(1, 1, 2), atol=1e-12)
@@ -176,11 +176,11 @@ def test_an_empty_batch_is_no_special_case(comparison):
     assert moments([torch.zeros(0, 4, 3, 3)], 6, comparison).mean.shape[:2] == (0, 6)
 
 
-def test_incomplete_groups_are_refused():
+def test_incomplete_groups_are_rejected():
     with pytest.raises(ValueError, match="8 feature maps"):
         moments([torch.rand(8, 4, 2, 2)], 6)
 
 
-def test_an_unknown_comparison_is_refused():
+def test_an_unknown_comparison_is_rejected():
     with pytest.raises(ConfigError, match=r"'sorted'. Did you mean 'sort'\? Known: spatial, mean, sort, spatial\+mean"):
         moments(make_features(1, 2), 1, "sorted")

@@ -38,7 +38,7 @@ def test_dropout_against_literal_masking(p):
     std = masked.std(dim=0)
     assert ((drawn.mean(0) - masked.mean(0)).abs() < 5 * std * (2 / DRAWS) ** 0.5).all()
     assert ((drawn.std(0) / std - 1).abs() < 5 * (1 / DRAWS) ** 0.5).all()
-    # And Gaussian in shape: skewness and excess kurtosis of the masked draws are those of chance.
+    # The shape is Gaussian: skewness and excess kurtosis of the masked draws are within chance.
     standard = (masked - masked.mean(0)) / std
     assert (standard.pow(3).mean(0).abs() < 5 * (6 / DRAWS) ** 0.5).all()
     assert ((standard.pow(4).mean(0) - 3).abs() < 5 * (24 / DRAWS) ** 0.5).all()
@@ -53,7 +53,7 @@ def test_contexts_are_rows_of_one_matrix():
 @pytest.mark.parametrize("contexts", [1, CONVOLVED_CONTEXTS - 1, CONVOLVED_CONTEXTS, 5 * CONVOLVED_CONTEXTS + 3])
 @pytest.mark.parametrize("leading", [(), (5,), (3, 6), (0, 6)])
 def test_few_and_many_contexts_are_the_same_product(contexts, leading):
-    """Values and gradients of both ways, in double precision, are those of the matrix product."""
+    """Values and gradients of both ways equal the matrix product in double precision."""
     generator = torch.Generator().manual_seed(contexts)
     drawn = [torch.rand(*leading, n, generator=generator, dtype=torch.float64) for n in (40, 40, contexts)]
     (mean, var), noise = (tensor.requires_grad_() for tensor in drawn[:2]), drawn[2]

@@ -1,4 +1,4 @@
-"""The metric as people use it, against the `lpips` package."""
+"""`ImageMetric` against the `lpips` package."""
 
 import doctest
 import importlib
@@ -141,7 +141,7 @@ def test_rank_against_sorted_distances():
         (noise(3, 3, 64, 64), r"x has 3 images and y has 2: give the same number"),
     ],
 )
-def test_mistakes_say_what_was_given_and_the_remedy(images, message):
+def test_errors_name_the_input_and_the_fix(images, message):
     m, good = random_metric(), noise(2, 3, 64, 64)
     with pytest.raises(ImageError, match=message):
         m(images, good)
@@ -154,7 +154,7 @@ def test_the_remedies_that_errors_name_work():
     m(grey.expand(-1, 3, -1, -1), grey[0].expand(3, -1, -1))
 
 
-def test_values_are_looked_at_unless_said_otherwise():
+def test_values_are_checked_unless_switched_off():
     m, x = random_metric(), noise(1, 3, 64, 64)
     m.check_values = False
     assert m(x * 255, x).isfinite().all()

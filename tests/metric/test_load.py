@@ -1,4 +1,4 @@
-"""Which metric is meant: runs of one file and of several, files, backbones, and what errors offer."""
+"""Loading by run (one metric file or several), metric file and backbone name, and suggestions in errors."""
 
 import itertools
 
@@ -104,7 +104,7 @@ def test_mistyped_names_are_corrected(run, tmp_path):
         fastdps.load(tmp_path / "rnu")
 
 
-def test_what_is_no_run(tmp_path):
+def test_a_directory_that_is_not_a_run(tmp_path):
     with pytest.raises(FastDPSError, match=r"is not a run: it has no config\.json"):
         fastdps.load(tmp_path)
     (tmp_path / "config.json").write_text("{}")
@@ -113,7 +113,7 @@ def test_what_is_no_run(tmp_path):
 
 
 def test_other_distortions_than_ours(tmp_path):
-    """A metric's file names its own distortions, of which there may be others than the six."""
+    """A metric file names its own distortions, which may differ from the six."""
     rankings = list(itertools.permutations(["hue", "noise", "crop"]))
     PerceptualMetric(Backbone("alexnet"), random_weights(6), rankings).save(tmp_path / "m.safetensors")
     assert fastdps.load(tmp_path / "m.safetensors", "crop,noise,hue").context == ("crop", "noise", "hue")

@@ -1,4 +1,4 @@
-"""Heads from and to the `lpips` package: same distances, same scores, and nothing loaded that is not understood."""
+"""Heads from and to the `lpips` package: equal distances and scores, and rejection of unknown content."""
 
 import warnings
 from pathlib import Path
@@ -26,7 +26,7 @@ ALEXNET = (64, 192, 384, 256, 256)
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory, imagenet_sample, lpips_example):
-    """The directory of a BAPPS-shaped set, and what is in it: images and votes of triplets and of pairs."""
+    """The directory of a set with the structure of BAPPS, and its images and votes of triplets and pairs."""
     root = tmp_path_factory.mktemp("judged")
     triplets, pairs = real_triplets(imagenet_sample, lpips_example, 20), real_pairs(imagenet_sample, 20)
     write_judged(root / "2afc" / "val" / "traditional", "triplets", *triplets)
@@ -46,7 +46,7 @@ def lpips_input(images: np.ndarray) -> torch.Tensor:
 
 
 class LpipsData:
-    """What `lpips` iterates over to score a data set."""
+    """The data set over which `lpips` iterates to score it."""
 
     def __init__(self, **columns: torch.Tensor) -> None:
         self.columns = columns
@@ -90,11 +90,11 @@ def test_shipped_heads_score_as_in_lpips(net, backbone, judged, weights_dir, mon
     assert scores["2afc"]["traditional"]["adapted"] == pytest.approx(two_afc, abs=1e-7)
     assert scores["jnd"]["traditional"]["adapted"] == pytest.approx(jnd, abs=1e-7)
     before, after = ([scores[test]["traditional"][key] for test in ("2afc", "jnd")] for key in ("baseline", "adapted"))
-    assert before != after  # or the heads would not have mattered
+    assert before != after  # otherwise the heads would not matter
 
 
 def test_our_heads_measure_the_same_in_lpips(judged, weights_dir, monkeypatch, tmp_path):
-    """As its users load them: from a file, which the package reads without checking a key, so this checks them."""
+    """Load a file as users of the package do; the package does not check keys, so this test does."""
     _, triplets, pairs = judged
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
     weights = (torch.rand(2, sum(ALEXNET), generator=torch.Generator().manual_seed(0)) - 0.5).clamp_min(0)
@@ -152,12 +152,12 @@ def head(channels: int = 3, value: float = 1.0) -> torch.Tensor:
         ({"lin0.model.1.weight": head(value=float("nan"))}, "has weights that are not all finite"),
     ],
 )
-def test_what_is_not_heads_is_refused(state, message):
+def test_invalid_heads_are_rejected(state, message):
     with pytest.raises(FastDPSError, match=message):
         heads_from_lpips(state)
 
 
-def test_a_whole_lpips_is_refused_and_its_heads_taken():
+def test_a_full_lpips_is_rejected_and_its_heads_are_accepted():
     whole = lpips_module().state_dict()
     with pytest.raises(FastDPSError, match=r"scaling_layer.* and more besides heads.* It has a backbone"):
         heads_from_lpips(whole)
@@ -212,6 +212,6 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
         (torch.full((5,), torch.inf), "not all finite"),
     ],
 )
-def test_what_lpips_cannot_have_is_refused(weights, message):
+def test_weights_that_lpips_cannot_represent_are_rejected(weights, message):
     with pytest.raises(ConfigError, match=message):
         heads_to_lpips(weights, (2, 3))

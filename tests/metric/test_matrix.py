@@ -25,7 +25,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def smooth(n: int, size: int = 64) -> torch.Tensor:
-    """Images as different as photographs are, which noise is not."""
+    """Images that differ as much as photographs do, unlike noise."""
     coarse = noise(n, 3, 5, 5)
     return torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 1)
 
@@ -50,7 +50,7 @@ def test_all_pairs_against_lpips(net, backbone, n, weights_dir):
 
 
 def lpips_pairs(oracle: lpips.LPIPS, images: torch.Tensor) -> torch.Tensor:
-    """All distances by LPIPS's own modules, as its `forward` puts them together, with each image's features kept."""
+    """Compute all distances with LPIPS's modules as its `forward` does, with the features of each image kept."""
     taps = [lpips.normalize_tensor(tap) for tap in oracle.net(oracle.scaling_layer(images))]
     rows = []
     for i in range(len(images)):
@@ -72,7 +72,7 @@ def test_all_comparisons_against_pairs(comparison):
 
 @torch.no_grad()
 def test_near_copies_are_told_apart():
-    """Distances a million times smaller than those beside them keep their first digits."""
+    """Distances a million times smaller than others keep their first digits."""
     metric = PerceptualMetric(Backbone("alexnet"), 3 * noise(1, 1152))
     images = smooth(3).repeat_interleave(4, dim=0).mul(0.9)
     images += 1e-3 * noise(12, 3, 64, 64, seed=3)
@@ -105,7 +105,7 @@ def test_little_memory_gives_the_same(monkeypatch):
     assert blocks == [23]  # each image's features once
 
 
-def test_what_has_no_matrix_is_refused():
+def test_metrics_without_a_matrix_are_rejected():
     backbone = Backbone("alexnet", pretrained=False)
     for weights in (torch.ones(2, 1152), -torch.ones(1, 1152)):
         with pytest.raises(ConfigError, match="one context, with weights that are at least 0"):

@@ -1,4 +1,4 @@
-"""The whole metric against the `lpips` package, and its file format."""
+"""The complete metric against the `lpips` package, and its file format."""
 
 import json
 
@@ -71,7 +71,7 @@ def test_gradients_in_both_images():
     assert all(torch.isfinite(image.grad).all() and (image.grad != 0).any() for image in (x, y))
 
 
-def test_moments_are_those_of_single_pairs():
+def test_moments_equal_single_pairs():
     metric = PerceptualMetric(Backbone("alexnet"))
     views = torch.rand(3, 7, 3, 64, 64)
     together = metric.moments(views).mean.sum(-1)
@@ -114,14 +114,14 @@ def test_a_tuned_backbone_is_included(tmp_path, monkeypatch):
         metadata, names = file.metadata(), set(file.keys())
     assert metadata["backbone_weights"] == "included"
     assert names == {"weights", *(f"backbone.{name}" for name in backbone.state_dict())}
-    monkeypatch.setenv("FASTDPS_WEIGHTS", str(tmp_path))  # no pretrained weights are looked for
+    monkeypatch.setenv("FASTDPS_WEIGHTS", str(tmp_path))  # no pretrained weights are looked up
     monkeypatch.setattr("fastdps.metric.backbones.load_pretrained", None)
     x, y = torch.rand(2, 2, 3, 64, 64)
     assert torch.equal(metric(x, y), PerceptualMetric.load(path)(x, y))
 
 
 def rewrite(path, *, metadata=(), tensors=(), without=()):
-    """Change the metadata or tensors of a metric's file, or leave some of either out."""
+    """Change or remove metadata or tensors of a metric file."""
     with safe_open(path, framework="pt") as file:
         old = file.metadata()
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -159,7 +159,7 @@ def test_incomplete_files(tmp_path, change, message):
         PerceptualMetric.load(path)
 
 
-def test_other_backbone_weights_are_refused(tmp_path):
+def test_other_backbone_weights_are_rejected(tmp_path):
     metric = PerceptualMetric(Backbone("alexnet", pretrained=False))
     metric.save(tmp_path / "metric.safetensors")
     with pytest.raises(FastDPSError, match="other weights of alexnet"):
@@ -202,13 +202,13 @@ def test_metadata_can_be_read_without_fastdps(tmp_path):
         (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "divide uint8"),
     ],
 )
-def test_wrong_images_are_refused(x, y, message):
+def test_wrong_images_are_rejected(x, y, message):
     metric = PerceptualMetric(Backbone("alexnet", pretrained=False))
     with pytest.raises(ValueError, match=message):
         metric(x, y)
 
 
-def test_wrong_heads_are_refused():
+def test_wrong_heads_are_rejected():
     backbone = Backbone("alexnet", pretrained=False)
     with pytest.raises(ConfigError, match=r"alexnet, compared by spatial, needs weights \(K, 1152\)"):
         PerceptualMetric(backbone, torch.ones(1, 5))

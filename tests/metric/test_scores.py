@@ -19,7 +19,7 @@ def test_two_afc_by_hand():
 
 
 def test_two_afc_of_several_contexts_by_hand():
-    """Rows are triplets, columns contexts: both ways round, and a tie, which counts 0.5 whatever the votes."""
+    """Rows are triplets, columns contexts: both orders, and a tie, which counts 0.5 for any votes."""
     d0 = torch.tensor([[0.1, 0.3, 0.2], [0.0, 0.5, 0.9]])
     d1 = torch.tensor([[0.2, 0.1, 0.2], [0.0, 0.6, 0.1]])
     votes = torch.tensor([[0.2], [1.0]])
@@ -61,7 +61,7 @@ def test_human_ceiling_by_hand():
 
 
 def sklearn_average_precision(distances, votes):
-    """Every pair twice: as positive, weighing its votes, and as negative, weighing the others."""
+    """Count every pair twice: as positive, weighted by its votes, and as negative, weighted by the others."""
     truth = np.r_[np.ones(len(votes)), np.zeros(len(votes))]
     return average_precision_score(truth, -np.r_[distances, distances], sample_weight=np.r_[votes, 1 - votes])
 
@@ -111,7 +111,7 @@ def test_average_precision_without_any_same_is_zero_and_with_nan_is_nan():
 
 
 def test_lpips_averages_precision_under_its_envelope():
-    """What the docstring says of LPIPS's own evaluation, with its own function."""
+    """The figures of the docstring about LPIPS's evaluation, computed with its own function."""
     votes = np.array([0.0, 1.0, 1.0, 0.0])
     found = votes.cumsum()
     theirs = lpips.voc_ap(found / found[-1], found / np.arange(1, 5))

@@ -1,4 +1,4 @@
-"""The metric in torchmetrics: against a plain mean, in collections, copied, pickled, and over two processes."""
+"""The torchmetrics class: against a plain mean, in collections, copied, pickled, and in two processes."""
 
 import copy
 import pickle
@@ -36,7 +36,7 @@ def test_update_compute_reset_and_forward(reduction):
     metric, pairs = DeepPerceptualSimilarity("alexnet", reduction=reduction), batches()
     for _ in range(2):
         for x, y in pairs:
-            value = metric(x, y)  # of this batch alone
+            value = metric(x, y)  # of this batch only
             assert torch.allclose(value, getattr(plain([(x, y)]), reduction)())
         assert torch.allclose(metric.compute(), getattr(plain(pairs), reduction)())
         metric.reset()

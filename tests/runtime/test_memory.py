@@ -1,4 +1,4 @@
-"""Freed memory is kept: what the operating system counts, in processes of their own."""
+"""Freed memory is kept: page faults counted by the operating system, in separate processes."""
 
 import platform
 import subprocess
@@ -28,11 +28,11 @@ print((faults() - before) // 10)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-def test_steps_reuse_the_memory_of_those_before():
+def test_steps_reuse_the_memory_of_earlier_steps():
     given_back, kept = (
         int(subprocess.run([sys.executable, "-c", STEPS, how], capture_output=True, text=True, check=True).stdout)
         for how in ("give back", "keep")
     )
-    # Huge pages would make them fewer, and none is as large as a block.
+    # Huge pages would reduce the count, but none is as large as a block.
     assert given_back >= 4
     assert kept < given_back / 10

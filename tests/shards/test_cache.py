@@ -20,7 +20,7 @@ from helpers.shard_sets import open_set
 
 
 @pytest.mark.parametrize("kind", ["raw", "jpeg", "triplets"])
-def test_an_index_is_made_from_its_tar_as_packing_writes_it(tmp_path, kind):
+def test_an_index_made_from_its_tar_equals_packing(tmp_path, kind):
     directory = write_kind(tmp_path, kind)
     for tar in directory.glob("*.tar"):
         with tar.open("rb") as file:
@@ -31,7 +31,7 @@ def test_an_index_is_made_from_its_tar_as_packing_writes_it(tmp_path, kind):
 @pytest.mark.parametrize(
     ("kind", "reader"), [("raw", "portable"), ("raw", "dali"), ("jpeg", "dali"), ("triplets", "portable")]
 )
-def test_batches_are_those_of_the_same_set_here(web, tmp_path, kind, reader, room):
+def test_batches_equal_the_batches_of_a_local_set(web, tmp_path, kind, reader, room):
     if reader == "dali":
         pytest.importorskip("nvidia.dali")
     directory = write_kind(web[0] / "set", kind)
@@ -75,7 +75,7 @@ def test_the_cache_is_never_larger_than_its_size(raw, tmp_path, reader):
     assert max(bytes_of(directory)) < most <= size
 
 
-def test_a_small_cache_is_refused_with_what_is_needed(raw, tmp_path):
+def test_a_small_cache_is_rejected_with_the_needed_size(raw, tmp_path):
     directory, url = raw
     least = two_shards(directory)
     with pytest.raises(ConfigError, match=rf"needs at least {least:,}.*--cache-size"):
@@ -91,7 +91,7 @@ def test_processes_of_a_machine_share_its_size(raw, tmp_path, monkeypatch):
         )
 
 
-def test_each_process_brings_only_what_it_reads_and_only_once(raw, tmp_path):
+def test_each_process_downloads_only_the_shards_it_reads_and_only_once(raw, tmp_path):
     directory, _ = raw
     faults = Faults(0)
     with failing_proxy(int(raw[1].split(":")[2].split("/")[0]), faults) as port:
@@ -132,7 +132,7 @@ def test_shards_of_the_next_epoch_come_after_the_last_batch(raw, tmp_path):
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("fastdps-")]
 
 
-def test_two_at_a_time_bring_a_shard_once(raw, tmp_path):
+def test_two_concurrent_sets_download_a_shard_once(raw, tmp_path):
     faults = Faults(1.0, slow_s=0.2, kinds=("slow",))
     with failing_proxy(int(raw[1].split(":")[2].split("/")[0]), faults) as port:
         url = f"http://127.0.0.1:{port}/set"
@@ -151,7 +151,7 @@ def test_two_at_a_time_bring_a_shard_once(raw, tmp_path):
     }
 
 
-def test_what_is_held_stays_and_the_longest_unused_goes_first(raw, tmp_path):
+def test_locked_shards_stay_and_the_least_recently_used_is_evicted(raw, tmp_path):
     directory, url = raw
     manifest = read_manifest(directory)
     large = [shard for shard in manifest.shards if shard.samples == 12]

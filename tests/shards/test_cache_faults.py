@@ -42,7 +42,7 @@ def test_a_shard_that_is_not_there_is_named(raw, tmp_path):
         batches(loader)
 
 
-def test_a_damaged_file_of_the_cache_is_brought_again(raw, tmp_path):
+def test_a_damaged_file_of_the_cache_is_downloaded_again(raw, tmp_path):
     _, url = raw
     loader = open_shards(url, batch_size=4, options=LoadOptions(cache=Cache(tmp_path / "cache", 1 << 30)))
     before = batches(loader)
@@ -110,7 +110,7 @@ threading.Event().wait()
 
 
 @pytest.mark.parametrize("when", ["while it brings", "while it holds"])
-def test_a_killed_process_is_in_nobodys_way(raw, tmp_path, when):
+def test_a_killed_process_leaves_no_locks(raw, tmp_path, when):
     directory, url = raw
     port = int(url.split(":")[2].split("/")[0])
     faults = Faults(0, slow_s=60)
@@ -136,7 +136,7 @@ def test_a_killed_process_is_in_nobodys_way(raw, tmp_path, when):
     assert not list(cache.rglob("*.partial"))
 
 
-def test_room_that_others_hold_is_waited_for_and_then_an_error(raw, tmp_path, monkeypatch):
+def test_waiting_for_room_of_other_jobs_times_out(raw, tmp_path, monkeypatch):
     directory, url = raw
     manifest = read_manifest(directory)
     cache = Cache(tmp_path / "cache", manifest.shards[2].bytes)

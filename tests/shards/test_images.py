@@ -1,4 +1,4 @@
-"""Decoding, resizing and encoding, against Pillow, with every kind of odd image."""
+"""Decoding, resizing and encoding, against Pillow, with many kinds of unusual images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cmyk_jpeg() -> bytes:
 
 
 def ycck_jpeg() -> bytes:
-    """The same bytes with Adobe's mark that the first three channels are YCC."""
+    """Return the bytes with Adobe's marker that the first three channels are YCC."""
     data = cmyk_jpeg()
     at = data.index(b"Adobe")
     assert data[at + 11] == 0
@@ -51,7 +51,7 @@ def palette_png(transparency: int | bytes | None) -> bytes:
 
 
 def deep_png(channels: int) -> bytes:
-    """A PNG of 16 bits a channel, grey (1) or RGB (3), which Pillow does not write itself."""
+    """Return a PNG of 16 bits per channel, grey (1) or RGB (3), which Pillow does not write."""
     pixels = np.random.default_rng(0).integers(0, 65536, (9, 11, channels)).astype(">u2")
     lines = b"".join(b"\0" + row.tobytes() for row in pixels)
 
@@ -119,7 +119,7 @@ def test_odd_images_resize_as_pillow_resizes_them(name):
     extension, packed = pack_image(data, "raw", 24, "squash")
     assert extension == "bin"
     found = np.frombuffer(packed, np.uint8).reshape(24, 24, 3)
-    # Turning after resizing swaps the order in which Pillow rounds its two passes.
+    # Rotating after resizing swaps the order of Pillow's two passes, and so their rounding.
     np.testing.assert_allclose(found.astype(int), np.asarray(expected).astype(int), atol=1)
 
 
@@ -140,7 +140,7 @@ def bomb() -> bytes:
 
 
 def great() -> bytes:
-    """A PNG of 100 million pixels: Pillow warns of these, and decodes them."""
+    """Return a PNG of 100 million pixels, which Pillow decodes with a warning."""
     buffer = io.BytesIO()
     Image.new("1", (10_000, 10_000)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -153,7 +153,7 @@ def damaged_png() -> bytes:
 
 
 def postscript() -> bytes:
-    """An EPS file, which Pillow gives to Ghostscript."""
+    """Return an EPS file, which Pillow passes to Ghostscript."""
     buffer = io.BytesIO()
     Image.fromarray(photo(24, 32)).save(buffer, "EPS")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The manifest: what is read is what was written, what is refused, and how a large one is divided over processes."""
+"""The manifest: round trip, rejected content, and the division of a large set among processes."""
 
 import gc
 import hashlib
@@ -23,7 +23,7 @@ def manifest(shards: int, samples: int = 5000) -> Manifest:
 
 
 def test_100_000_shards_are_divided_over_512_ranks(tmp_path):
-    """Every sample of every shard is read by one of them, and by one alone."""
+    """Check that every sample of every shard is read by exactly one process."""
     expected = manifest(100_000)
     (tmp_path / MANIFEST).write_text(expected.to_json())
     found = read_manifest(tmp_path)
@@ -40,7 +40,7 @@ def test_100_000_shards_are_divided_over_512_ranks(tmp_path):
     assert (starts[first] == 0).all()
     assert (stops[last] == 5000).all()
     assert (starts[~first] == stops[~last]).all()
-    assert len(visits) < 100_000 + RANKS  # shards that two of them read lie at the ends of their parts
+    assert len(visits) < 100_000 + RANKS  # two processes read a shard only at the ends of their parts
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_100_000_shards_are_divided_over_512_ranks(tmp_path):
         ({"sha256": None, "DROP": "sha256"}, "sha256"),
     ],
 )
-def test_a_shard_that_is_not_one_is_refused(tmp_path, change, message):
+def test_invalid_shards_are_rejected(tmp_path, change, message):
     content = json.loads(manifest(3, samples=5).to_json())
     content["shards"][1] |= change
     if dropped := content["shards"][1].pop("DROP", None):
@@ -68,7 +68,7 @@ def test_a_shard_that_is_not_one_is_refused(tmp_path, change, message):
 
 
 @pytest.mark.parametrize("shards", [None, 3, ["shard-000000.tar"], [["a", 1, 2, "b"]], {"shard-000000.tar": 1}])
-def test_shards_that_are_no_list_of_them_are_refused(tmp_path, shards):
+def test_shards_that_are_not_a_list_are_rejected(tmp_path, shards):
     content = json.loads(manifest(3, samples=5).to_json()) | {"shards": shards}
     (tmp_path / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(ShardError, match="not a manifest of this format"):

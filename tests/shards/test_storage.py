@@ -42,7 +42,7 @@ def test_parts_of_urls():
     "text",
     ["pipe:cat x", "pipe:aws s3 cp s3://b/x -", "pipe://ls", "ssh://host/x", "s3:b/x", "s3://b/x::zip://y", "s4://b/x"],
 )
-def test_other_urls_are_refused_and_never_run(text):
+def test_other_urls_are_rejected_and_never_run(text):
     with pytest.raises(ConfigError, match="commands are never run"):
         locate(text)
 
@@ -98,7 +98,7 @@ def test_a_web_server(web):
 
 
 @pytest.mark.parametrize("place", ["bucket", "web"])
-def test_what_fails_now_and_then_is_asked_again(place, request, s3_port, s3_at):
+def test_transient_errors_are_retried(place, request, s3_port, s3_at):
     where = request.getfixturevalue(place)
     faults = Faults(0.3, slow_s=0.01)
     if place == "bucket":
@@ -116,7 +116,7 @@ def test_what_fails_now_and_then_is_asked_again(place, request, s3_port, s3_at):
     assert all(faults.done[kind] for kind in Faults.KINDS)
 
 
-def test_what_a_cut_connection_has_brought_is_not_fetched_again(bucket, s3_port, s3_at):
+def test_a_dropped_connection_does_not_repeat_received_pieces(bucket, s3_port, s3_at):
     open_store(bucket).write("a.bin", CONTENT)
     faults = Faults(0)
     kinds = iter([*([""] * 4), "cut", "cut"])
@@ -127,7 +127,7 @@ def test_what_a_cut_connection_has_brought_is_not_fetched_again(bucket, s3_port,
     assert sum(faults.paths.values()) == -(-len(CONTENT) // 10_000) + 2
 
 
-def test_what_goes_on_failing_is_an_error_that_names_it(web, caplog):
+def test_permanent_failure_is_an_error_that_names_the_file(web, caplog):
     faults = Faults(1.0, kinds=("refused",))
     with failing_proxy(int(web[1].rpartition(":")[2]), faults) as port:
         url = f"http://127.0.0.1:{port}"
@@ -140,7 +140,7 @@ def test_what_goes_on_failing_is_an_error_that_names_it(web, caplog):
     assert "retrying" in caplog.text
 
 
-def test_missing_credentials_are_said_at_once(monkeypatch, s3_port, s3_at):
+def test_missing_credentials_are_reported_at_once(monkeypatch, s3_port, s3_at):
     s3_at(s3_port)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
