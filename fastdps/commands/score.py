@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdps.commands.options import add_quiet
@@ -19,13 +17,10 @@ from fastdps.errors import ConfigError, ImageError, SampleError
 from fastdps.metric.image_metric import ImageMetric
 from fastdps.metric.load import load
 from fastdps.packing.sources.folder import Folder, read_file
-from fastdps.report.heat_map import draw_difference
-from fastdps.report.pictures import write_sheet
+from fastdps.report.pictures import draw_difference, write_sheet
 from fastdps.runtime.console import counter, is_quiet, print_result
 from fastdps.runtime.machine import keep_freed_memory
-from fastdps.shards.images import Fit, UnreadableItemError, decode
-
-Pixels = NDArray[np.uint8]
+from fastdps.shards.images import Fit, Pixels, UnreadableItemError, decode
 
 #: Images that are compared at a time: so many, or fewer with more pixels than these in all.
 BATCH, BATCH_PIXELS = 32, 32 * 256 * 256

@@ -6,9 +6,7 @@ import math
 from contextlib import closing
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from fastdps.contexts.distortions import DISTORTIONS, apply_plan, draw_plan
@@ -19,6 +17,7 @@ from fastdps.report.pictures import Panel, draw_sheet
 from fastdps.runtime.console import counter
 from fastdps.shards.cache import Cache
 from fastdps.shards.format import Kind, read_manifest
+from fastdps.shards.images import Pixels
 from fastdps.shards.storage import Location
 
 #: Side in pixels at which images without a common size are shown.
@@ -164,6 +163,6 @@ def judged_rows(batch: Batch, kind: Kind) -> list[list[Panel]]:
     return rows
 
 
-def _pixels(batch: Batch, component: str, n: int) -> NDArray[np.uint8]:
+def _pixels(batch: Batch, component: str, n: int) -> Pixels:
     """Return one image (H, W, 3)."""
     return batch.components[component][n].numpy()

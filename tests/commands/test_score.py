@@ -13,7 +13,7 @@ from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
-from fastdps.report.heat_map import overlay
+from fastdps.report.pictures import overlay
 
 
 @pytest.fixture(autouse=True)
