@@ -62,9 +62,7 @@ def check_devices() -> list[Check]:
         text = "; ".join(f"{device.name}, {device.total_memory / 2**30:.0f} GiB" for device in devices)
         advice = ""
         if len(devices) > 1:
-            advice = (
-                f"Use all: accelerate launch --multi_gpu --num_processes {len(devices)} -m fastdps.training.run ..."
-            )
+            advice = f"Use all: accelerate launch --multi_gpu --num_processes {len(devices)} -m fastdps.train ..."
         return [Check("devices", "ok", text, advice)]
     if shutil.which("nvidia-smi"):
         advice = "There is a driver: see `nvidia-smi`, CUDA_VISIBLE_DEVICES and the CUDA version of this torch."
