@@ -24,6 +24,9 @@ from typing import Any
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.runtime.files import write_errors
 
+#: Version of the format of `details.json`, which `fastdps.evaluation.examples` describes.
+DETAILS_VERSION = 1
+
 
 @dataclass(frozen=True)
 class RunDirectory:

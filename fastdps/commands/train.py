@@ -26,8 +26,8 @@ from fastdps.training.recipes import (
 from fastdps.training.run import Parallel, Resume, TrainOptions, train
 from fastdps.training.step import Execution
 
-#: Settings of a recipe that have an option of their own.
-SETTINGS = (
+#: Settings of a recipe that have an option.
+SETTINGS_WITH_OPTION = (
     "variant",
     "backbone",
     "taps",
@@ -141,7 +141,7 @@ def _taps(text: str) -> tuple[int, ...]:
 
 def run_train(arguments: argparse.Namespace) -> None:
     """Run `fastdps train`. The same command again resumes, or finds that all is done."""
-    config = get_recipe(arguments.recipe, {name: getattr(arguments, name) for name in SETTINGS})
+    config = get_recipe(arguments.recipe, {name: getattr(arguments, name) for name in SETTINGS_WITH_OPTION})
     if arguments.print_config:
         print(json.dumps(config.to_json(), indent=1))
         return

@@ -32,10 +32,9 @@ from fastdps.contexts.rankings import pairs
 from fastdps.evaluation.tally import EVALUATION_SEED, Tally, evaluation_views
 from fastdps.loading.spec import Batch
 from fastdps.metric.perceptual import PerceptualMetric, all_distances
-from fastdps.run_directory import RunDirectory
+from fastdps.run_directory import DETAILS_VERSION, RunDirectory
 from fastdps.runtime.files import atomic_write, write_json
 
-DETAILS_VERSION = 1
 #: Number of contexts shown, number of wrong choices of each, and the longest side of their pictures in pixels.
 CONTEXTS, CHOICES, LONGEST_SIDE = 4, 3, 96
 

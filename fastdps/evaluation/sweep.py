@@ -37,13 +37,11 @@ from fastdps.evaluation.evaluate import evaluate
 from fastdps.evaluation.run_scores import RunScores, read_scores
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.files import write_json, write_text
-from fastdps.training.recipes import TrainConfig, config_from_json, get_recipe
+from fastdps.training.recipes import SETTINGS, TrainConfig, config_from_json, get_recipe
 from fastdps.training.run import train
 
 #: Number of resamples of a bootstrap confidence interval, and its confidence level.
 RESAMPLES, CONFIDENCE = 2000, 0.95
-#: Settings that a grid can vary.
-SETTINGS = tuple(f.name for f in fields(TrainConfig))
 COLUMNS = ("case", "ranking", "baseline_accuracy", "adapted_accuracy", "improved")
 
 

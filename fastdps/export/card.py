@@ -27,10 +27,10 @@ LICENCE = (
     "They were trained on ImageNet, whose terms allow research and education that is not commercial. Find out whether "
     "your use is permitted. Whether the data that a metric was adapted to has terms is for you to know."
 )
-#: What of a training's configuration the card tells.
-_SETTINGS = ("variant", "recipe", "epochs", "judge", "loss", "interpolation", "seed")
-#: Of the data: no paths, which say nothing elsewhere and may name people.
-_DATA = ("source", "samples", "size", "sha256")
+#: Settings of a run that the card lists.
+_LISTED_SETTINGS = ("variant", "recipe", "epochs", "judge", "loss", "interpolation", "seed")
+#: Properties of the training data that the card lists. Paths are not listed: they may contain names of people.
+_LISTED_DATA = ("source", "samples", "size", "sha256")
 
 
 def describe(metric: PerceptualMetric, place: ContextLocation | None, run: RunDirectory | None) -> dict[str, Any]:
@@ -56,8 +56,8 @@ def describe(metric: PerceptualMetric, place: ContextLocation | None, run: RunDi
     }
     if run is not None and run.config.exists():
         config = run.read_config()
-        card["training"] = {name: config["config"].get(name) for name in _SETTINGS} | {
-            "data": {name: config["data"].get(name) for name in _DATA},
+        card["training"] = {name: config["config"].get(name) for name in _LISTED_SETTINGS} | {
+            "data": {name: config["data"].get(name) for name in _LISTED_DATA},
             "versions": config["versions"],
         }
         contexts = config["rankings"]

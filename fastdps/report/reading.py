@@ -15,11 +15,9 @@ from safetensors import SafetensorError, safe_open
 
 from fastdps.errors import FastDPSError
 from fastdps.report.charts import Line
-from fastdps.run_directory import RunDirectory
+from fastdps.run_directory import DETAILS_VERSION, RunDirectory
 from fastdps.shards.storage import locate
 
-#: What the version of `details.json` must be; see `fastdps.evaluation.examples`, which writes it.
-DETAILS_VERSION = 1
 #: The names that pictures of examples have, which reach nowhere else.
 _PICTURE = re.compile(r"[\w-]+\.png", re.ASCII)
 

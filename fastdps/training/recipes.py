@@ -104,10 +104,11 @@ class TrainConfig:
 
     def replace(self, settings: Mapping[str, Any]) -> TrainConfig:
         """Return a copy with some settings replaced; None keeps a setting. Raises `ConfigError` for unknown names."""
-        known = [field.name for field in dataclasses.fields(self)]
         for name in settings:
-            if name not in known:
-                raise ConfigError(f"Unknown setting {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+            if name not in SETTINGS:
+                raise ConfigError(
+                    f"Unknown setting {name!r}.{did_you_mean(name, SETTINGS)} Known: {', '.join(SETTINGS)}."
+                )
         given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
         return dataclasses.replace(self, **{key: value for key, value in given.items() if value is not None})
 
@@ -116,11 +117,14 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
 
+#: Names of all settings.
+SETTINGS = tuple(field.name for field in dataclasses.fields(TrainConfig))
+
+
 def config_from_json(data: Mapping[str, Any]) -> TrainConfig:
     """Read settings from JSON types. Raises `ConfigError` for keys that this version does not know."""
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    if unknown := sorted(set(data) - known):
-        raise ConfigError(f"Unknown settings {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
+    if unknown := sorted(set(data) - set(SETTINGS)):
+        raise ConfigError(f"Unknown settings {', '.join(unknown)}. Known: {', '.join(sorted(SETTINGS))}.")
     lists = {key: tuple(value) for key, value in data.items() if isinstance(value, list)}
     return TrainConfig(**{**data, **lists})
 
