@@ -1,4 +1,4 @@
-"""What all commands share: the parser, option types and groups, and the exit status of a command."""
+"""Shared by all commands: the parser, option types and groups, and the exit status of a command."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastdps.errors import ConfigError, FastDPSError, StoppedError, did_you_mean
 from fastdps.runtime.signals import Terminated, raise_on_sigterm
-from fastdps.shards.cache import Cache, make_cache
 from fastdps.shards.storage import Location, locate
+
+if TYPE_CHECKING:
+    from fastdps.shards.cache import Cache
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?")
@@ -93,6 +95,8 @@ def cache_from(arguments: argparse.Namespace) -> Cache | None:
     """Return the cache that the options name, None without them."""
     if arguments.cache_dir is None and arguments.cache_size is None:
         return None
+    from fastdps.shards.cache import make_cache  # slow to import, and not needed for --help
+
     return make_cache(arguments.cache_dir, arguments.cache_size)
 
 

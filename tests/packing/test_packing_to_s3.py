@@ -94,4 +94,4 @@ def test_credentials_that_are_wrong_are_an_error_and_not_a_wait(tmp_path, bucket
     monkeypatch.setenv("HOME", str(tmp_path))
     storage._file_system.cache_clear()
     assert make_shards(["deadleaves", "--count", "2", "--size", "8", "--workers", "1", "--out", f"{bucket}/x"]) == 1
-    assert "Give credentials" in capsys.readouterr().err
+    assert "Set credentials" in capsys.readouterr().err
