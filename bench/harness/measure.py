@@ -143,34 +143,34 @@ class PartRates:
     """The rates of the parts that an end-to-end measurement consists of, each measured alone in the same rounds.
 
     Attributes:
-        alone: Samples of each part's rate in images/s, one a round, by the name of the part.
+        rates: Samples of the rate of each part in images/s, one per round, by the name of the part.
         shared_cores: Whether all parts run on the same cores, so that none runs while another does.
     """
 
-    alone: Mapping[str, Samples]
+    rates: Mapping[str, Samples]
     shared_cores: bool
 
     @property
     def slowest(self) -> Compared:
         """The slowest part: the limit if all others took no time, or ran concurrently."""
-        name = min(self.alone, key=lambda name: spread(self.alone[name]).median)
-        return Compared(f"{name} alone", self.alone[name])
+        name = min(self.rates, key=lambda name: spread(self.rates[name]).median)
+        return Compared(f"{name} alone", self.rates[name])
 
     @property
     def seconds(self) -> dict[str, float]:
         """The seconds per image of each part."""
-        return {name: 1 / spread(samples).median for name, samples in self.alone.items()}
+        return {name: 1 / spread(samples).median for name, samples in self.rates.items()}
 
     @property
     def sums_s(self) -> list[float]:
         """The seconds per image of all parts one after another, per round; on a GPU, without loading."""
-        counted = [samples for name, samples in self.alone.items() if self.shared_cores or name != "load"]
-        return [sum(1 / rate for rate in rates) for rates in zip(*counted, strict=True)]
+        counted = [samples for name, samples in self.rates.items() if self.shared_cores or name != "load"]
+        return [sum(1 / rate for rate in round_rates) for round_rates in zip(*counted, strict=True)]
 
-    def notes(self, whole: Samples) -> dict[str, float]:
-        """Return the sum of the parts, and the share of the corresponding rate that the samples `whole` reach."""
+    def notes(self, total: Samples) -> dict[str, float]:
+        """Return the sum of the parts, and the share of the corresponding rate that the samples `total` reach."""
         sums_s = self.sums_s
-        shares = [rate * sum_s for rate, sum_s in zip(whole, sums_s, strict=True)]
+        shares = [rate * sum_s for rate, sum_s in zip(total, sums_s, strict=True)]
         return {"parts_sum_s": statistics.median(sums_s), "parts_sum_share": statistics.median(shares)}
 
 

@@ -18,23 +18,23 @@ LONGER = 5
 def run(bench: Bench) -> Iterator[Measurement]:
     """Measure one row: images per second, each with the default number of draws."""
     parts = StepParts(bench, bench.data.small("raw"))
-    alone: dict[str, Workload] = {
+    works: dict[str, Workload] = {
         "load": parts.load(),
         "distort": parts.distort(),
         "features": parts.features(),
         "distances": parts.distances(),
     }
-    cases = {"score": score_work(parts), **alone}
+    cases = {"score": score_work(parts), **works}
     rates = bench.timing.rates(cases, seconds={"score": bench.timing.seconds * LONGER})
-    draws = {name: 1 if name == "load" else DRAWS for name in alone}
-    parts_of = PartRates(
-        {name: tuple(rate / draws[name] for rate in rates[name]) for name in alone}, shared_cores=not bench.on_gpu
+    draws = {name: 1 if name == "load" else DRAWS for name in works}
+    part_rates = PartRates(
+        {name: tuple(rate / draws[name] for rate in rates[name]) for name in works}, shared_cores=not bench.on_gpu
     )
     yield Measurement(
         "evaluate",
         f"{len(all_rankings(NAMES))} contexts, {DRAWS} draws an image",
         rates["score"],
-        limit=parts_of.slowest,
-        parts_s=parts_of.seconds,
-        notes=parts_of.notes(rates["score"]),
+        limit=part_rates.slowest,
+        parts_s=part_rates.seconds,
+        notes=part_rates.notes(rates["score"]),
     )

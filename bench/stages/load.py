@@ -57,12 +57,12 @@ def _measure(bench: Bench, what: str, directory: Path, files: Sequence[Path] = (
         limits = {} if bare is None else {f"DALI's bare reader{'' if 'raw' in what else ' and decoder'}": bare}
         if "JPEG" in what and not (bench.quick and what == "JPEG 64 px"):  # starting its workers takes seconds
             limits["a DataLoader with torchvision's decode_jpeg"] = stack.enter_context(_torchvision(directory))
-        there = [name for name in names if name != "dali" or bare is not None]
-        loaders: dict[str, Workload] = {name: load_work(_open(bench, directory, name)) for name in there}
-        ways: dict[str, Workload] = {}
+        available = [name for name in names if name != "dali" or bare is not None]
+        loaders: dict[str, Workload] = {name: load_work(_open(bench, directory, name)) for name in available}
+        baselines: dict[str, Workload] = {}
         if files and not bench.quick:
-            ways[USUAL] = stack.enter_context(loading(files, SIZE, BATCH, cores()))
-        rates = bench.timing.rates({**loaders, **limits, **ways})
+            baselines[USUAL] = stack.enter_context(loading(files, SIZE, BATCH, cores()))
+        rates = bench.timing.rates({**loaders, **limits, **baselines})
     fastest = max(limits, key=lambda name: spread(rates[name]).median, default=None)
     limit = None if fastest is None else Compared(fastest, rates[fastest])
     for name in loaders:

@@ -66,43 +66,44 @@ def run(bench: Bench) -> Iterator[Measurement]:
     files = bench.data.files()
     with ExitStack() as stack:
         runs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        ways = {
+        baselines = {
             name: stack.enter_context(
                 Reference(files, ranking, bench.device, workers=cores(), train_backbone=name == USUAL_TUNED)
             )
             for name in dict.fromkeys(case.usual for case in cases)
         }
         trainings = {case: TrainingWorkload(training_set(bench), case, runs) for case in cases}
-        whole: dict[str, Workload] = {str(case): training for case, training in trainings.items()}
-        whole |= {name: way.train for name, way in ways.items()}
-        alone = _parts(parts, cases)
-        alone |= {f"{USUAL} {name}": work for name, work in ways[USUAL].parts().items()}
-        rates = bench.timing.rates(whole | alone, seconds=dict.fromkeys(whole, bench.timing.seconds * LONGER))
+        end_to_end: dict[str, Workload] = {str(case): training for case, training in trainings.items()}
+        end_to_end |= {name: baseline.train for name, baseline in baselines.items()}
+        parts_works = _parts(parts, cases)
+        parts_works |= {f"{USUAL} {name}": work for name, work in baselines[USUAL].parts().items()}
+        seconds = dict.fromkeys(end_to_end, bench.timing.seconds * LONGER)
+        rates = bench.timing.rates(end_to_end | parts_works, seconds=seconds)
     shared_cores = not bench.on_gpu
-    for name in ways:
-        parts_of = PartRates({part: rates[f"{USUAL} {part}"] for part in PARTS}, shared_cores)
+    for name in baselines:
+        part_rates = PartRates({part: rates[f"{USUAL} {part}"] for part in PARTS}, shared_cores)
         yield Measurement(
             "train",
             f"{name}, 1 context",
             rates[name],
-            parts_s=parts_of.seconds if name == USUAL else {},
-            notes={"batch_images": REFERENCE_BATCH} | (parts_of.notes(rates[name]) if name == USUAL else {}),
+            parts_s=part_rates.seconds if name == USUAL else {},
+            notes={"batch_images": REFERENCE_BATCH} | (part_rates.notes(rates[name]) if name == USUAL else {}),
         )
     for case, training in trainings.items():
         samples = rates[str(case)]
-        parts_of = PartRates({part: rates[_part(part, case)] for part in PARTS}, shared_cores)
+        part_rates = PartRates({part: rates[_part(part, case)] for part in PARTS}, shared_cores)
         yield Measurement(
             "train",
             str(case),
             samples,
-            limit=parts_of.slowest,
+            limit=part_rates.slowest,
             usual=Compared(case.usual, rates[case.usual]),
             triplets_per_image=case.contexts * PAIRS,
-            parts_s=parts_of.seconds,
+            parts_s=part_rates.seconds,
             notes={
                 "data_wait_fraction": statistics.median(training.wait_fractions[-bench.timing.rounds :]),
                 "batch_images": BATCH,
-                **parts_of.notes(samples),
+                **part_rates.notes(samples),
                 **_time_ratio(case, rates),
             },
             headline=case.headline,
