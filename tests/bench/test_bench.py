@@ -1,4 +1,4 @@
-"""The bench: what is counted and compared, what results files hold, what goes into the README. Never how fast."""
+"""The bench: units and comparisons, the content of results files, and the table of the README. No speed is tested."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ROW_KEYS = {
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    """Runs stages on a few dead leaves, as briefly as can be; returns the results file's content."""
+    """Run stages briefly on a few dead leaves. Return the content of the results file."""
     monkeypatch.delenv("FASTDPS_TEST_DATA", raising=False)
     monkeypatch.setattr(command, "QUICK", (2, 0.001, IMAGES))
     monkeypatch.setattr(command, "FULL", (2, 0.001, IMAGES))
@@ -62,7 +62,7 @@ def tiny(monkeypatch, tmp_path):
 
 
 def check_rows(results, stages):
-    """What holds for every row, whatever was measured."""
+    """Check the properties of every row."""
     rows = results["measurements"]
     assert [stage for stage in STAGES if stage in {row["stage"] for row in rows}] == list(stages)
     for row in rows:
@@ -94,7 +94,7 @@ def test_cheap_stages(tiny, capsys):
 
 
 @pytest.mark.slow
-def test_whole_stages(tiny, weights_dir, monkeypatch):
+def test_complete_stages(tiny, weights_dir, monkeypatch):
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
     rows = check_rows(
         tiny("features", "distances", "evaluate", "startup"), ["features", "distances", "evaluate", "startup"]
@@ -189,8 +189,8 @@ def test_processes_and_memory(tiny, weights_dir, monkeypatch):
     assert train["notes"]["promised_MiB"] == 2048
 
 
-def test_a_whole_against_its_parts():
-    """Two rounds, the second on a machine at half the speed: shares do not change, and sums are each round's own."""
+def test_a_total_against_its_parts():
+    """Two rounds, the second at half the speed: shares do not change, and each round has its own sum."""
     alone = {"load": (1000.0, 500.0), "features": (100.0, 50.0), "heads": (200.0, 100.0)}
     whole = (50.0, 25.0)
     parts = PartRates(alone, shared_cores=True)
@@ -229,7 +229,7 @@ def test_flops_of_backbones_against_torch(name):
     assert count_flops(backbone, images) == oracle.get_total_flops()
 
 
-def test_sets_of_other_images_are_packed_anew(tmp_path):
+def test_sets_of_other_images_are_packed_again(tmp_path):
     first = BenchData(tmp_path / "shards", images=12, photos=None).small("raw", 20)
     assert read_manifest(first).samples == 20
     before = first.stat().st_mtime_ns, (first / "manifest.json").read_text()

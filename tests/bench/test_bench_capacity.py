@@ -1,4 +1,4 @@
-"""`bench plan`: the arithmetic on made-up rates, and the model against what was measured with one and two processes."""
+"""`bench plan`: the arithmetic on synthetic rates, and the model versus measurements with one and two processes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ONE = Cluster(
 
 
 def rows(two_processes=None, device="cpu"):
-    """Rows as one run of the bench writes them; on a CPU a process of all cores trains 400 images/s."""
+    """Return rows as the bench writes them. On a CPU, a process with all cores trains 400 images/s."""
     made = [
         Measurement("read", "whole shards of raw 64 px, in order", (1e6,), notes={"image_bytes": 12_800.0}),
         Measurement("load", "raw 64 px", (200_000.0,)),
@@ -121,7 +121,7 @@ def test_more_of_anything_is_never_slower():
 
 
 def test_a_store_is_shared_and_staging_is_not():
-    """Twice the nodes bring twice as much, as long as what they share allows it."""
+    """Twice the nodes stage twice as much, up to the limit of shared storage."""
     staged = dataclasses.replace(GPU, staged_bytes_per_s=64e6)  # 5,000 images/s a process
     cluster = dataclasses.replace(ONE, devices=8, batch_images=400, shared_storage_bytes_per_s=768e6)
     for nodes, cores, expected in ((1, 16, 5_000), (1, 64, 20_000), (1, 10**4, 40_000), (2, 16, 10_000), (2, 8, 5_000)):
@@ -223,7 +223,7 @@ def test_the_command_holds_the_model_against_what_was_measured(tmp_path, capsys)
 
 
 def check_model(content):
-    """The rows of `scaling` are within what the model may be off by; returns how many there are."""
+    """Check that the model is within tolerance of the rows of `scaling`. Return their number."""
     cases = measured_cases(content, CHANNELS)
     for what, measured, predicted in cases:
         assert predicted == pytest.approx(measured, rel=WITHIN), what

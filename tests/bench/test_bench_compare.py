@@ -1,4 +1,4 @@
-"""`bench compare`: what counts as moved, what as noise, and what makes it doubtful."""
+"""`bench compare`: changes, noise, and warnings."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_rule_is_symmetric_and_what_moved_has_disjoint_quartiles():
 
 
 def test_false_alarms_are_as_rare_as_the_readme_says():
-    """Five samples a run of the same normal distribution, with a spread of 2 and 10 % of the mean."""
+    """Five samples per run of one normal distribution, with a standard deviation of 2 and 10 % of the mean."""
     generator = np.random.default_rng(0)
     for spread, at_most in ((0.02, 0.002), (0.1, 0.07)):
         quartiles = np.percentile(1 + spread * generator.normal(size=(2, 4000, 5)), [25, 50, 75], axis=-1)
@@ -144,7 +144,7 @@ def test_what_makes_it_doubtful_is_a_warning(tmp_path, changes, warning, capsys)
 
 
 def test_shares_say_what_rates_of_two_machines_cannot():
-    """The second machine is twice as fast; the code on it has lost half of its share in one row."""
+    """The second machine is twice as fast, and the code has lost half of its share in one row."""
     limits = [Compared("copying", tuple(factor * 2 * sample for sample in SAMPLES)) for factor in (1, 2)]
     before = results([row("kept", limit=limits[0]), row("lost", limit=limits[0]), row("bare")])
     after = results([row("kept", factor=2, limit=limits[1]), row("lost", limit=limits[1]), row("bare")], cpu="Model Y")

@@ -1,4 +1,4 @@
-"""The peak of memory that a process reports is its own, and grows with what it takes."""
+"""The reported peak memory of a process is its own, and grows with its allocations."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_peak_of_a_large_parent_is_not_its_childs():
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_case_does_its_work(case, imagenet_sample, weights_dir, monkeypatch, tmp_path, capsys):
-    """Here all in one process and small, where the peaks say nothing."""
+    """Run all cases in one process with small inputs, where the peaks are meaningless."""
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
     monkeypatch.setenv("FASTDPS_TEST_DATA", str(imagenet_sample.parent))
     photographs = min(path for path in imagenet_sample.iterdir() if path.is_dir())
@@ -46,6 +46,6 @@ def test_every_case_does_its_work(case, imagenet_sample, weights_dir, monkeypatc
     assert found["peak_MiB"] > 10
 
 
-def test_the_cases_that_the_stage_names_are_there():
+def test_the_cases_that_the_stage_names_exist():
     assert {IMPORTS, PACK, PROMISED} <= set(CASES)
     assert (IMPORTS, PACK, PROMISED) == ("imports alone", "pack, one process", "train, 720 contexts, batches of 128")

@@ -1,4 +1,4 @@
-"""`bench picture`: what the bars consist of, and that the file is a picture of them."""
+"""`bench picture`: the content of the bars, and the picture file."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_bars_are_the_parts_and_the_rest():
     assert sum(every.parts_ms.values()) > every.whole_ms
 
 
-def test_on_a_gpu_loading_goes_on_beside_the_rest():
+def test_on_a_gpu_loading_runs_concurrently():
     one = bars(rows(device="cuda"))[1]
     assert one.beside_ms == {"load": pytest.approx(0.01)}
     assert "load" not in one.parts_ms
@@ -72,7 +72,7 @@ def test_the_file_is_a_picture_with_every_part_in_its_colour(tmp_path):
         (rows(), "p.pdf", "the picture is a PNG"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(tmp_path, content, out, message, capsys):
+def test_results_that_cannot_be_drawn_are_errors(tmp_path, content, out, message, capsys):
     path = write(tmp_path / "r.json", content)
     assert command.main(["picture", "--json", str(path), "--out", str(tmp_path / out)]) == 1
     assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The usual way, which training is compared with: it has to be what it says, or the comparison says nothing."""
+"""The baseline of training: it must do what it claims, or the comparison is meaningless."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PARTS = {"load", "distort", "features", "distances", "heads"}
 
 @pytest.fixture
 def image(tmp_path):
-    """A file of noise."""
+    """Write an image file of noise."""
     path = tmp_path / "noise.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
     return path

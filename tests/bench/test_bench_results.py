@@ -1,4 +1,4 @@
-"""Results files, and the tables of the READMEs that are made of one."""
+"""Results files, and the tables of the READMEs made from one."""
 
 from __future__ import annotations
 

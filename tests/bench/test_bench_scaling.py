@@ -1,4 +1,4 @@
-"""Launching the processes of the stage `scaling`: which, how, and what is an error."""
+"""Launching the processes of the stage `scaling`: cases, commands and errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastdps.runtime.machine import cores
 
 @pytest.fixture
 def shards(tmp_path):
-    """A set of 20 images."""
+    """Write a set of 20 images."""
     pack(DeadLeaves(20, 64, seed=0), tmp_path / "set", PackOptions(encoding="raw", size=64), workers=1)
     return tmp_path / "set" / "train"
 
@@ -44,7 +44,7 @@ def test_names_and_commands():
 
 
 def fake_run(monkeypatch, out, *, processes, seen):
-    """A launch that leaves the log of a training at 200 images a second."""
+    """Replace a launch by one that writes the log of a training at 200 images/s."""
 
     def run(command, *, env, **_):
         seen.append((command, env["OMP_NUM_THREADS"]))

@@ -1,4 +1,4 @@
-"""The simulation of staging: its window against the product's own, its times where they are known, mixing."""
+"""The simulation of staging: its window versus that of fastdps, known times, and shuffle quality."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def visits_of(manifest, rank, processes):
 @pytest.mark.parametrize("held", [2, 3, 7])
 @pytest.mark.parametrize("twice", [False, True])
 def test_what_may_come_is_what_the_product_begins(held, twice):
-    """`Prefetch` itself, given shards that come at once, after every sample that is delivered."""
+    """Compare with `Prefetch`, given shards that arrive at once, after every delivered sample."""
     manifest = made_up(100, 12)
     visits = [(manifest.shards[v.shard], v.stop - v.start) for v in visits_of(manifest, 1, 2)]
     if twice:  # as where a segment ends within a shard
@@ -65,7 +65,7 @@ def test_a_process_visits_what_its_part_has():
 
 @pytest.mark.parametrize("processes", [1, 8])
 def test_times_that_are_known(processes):
-    """Slow devices never wait, fast ones go as fast as their streams, and the first batch waits for its segment."""
+    """Slow devices never wait, fast ones are limited by their streams, and the first batch waits for its segment."""
     manifest = made_up(400_000, 1000)
     size = manifest.shards[0].bytes
     shard_s = EVEN.shard_s(size, np.random.default_rng(0))
@@ -88,7 +88,7 @@ def test_failures_and_jitter_cost_what_they_should():
     assert least_s < mean_s < least_s * 1.05
 
 
-def test_shards_are_brought_twice_where_parts_meet():
+def test_shards_are_downloaded_twice_where_parts_meet():
     manifest = made_up(200_000, 100)
     for nodes in (1, 8):
         division = divide_shards(manifest, nodes)

@@ -1,4 +1,4 @@
-"""`check_shards`: every kind of damage is found and named, and a sound set is called sound."""
+"""`check_shards`: every kind of damage is found and named, and an intact set passes."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def triplet_set(tmp_path):
 
 
 def check(capsys, directory, *options):
-    """Exit status, what was printed, and the error, without the progress."""
+    """Run the check. Return the exit status, the output, and the errors without progress."""
     status = check_shards([str(directory), *options])
     captured = capsys.readouterr()
     return status, captured.out, "".join(re.split(r"(?m)^checking .* left\n", captured.err))
 
 
 def assert_found(capsys, directory, *named, quick):
-    """The damage is found in full mode, and in quick mode if that can be."""
+    """Check that the damage is found by the full check, and by the quick check if `quick`."""
     for options, found in (((), True), (("--quick",), quick)):
         status, out, err = check(capsys, directory, *options)
         assert status == (1 if found else 0), out
@@ -205,7 +205,7 @@ def test_an_unfinished_set(capsys, packed_set):
 
 
 def test_votes_out_of_range(capsys, triplet_set):
-    """A writer that put nonsense into the shard, and stated its checksum."""
+    """Simulate a writer that put invalid content into the shard, with the matching checksum."""
     tar, manifest = triplet_set / "shard-000000.tar", triplet_set / "manifest.json"
     offset = int((triplet_set / "shard-000000.idx").read_text().split("\n")[1].split(" ")[13])
     for value in (2.0, np.nan):

@@ -1,4 +1,4 @@
-"""Dead leaves: pure functions of seed and number, with the statistics that the model has."""
+"""Dead leaves: pure functions of seed and number, with the statistics of the model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_radii_follow_the_inverse_cube(low):
 
 
 def test_images_have_the_spectrum_of_natural_ones():
-    """The power of natural images falls with the frequency to a power of about -2; noise has 0."""
+    """The power of natural images falls with frequency to the power of about -2; that of noise is constant."""
     frequency = np.hypot(*np.meshgrid(*2 * [np.fft.fftfreq(64)]))
     power = np.zeros((64, 64))
     for number in range(30):

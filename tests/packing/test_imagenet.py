@@ -1,4 +1,4 @@
-"""ImageNet in the layouts that it has on disk, in small; tars are read by offset and nothing is unpacked."""
+"""ImageNet in small copies of its layouts on disk. Tars are read by offset, and nothing is unpacked."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def packed_pixels(directory) -> list[bytes]:
 
 
 def write_official(root):
-    """The two tars as they can be downloaded."""
+    """Write the two tars as they are downloaded."""
     root.mkdir(exist_ok=True)
     inner = {f"{synset}.tar": tar_of(class_images(synset)) for synset in CLASSES}
     (root / "ILSVRC2012_img_train.tar").write_bytes(tar_of(inner))
@@ -64,7 +64,7 @@ def write_official(root):
 
 
 def write_folders(root, *, splits: bool):
-    """One folder per class."""
+    """Write one folder per class."""
     for synset in CLASSES:
         directory = root / "train" / synset if splits else root / synset
         directory.mkdir(parents=True)
@@ -78,7 +78,7 @@ def write_folders(root, *, splits: bool):
     return root
 
 
-def test_the_official_tars_are_packed_whole(tmp_path):
+def test_the_official_tars_are_packed_completely(tmp_path):
     root = write_official(tmp_path / "in")
     before = digests(tmp_path)
     result = pack(ImageNet(root), tmp_path / "out", OPTIONS, workers=2)

@@ -1,4 +1,4 @@
-"""BAPPS and the user's own triplets: layouts, pairing, votes, and the way back through both loaders."""
+"""BAPPS and the user's own triplets: layouts, pairing, votes, and reading through both loaders."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def quiet(caplog):
 
 @pytest.fixture
 def example(lpips_example):
-    """The real triplet's pixels by component."""
+    """Return the pixels of the real triplet by component."""
     return {
         name: np.asarray(Image.open(lpips_example / f"ex_{name}.png").convert("RGB")) for name in IMAGES["triplets"]
     }
 
 
 def changed(pixels, number):
-    """The example's image, made different for each sample by turning its values."""
+    """Return the example's image with rotated values, different for each sample."""
     return np.roll(pixels, (number, 2 * number), axis=(0, 1))
 
 
 def write_bapps(root, example):
-    """The directories of BAPPS; what each sample has, by sub-set and name."""
+    """Write the directories of BAPPS. Return the content of each sample by sub-set and name."""
     made = {}
     for path, (kind, count, shares) in LAYOUT.items():
         for number in range(count):
@@ -72,7 +72,7 @@ def write_bapps(root, example):
 
 
 def assert_same_samples(directory, expected, loader):
-    """All samples of a set are those expected, read through a loader."""
+    """Check that a loader reads exactly the expected samples."""
     kind = open_shards(directory, batch_size=2, options=LoadOptions(loader=loader)).manifest.kind
     images, votes = IMAGES[kind], VOTES[kind]
     found = set()
@@ -120,7 +120,7 @@ def rejects(directory):
 
 
 def test_files_belong_together_by_name(tmp_path, example):
-    """With one file gone, pairing by position would shift all that follow."""
+    """With a missing file, pairing by position would shift all later files."""
     made = write_bapps(tmp_path / "in", example)
     sub_set = tmp_path / "in/2afc/val/cnn"
     (sub_set / "p1/000002.png").unlink()
@@ -169,7 +169,7 @@ def test_votes_in_any_shape_of_one_number(tmp_path, example, votes):
     assert result.manifests["jnd/val/cnn"].samples == 4
 
 
-def test_a_number_of_samples_other_than_published_is_told(tmp_path, example, caplog):
+def test_a_number_of_samples_other_than_published_is_a_warning(tmp_path, example, caplog):
     write_bapps(tmp_path / "in", example)
     caplog.set_level(logging.WARNING, "fastdps.packing.sources.bapps")
     Bapps(tmp_path / "in").splits()["2afc/val/cnn"].items()
@@ -180,7 +180,7 @@ def test_a_number_of_samples_other_than_published_is_told(tmp_path, example, cap
     assert sum(PUBLISHED.values()) == 36344  # the published total of the six
 
 
-def test_what_is_not_bapps_or_not_whole_is_an_error(tmp_path, example):
+def test_another_or_an_incomplete_data_set_is_an_error(tmp_path, example):
     (tmp_path / "in").mkdir()
     with pytest.raises(FastDPSError, match="is not BAPPS"):
         Bapps(tmp_path / "in").splits()
@@ -200,7 +200,7 @@ def test_what_is_not_bapps_or_not_whole_is_an_error(tmp_path, example):
 
 
 def write_triplets(root, form, rows):
-    """A table of rows of cells."""
+    """Write a table in the format of the file name."""
     root.mkdir(exist_ok=True)
     names = ("ref", "p0", "p1", "judge")
     path = root / f"votes.{form}"
@@ -213,7 +213,7 @@ def write_triplets(root, form, rows):
 
 @pytest.fixture
 def rows(tmp_path):
-    """Good rows, and the images that they name."""
+    """Return valid rows, and write the images that they name."""
     (tmp_path / "in/images").mkdir(parents=True)
     for number in range(6):
         (tmp_path / f"in/images/{number}.png").write_bytes(encoded(noise(64, 64, 3, seed=number), "PNG"))
@@ -289,7 +289,7 @@ def test_other_columns_and_orders_and_quotes_are_fine(tmp_path, rows):
         ("nowhere.csv", None, "No such file"),
     ],
 )
-def test_a_table_that_is_none_is_an_error(tmp_path, name, text, what):
+def test_an_invalid_table_is_an_error(tmp_path, name, text, what):
     if text is not None:
         (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(FastDPSError, match=what) as caught:

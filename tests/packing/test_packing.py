@@ -1,4 +1,4 @@
-"""A packed set: its bytes, its index, its order, its manifest."""
+"""A packed set: bytes, index, order and manifest."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def options(**changes):
 
 
 def names_by_id(made, directory):
-    """Which file each sample was made of, found by its pixels."""
+    """Return the file of each sample, identified by its pixels."""
     by_pixels = {pixels.tobytes(): name for name, pixels in made.items()}
     return {key: by_pixels[pixels.tobytes()] for key, pixels in read_images(directory, SIDE).items()}
 
@@ -96,7 +96,7 @@ def test_a_tar_says_nothing_but_its_content(tmp_path, source):
             assert member.isreg()
 
 
-def test_the_manifest_says_what_is_there(tmp_path, source):
+def test_the_manifest_describes_the_set(tmp_path, source):
     pack(source, tmp_path / "out", options(holdout=0.2, seed=5), workers=1)
     content = json.loads((tmp_path / "out/train/manifest.json").read_text())
     shards = content.pop("shards")

@@ -1,4 +1,4 @@
-"""`tools/make_shards.py` and `tools/check_shards.py` as a user starts them."""
+"""`tools/make_shards.py` and `tools/check_shards.py`, started as by a user."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_errors_are_plain_and_change_nothing(tmp_path, arguments, status, messag
 
 
 def processes_of(session: int) -> list[int]:
-    """The processes that belong to a session."""
+    """Return the processes of a session."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
@@ -109,7 +109,7 @@ def wait_until(holds, what: str, seconds: float = 60) -> None:
 @pytest.mark.parametrize("whole_group", [False, True])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_signals_end_all_processes(tmp_path, number, status, whole_group):
-    """Ctrl-C reaches the whole group, a job manager often the first process alone."""
+    """Ctrl-C reaches the whole process group; a job manager often signals only the first process."""
     process = start(
         "make_shards.py", "deadleaves", "--count", 100_000, "--size", 16, "--samples-per-shard", 40, "--workers", 3,
         "--out", tmp_path, start_new_session=True,
@@ -131,7 +131,7 @@ def test_signals_end_all_processes(tmp_path, number, status, whole_group):
 
 
 def test_worker_processes_import_nothing_of_the_command_line(tmp_path):
-    """It would cost each of them a quarter of a second."""
+    """Importing it would cost each worker a quarter of a second."""
     (tmp_path / "in").mkdir()
     for number in range(40):
         (tmp_path / f"in/{number}.png").write_bytes(encoded(noise(8, 8, 3, seed=number), "PNG"))

@@ -1,4 +1,4 @@
-"""Packing to an S3 server that fails now and then, with the packing itself killed on the way."""
+"""Packing to an S3 server with injected faults, while packing itself is killed."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def start(out: object, *options: str) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def local(tmp_path):
-    """The same packed here."""
+    """Pack the same set into a local directory."""
     pack(DeadLeaves(200, 24, 0), tmp_path / "local", PackOptions(size=24, samples_per_shard=10), workers=1)
     return digests(tmp_path / "local/train")
 
 
 @pytest.mark.slow
-def test_a_killed_run_into_a_failing_store_goes_on_to_the_same_bytes(tmp_path, bucket, s3_port, s3_at, local, capsys):
+def test_a_killed_run_into_a_failing_store_resumes_to_the_same_bytes(tmp_path, bucket, s3_port, s3_at, local, capsys):
     faults = Faults(0.1, slow_s=0.1)
     with failing_proxy(s3_port, faults) as port:
         s3_at(port)

@@ -51,7 +51,7 @@ def test_two_nodes_of_which_a_worker_is_killed_give_the_bytes_of_one_machine(tmp
 
 
 class Elsewhere:
-    """An executor whose workers are this process, but have a directory or versions of their own."""
+    """An executor with this process as the worker, which may have another directory or other versions."""
 
     def __init__(self, root: Path | None = None, **changed: str) -> None:
         self._root, self._changed = root, changed

@@ -1,4 +1,4 @@
-"""Items that give no sample: listed, counted, bounded, and tried again."""
+"""Rejected items: listed, counted, bounded and retried."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_packing_stops_at_the_bound_and_not_at_the_end_of_the_shard(tmp_path):
     assert len(read) < 100
 
 
-def test_a_run_that_failed_goes_on_with_a_higher_bound(tmp_path):
+def test_a_failed_run_resumes_with_a_higher_limit(tmp_path):
     source = Numbers(20, frozenset(range(5)))
     with pytest.raises(FastDPSError):
         pack(source, tmp_path / "a", options(max_rejects=0.1), workers=1)
@@ -89,7 +89,7 @@ def test_a_run_that_failed_goes_on_with_a_higher_bound(tmp_path):
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
 
-def test_mended_items_of_finished_shards_are_packed_by_the_next_run(tmp_path):
+def test_repaired_items_of_finished_shards_are_packed_by_the_next_run(tmp_path):
     bad = frozenset(range(5))
     with pytest.raises(FastDPSError):
         pack(Numbers(40, bad), tmp_path / "a", options(max_rejects=0.1), workers=1)

@@ -1,4 +1,4 @@
-"""Packing into object storage: the same files as in a directory, whatever happens on the way."""
+"""Packing into object storage: the same files as in a directory, also after faults."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPTIONS = PackOptions(size=8, samples_per_shard=4, holdout=0.2, max_rejects=0.1)
 
 @pytest.fixture
 def url(tmp_path):
-    """A place in fsspec's file system in memory, which is one for the whole process."""
+    """Return a URL in fsspec's in-memory file system, which is shared by the whole process."""
     yield f"memory://{tmp_path.name}/set"
     memory = fsspec.filesystem("memory")
     if memory.exists(f"/{tmp_path.name}"):
@@ -39,7 +39,7 @@ def expected(tmp_path):
 
 
 def stored(url, tmp_path):
-    """The digests of what lies there."""
+    """Return the digests of the files at a URL."""
     memory, root = fsspec.filesystem("memory"), url.removeprefix("memory:/")
     there = tmp_path / "fetched"
     for path in memory.find(root):
@@ -69,8 +69,8 @@ def test_nothing_is_left_on_this_machine(tmp_path, url, monkeypatch):
     assert not list((tmp_path / "temporary").iterdir())
 
 
-def test_uploads_go_on_beside_packing_but_few_at_a_time(tmp_path, url, expected, monkeypatch):
-    """The next shard is begun while one is under way, and no more than three lie here."""
+def test_few_uploads_run_concurrently_with_packing(tmp_path, url, expected, monkeypatch):
+    """The next shard is packed during an upload, and at most three shards are on the local disk."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     here, put = [], Store.put
@@ -86,11 +86,11 @@ def test_uploads_go_on_beside_packing_but_few_at_a_time(tmp_path, url, expected,
 
 
 class StopError(Exception):
-    """What a test raises to end a run."""
+    """An error that a test raises to end a run."""
 
 
 def interrupt(url, after, *, saves=True):
-    """A run that ends after some items; unless it `saves` it ends as if it were killed."""
+    """Start a run that ends after some items: cleanly if it `saves`, otherwise as if it were killed."""
     read = []
 
     def stop(number):
@@ -107,7 +107,7 @@ def interrupt(url, after, *, saves=True):
 
 @pytest.mark.parametrize("every_s", [0.0, 10.0, 1e9])
 @pytest.mark.parametrize("saves", [True, False])
-def test_an_interrupted_run_goes_on(tmp_path, url, expected, monkeypatch, every_s, saves):
+def test_an_interrupted_run_resumes(tmp_path, url, expected, monkeypatch, every_s, saves):
     monkeypatch.setattr(ledger, "SAVE_EVERY_S", every_s)
     interrupt(url, 30, saves=saves)
     assert not any(name.endswith("manifest.json") for name in files_of(url))
@@ -148,7 +148,7 @@ def test_parts_merge_and_gaps_are_refused(tmp_path, url, expected):
     assert stored(url, tmp_path) == expected
 
 
-def test_other_options_are_refused_and_overwriting_starts_anew(tmp_path, url):
+def test_other_options_are_refused_and_overwriting_starts_from_scratch(tmp_path, url):
     interrupt(url, 30)
     other = PackOptions(size=8, samples_per_shard=5, max_rejects=0.1)
     with pytest.raises(ConfigError, match="samples_per_shard was 4 and is now 5"):
@@ -158,7 +158,7 @@ def test_other_options_are_refused_and_overwriting_starts_anew(tmp_path, url):
     assert stored(url, tmp_path) == digests(tmp_path / "other")
 
 
-def test_an_upload_that_fails_ends_the_run_and_the_next_goes_on(tmp_path, url, expected, monkeypatch):
+def test_an_upload_that_fails_ends_the_run_and_the_next_resumes(tmp_path, url, expected, monkeypatch):
     put = Store.put
 
     def fail(store, name, path):
@@ -225,7 +225,7 @@ def test_packing_and_checking_from_the_command_line(tmp_path, url, capsys):
     assert f"\nerror: 3 problems in {url}" in said.err
 
 
-def test_an_unfinished_set_is_said_to_be_one(url, capsys):
+def test_an_unfinished_set_is_reported(url, capsys):
     interrupt(url, 30)
     assert check_shards([url]) == 1
     assert f"{url}/train: is not finished" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Packing in parts, as an array of jobs does, and merging them."""
+"""Packing in parts, as in an array of jobs, and merging."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_parts_divide_the_shards_and_the_progress(tmp_path):
 
 
 def test_parts_side_by_side_leave_each_other_alone(tmp_path, expected):
-    """Part 1 runs from its begin to its end while part 0 is in the middle of a shard."""
+    """Part 1 runs completely while part 0 is in the middle of a shard."""
     out, begun, go_on = tmp_path / "out", threading.Event(), threading.Event()
 
     def wait(_):
@@ -115,7 +115,7 @@ def test_a_shard_that_is_not_there_in_full_is_a_gap(tmp_path, damage):
         merge(SOURCE, tmp_path, options())
 
 
-def test_a_set_that_no_part_has_begun_is_a_gap(tmp_path):
+def test_a_set_that_no_part_has_started_is_reported_as_missing(tmp_path):
     with pytest.raises(FastDPSError, match="train lacks 10 of 10 shards"):
         merge(SOURCE, tmp_path / "out", options())
 
@@ -133,10 +133,10 @@ def test_another_identity_is_refused_by_parts_and_merge(tmp_path):
 
 
 class StopError(Exception):
-    """What a test raises to end a run."""
+    """An error that a test raises to end a run."""
 
 
-def test_a_part_that_was_interrupted_goes_on(tmp_path, expected):
+def test_an_interrupted_part_resumes(tmp_path, expected):
     out, read = tmp_path / "out", []
 
     def stop(number):
@@ -155,7 +155,7 @@ def test_a_part_that_was_interrupted_goes_on(tmp_path, expected):
     assert digests(out) == expected
 
 
-def test_one_run_completes_what_parts_have_begun(tmp_path, expected):
+def test_one_run_completes_unfinished_parts(tmp_path, expected):
     pack_parts(tmp_path / "out", 3, only=[1])
     pack_parts(tmp_path / "out", 2, only=[0])  # another division
     again = []
@@ -164,9 +164,9 @@ def test_one_run_completes_what_parts_have_begun(tmp_path, expected):
     assert digests(tmp_path / "out") == expected
 
 
-def test_a_mended_item_replaces_the_shard_of_another_division(tmp_path):
+def test_a_repaired_item_replaces_the_shard_of_another_division(tmp_path):
     pack_parts(tmp_path / "out", 2)
-    pack_parts(tmp_path / "out", 3, source=Numbers(50))  # makes the shards with 3 and 7 anew
+    pack_parts(tmp_path / "out", 3, source=Numbers(50))  # packs the shards with 3 and 7 again
     merge(Numbers(50), tmp_path / "out", options())
     pack(Numbers(50), tmp_path / "expected", options(), workers=1)
     assert digests(tmp_path / "out") == digests(tmp_path / "expected")
@@ -199,7 +199,7 @@ def test_a_finished_set_is_left_alone_by_parts_and_merge(tmp_path, expected):
 
 
 @pytest.mark.parametrize("text", ["", "1", "a/2", "2/2", "8/8", "-1/2", "0/0", "1/2/3"])
-def test_a_part_that_is_none_is_refused(text):
+def test_an_invalid_part_is_refused(text):
     with pytest.raises(ConfigError, match="--part"):
         Share.parse(text)
 

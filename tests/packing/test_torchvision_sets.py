@@ -1,4 +1,4 @@
-"""STL-10 and SVHN in their true layouts on disk, in small, read by torchvision's own classes."""
+"""STL-10 and SVHN in small copies of their layouts on disk, read by torchvision's classes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def md5(path):
 
 @pytest.fixture
 def stl(tmp_path, monkeypatch):
-    """`stl10_binary/*.bin`: column-major images, channels first, and labels; the pixels by split."""
+    """Write `stl10_binary/*.bin`: column-major images, channels first, and labels. Return the pixels by split."""
     base = tmp_path / "in/stl10_binary"
     base.mkdir(parents=True)
     made = {split: noise(count, 96, 96, 3, seed=count) for split, count in STL_COUNTS.items()}
@@ -44,7 +44,7 @@ def stl(tmp_path, monkeypatch):
 
 @pytest.fixture
 def house_numbers(tmp_path, monkeypatch):
-    """`*_32x32.mat` of MATLAB: X (32, 32, 3, n) and y (n, 1); the pixels by split."""
+    """Write `*_32x32.mat` of MATLAB: X (32, 32, 3, n) and y (n, 1). Return the pixels by split."""
     scipy_io = pytest.importorskip("scipy.io")
     (tmp_path / "in").mkdir()
     made = {split: noise(count, 32, 32, 3, seed=count) for split, count in SVHN_COUNTS.items()}
