@@ -102,7 +102,7 @@ class RayExecutor:
     """
 
     def __init__(self, address: str | None = None, max_in_flight: int | None = None) -> None:
-        self._address, self._at_a_time = address, max_in_flight
+        self._address, self._max_in_flight = address, max_in_flight
         self._ray: Any = None
         self._is_mine = False
 
@@ -169,7 +169,7 @@ class RayExecutor:
 
     def _limit(self) -> int:
         """Return the number of shards that may be in flight now; a cluster may grow."""
-        return self._at_a_time or max(1, int(IN_FLIGHT * self._ray.cluster_resources().get("CPU", 1)))
+        return self._max_in_flight or max(1, int(IN_FLIGHT * self._ray.cluster_resources().get("CPU", 1)))
 
     def _result(self, reference: Any, work: ShardWork) -> RayResult:
         ray = self._ray
