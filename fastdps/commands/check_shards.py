@@ -1,4 +1,4 @@
-"""`fastdps check`, and the same as `tools/check_shards.py`: verify shard sets."""
+"""`fastdps check` (also `tools/check_shards.py`): verify shard sets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "order of the members, and that every image decodes."
     )
     parser.add_argument(
-        "directory", type=location, help="or a URL such as s3://BUCKET/NAME; shards are fetched one after another"
+        "directory",
+        type=location,
+        help="directory, or a URL such as s3://BUCKET/NAME, whose shards are fetched one after another",
     )
     parser.add_argument("--quick", action="store_true", help="manifest, sizes and indexes only; reads no shard")
     add_quiet(parser)
@@ -39,7 +41,7 @@ def run_check(arguments: argparse.Namespace) -> None:
     for shard_set in find_sets(arguments.directory):
         problems = 0
         for problem in check_set(shard_set, quick=arguments.quick, progress=True):
-            print(problem)  # an error, which --quiet shows
+            print(problem)  # an error, so --quiet prints it too
             problems += 1
         print_result(f"{shard_set}: " + (f"{problems} problem{'s' * (problems > 1)}" if problems else "sound"))
         found += problems

@@ -1,4 +1,4 @@
-"""The `fastdps` command. Sub-commands are imported when they are called, so that `--help` is quick."""
+"""The `fastdps` command. The module of a command is imported when it is called, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Command:
     Attributes:
         module: The module in `fastdps.commands` with its `add_arguments` and `run_<name>`.
         summary: Its purpose, for `--help`.
-        can_resume: The same command resumes after a signal stopped it, and the user is told so.
+        can_resume: The same command resumes after a signal, and a message says so.
     """
 
     module: str
@@ -33,13 +33,13 @@ COMMANDS = {
     "train": Command("train", "adapt a metric to one context, to many or to all"),
     "evaluate": Command("evaluate", "score a run on held-out images and on human judgement, before and after"),
     "report": Command("report", "show a run as one self-contained page, or compare several"),
-    "sweep": Command("sweep", "train and evaluate all cases of a grid, and collect them in one table"),
-    "score": Command("score", "compare images with one, nearest first; show where two of them differ"),
+    "sweep": Command("sweep", "train and evaluate all cases of a grid, and collect their scores in one table"),
+    "score": Command("score", "rank images by their distance to a reference; show where two images differ"),
     "export": Command("export", "write a metric for the lpips package, as ONNX, or for torch.export"),
-    "doctor": Command("doctor", "check this machine: what training would find, and what to do about it"),
-    "gallery": Command("gallery", "show samples of a shard set, distorted or with their votes, as a picture"),
+    "doctor": Command("doctor", "check whether this machine can train, and advise on problems"),
+    "gallery": Command("gallery", "draw samples of a shard set, distorted or with their votes, as a picture"),
     "demo": Command("demo", "pack, adapt and score on generated images, in minutes"),
-    "completion": Command("completion", "print the script that makes a shell complete these commands"),
+    "completion": Command("completion", "print a completion script for bash, zsh or fish"),
 }
 
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status.
 
     Args:
-        argv: The arguments, those of the process by default.
+        argv: The arguments, by default those of the process.
 
     Returns:
         0, 1 after an error, or 128 + the number of the signal that stopped the command.

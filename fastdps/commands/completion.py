@@ -1,6 +1,6 @@
-"""`fastdps completion`: what a shell needs to complete commands, options and choices.
+"""`fastdps completion`: print the script with which a shell completes commands, options and choices.
 
-It is printed once and read by the shell; completing starts no Python, which would import torch at every press of a key.
+The script is static: completing starts no Python process, which would take too long at a press of a key.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shtab
 
 from fastdps.commands import cli
 
-#: How each shell is told, once.
+#: Command that installs the script, by shell.
 INSTALL = {
     "bash": "fastdps completion bash > ~/.local/share/bash-completion/completions/fastdps",
     "zsh": "fastdps completion zsh > DIR/_fastdps   # DIR in $fpath, before compinit",
@@ -22,14 +22,14 @@ INSTALL = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `fastdps completion`."""
-    parser.add_argument("shell", choices=sorted(INSTALL), help="whose completion")
+    """Add the options of `fastdps completion`."""
+    parser.add_argument("shell", choices=sorted(INSTALL), help="shell to print the script for")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "to install:\n" + "\n".join(f"  {line}" for line in INSTALL.values())
 
 
 def run_completion(arguments: argparse.Namespace) -> None:
-    """Print the script."""
+    """Run `fastdps completion`."""
     parser = cli.make_parser(complete=cli.COMMANDS)
     for action in _actions(parser):
         if action.type is Path:
@@ -38,6 +38,7 @@ def run_completion(arguments: argparse.Namespace) -> None:
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Yield the actions of a parser and of its sub-parsers."""
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):

@@ -1,4 +1,4 @@
-"""`fastdps doctor`: what training would find on this machine, and what to do about it. Downloads nothing."""
+"""`fastdps doctor`: check whether this machine can train, and advise on problems. Downloads nothing."""
 
 from __future__ import annotations
 
@@ -33,28 +33,29 @@ PACKAGES = (
     "numpy",
 )
 DALI = "nvidia-dali-cuda130"
-#: How much is written and read to see how fast a disk is, and how much of it at a time.
+#: Amount that is written and read to measure the speed of a disk, and the size of one write.
 PROBE_MIB, PIECE_MIB = 64, 4
-#: A raw 64 px image, and how many of them a second a disk should give at least: what one GPU takes.
+#: Size of a raw 64 px image, and the rate at which one GPU consumes them, which a disk should sustain.
 IMAGE_KIB, SLOW_IMAGES_PER_S = 12, 10_000
-LITTLE_MEMORY_GIB, LITTLE_ROOM_GIB = 4, 1
-#: What launchers set.
+#: Memory and disk space below which a machine is noted as small.
+LITTLE_MEMORY_GIB, LITTLE_SPACE_GIB = 4, 1
+#: Environment variables that launchers set.
 LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID")
 
 
 def check_versions() -> list[Check]:
-    """Python, and the packages that training cannot do without."""
+    """Check Python and the packages that training needs."""
     found = [Check("python", "ok", f"{platform.python_version()}, {platform.platform()}")]
     for package in PACKAGES:
         try:
             found.append(Check(package, "ok", version(package)))
         except PackageNotFoundError:
-            found.append(Check(package, "bad", "not installed", "Install fastdps again: pip install fastdps"))
+            found.append(Check(package, "bad", "not installed", "Install missing packages: pip install fastdps"))
     return found
 
 
 def check_devices() -> list[Check]:
-    """GPUs as torch sees them."""
+    """Check the GPUs that torch finds."""
     import torch
 
     if torch.cuda.is_available():
@@ -62,38 +63,38 @@ def check_devices() -> list[Check]:
         text = "; ".join(f"{device.name}, {device.total_memory / 2**30:.0f} GiB" for device in devices)
         advice = ""
         if len(devices) > 1:
-            advice = f"Use all: accelerate launch --multi_gpu --num_processes {len(devices)} -m fastdps.train ..."
+            advice = f"To use all: accelerate launch --multi_gpu --num_processes {len(devices)} -m fastdps.train ..."
         return [Check("devices", "ok", text, advice)]
     if shutil.which("nvidia-smi"):
-        advice = "There is a driver: see `nvidia-smi`, CUDA_VISIBLE_DEVICES and the CUDA version of this torch."
-        return [Check("devices", "note", f"no CUDA in torch {torch.__version__}", advice)]
+        advice = "A driver is installed: check `nvidia-smi`, CUDA_VISIBLE_DEVICES and the CUDA version of this torch."
+        return [Check("devices", "note", f"torch {torch.__version__} finds no CUDA device", advice)]
     return [Check("devices", "ok", "no GPU: everything runs on the CPU, with the same results")]
 
 
 def check_dali() -> list[Check]:
-    """Whether DALI is there and can be loaded."""
+    """Check that DALI is installed and can be loaded."""
     try:
         installed = version(DALI)
     except PackageNotFoundError:
-        advice = f"The portable loader serves. On Linux: pip install {DALI}"
+        advice = f"The portable loader is used instead. To install DALI on Linux: pip install {DALI}"
         return [Check("DALI", "note", "not installed", advice)]
     try:
         with exit_on_signal():
             importlib.import_module("fastdps.loading.dali")
     except (ImportError, OSError) as error:
-        advice = f"Pass --loader portable, or install it again: pip install --force-reinstall {DALI}"
+        advice = f"Pass --loader portable, or reinstall DALI: pip install --force-reinstall {DALI}"
         return [Check("DALI", "note", f"{installed} cannot be loaded: {error}", advice)]
     return [Check("DALI", "ok", installed)]
 
 
 def check_weights() -> list[Check]:
-    """Pretrained weights that are on this machine, and whether they are the right ones."""
+    """Check the pretrained weights that are stored on this machine."""
     from fastdps.metric.weights import DIGESTS, VARIABLE, cache_dir
 
     checks = []
     given = os.environ.get(VARIABLE)
     if given and not Path(given).is_dir():
-        checks.append(Check(f"${VARIABLE}", "note", f"{given} is no directory", "Correct it, or unset it."))
+        checks.append(Check(f"${VARIABLE}", "note", f"{given} is not a directory", "Correct or unset the variable."))
     for backbone, digest in DIGESTS.items():
         places = [Path(place) for place in (given, cache_dir()) if place]
         files = [file for place in places if (file := place / f"{backbone}_features.safetensors").is_file()]
@@ -102,15 +103,15 @@ def check_weights() -> list[Check]:
         else:
             looked = " and ".join(map(str, places))
             advice = (
-                f"The first training fetches them. Without a network put {backbone}_features.safetensors into one of "
-                f"these, or set {VARIABLE}."
+                f"The first training downloads them. Without a network, put {backbone}_features.safetensors into one "
+                f"of these directories, or set {VARIABLE} to its directory."
             )
             checks.append(Check(f"weights of {backbone}", "note", f"not in {looked}", advice))
     return checks
 
 
 def _check_file(backbone: str, path: Path, digest: str) -> Check:
-    """A file that training would take before any other."""
+    """Check the file from which training would load the weights."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -127,14 +128,14 @@ def _check_file(backbone: str, path: Path, digest: str) -> Check:
 
 
 def check_cores() -> list[Check]:
-    """Cores that this process may use, torch's threads, and memory."""
+    """Check the cores that this process can use, torch's threads, and the memory."""
     import torch
 
     usable, threads = cores(), torch.get_num_threads()
-    text = f"{usable} of {os.cpu_count()} cores for this process, {threads} threads of torch"
+    text = f"{usable} of {os.cpu_count()} cores usable by this process, {threads} torch threads"
     checks = [Check("cores", "ok", text)]
     if threads < usable and "OMP_NUM_THREADS" in os.environ:
-        advice = f"Unset OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} where only one process runs."
+        advice = f"If only one process runs, unset OMP_NUM_THREADS (now {os.environ['OMP_NUM_THREADS']})."
         checks = [Check("cores", "note", text, advice)]
     elif threads > usable:
         checks = [Check("cores", "note", text, f"export OMP_NUM_THREADS={usable}")]
@@ -147,28 +148,30 @@ def check_cores() -> list[Check]:
 
 
 def check_launch(environment: Mapping[str, str] = os.environ) -> list[Check]:
-    """What a launcher has set, which a command alone must not find."""
+    """Check the variables that a launcher sets; without a launcher they must not be set."""
     found = {name: environment[name] for name in LAUNCH_VARIABLES if name in environment}
     if not found:
-        return [Check("launch", "ok", "one process; for more: accelerate launch --multi_gpu --num_processes N")]
+        launcher = "accelerate launch --multi_gpu --num_processes N -m fastdps.train ..."
+        return [Check("launch", "ok", f"one process; for more: {launcher}")]
     text = ", ".join(f"{name}={value}" for name, value in found.items())
     processes = found.get("WORLD_SIZE", "1")
     if processes != "1" and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= found.keys():
-        advice = "fastdps train would refuse to start. Unset WORLD_SIZE, or start it with accelerate launch."
+        advice = "fastdps train would not start. Unset WORLD_SIZE, or start it with accelerate launch."
         return [Check("launch", "bad", text, advice)]
     return [Check("launch", "ok", text)]
 
 
 def check_disk(directory: Path) -> list[Check]:
-    """Room and speed of the disk under a directory."""
+    """Check the free space and the speed of the disk of a directory."""
     name = f"disk of {directory}"
     try:
         free_gib = shutil.disk_usage(directory).free / 2**30
         if free_gib * 1024 < 2 * PROBE_MIB:
-            return [Check(name, "bad", f"{1024 * free_gib:.0f} MiB free", "Make room, or name another with --path.")]
+            advice = "Free some space, or name another directory with --path."
+            return [Check(name, "bad", f"{1024 * free_gib:.0f} MiB free", advice)]
         write_mib_per_s, read_mib_per_s = measure_disk(directory)
     except OSError as error:
-        advice = "Training needs a directory that it can write to: name another with --path."
+        advice = "Training needs a directory that it can write to: name another one with --path."
         return [Check(name, "bad", f"cannot be written: {error.strerror or error}", advice)]
     images_per_s = read_mib_per_s * 1024 / IMAGE_KIB
     text = (
@@ -176,16 +179,25 @@ def check_disk(directory: Path) -> list[Check]:
         f"images/s), {free_gib:,.0f} GiB free"
     )
     if images_per_s < SLOW_IMAGES_PER_S:
-        return [Check(name, "note", text, "Shards on a local disk would be read faster; or pack them as JPEGs.")]
-    if free_gib < LITTLE_ROOM_GIB:
-        return [Check(name, "note", text, "Little room for shards and checkpoints.")]
+        return [Check(name, "note", text, "Put the shards on a faster, local disk, or pack them as JPEGs.")]
+    if free_gib < LITTLE_SPACE_GIB:
+        return [Check(name, "note", text, "There is little space for shards and checkpoints.")]
     return [Check(name, "ok", text)]
 
 
 def measure_disk(directory: Path) -> tuple[float, float]:
-    """MiB/s of writing a file to disk and of reading it again, past the system's cache where it lets itself be asked.
+    """Measure the speed of a disk with a temporary file.
 
-    Raises `OSError` where it cannot be written.
+    Before reading, the file is dropped from the system's page cache where the system offers that.
+
+    Args:
+        directory: A directory on the disk.
+
+    Returns:
+        MiB/s of writing and of reading.
+
+    Raises:
+        OSError: The directory cannot be written to.
     """
     piece = os.urandom(PIECE_MIB * 2**20)
     with tempfile.NamedTemporaryFile(dir=directory, prefix=".fastdps-doctor-", buffering=0) as file:
@@ -205,18 +217,22 @@ def measure_disk(directory: Path) -> tuple[float, float]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `fastdps doctor`."""
+    """Add the options of `fastdps doctor`."""
     parser.add_argument(
-        "--path", type=Path, default=Path(), metavar="DIR", help="where shards or runs are to be (default: here)"
+        "--path",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="directory for shards or runs (default: the working directory)",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def run_doctor(arguments: argparse.Namespace) -> None:
-    """Print what was found. Raises `FastDPSError`, for an exit status of 1, where training would fail."""
-    with exit_on_signal():  # here, and not where it is first needed in the middle of looking
+    """Run `fastdps doctor`. Raises `FastDPSError`, for an exit status of 1, if training would fail."""
+    with exit_on_signal():  # not during the checks: libraries turn an interrupted import into errors
         importlib.import_module("torch")
-    looks: list[Callable[[], list[Check]]] = [
+    checkers: list[Callable[[], list[Check]]] = [
         check_versions,
         check_devices,
         check_dali,
@@ -225,8 +241,8 @@ def run_doctor(arguments: argparse.Namespace) -> None:
         check_launch,
         lambda: check_disk(arguments.path),
     ]
-    looking = track(looks, total=len(looks), what="looking", unit="checks", enabled=not arguments.json)
-    checks = [check for look in looking for check in look()]
+    progress = track(checkers, total=len(checkers), what="checking", unit="checks", enabled=not arguments.json)
+    checks = [check for checker in progress for check in checker()]
     if arguments.json:
         print(json.dumps([asdict(check) for check in checks], indent=1, ensure_ascii=False))
     else:

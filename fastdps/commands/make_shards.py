@@ -1,4 +1,4 @@
-"""`fastdps pack`, and the same as `tools/make_shards.py`: pack images or judgements into shard sets."""
+"""`fastdps pack` (also `tools/make_shards.py`): pack images or judgements into shard sets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastdps.runtime.console import counter, print_result, quiet_mode
 from fastdps.shards.format import Encoding
 from fastdps.shards.images import Fit
 
-#: The options that only some kinds of source take, and the settings they belong to.
+#: Options that only some kinds of source take, and the setting of each.
 _OPTIONS_OF_KINDS = {"source": "path", "download": "download", "count": "count"}
 
 
@@ -32,12 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "again."
     )
     add = parser.add_argument
-    add("kind", choices=list(SOURCES), help="what to pack")
-    add("--source", type=Path, metavar="PATH", help="where it is: a directory; for imagenet also one of the tars, for "
-        "triplets a .csv or .jsonl file with ref, p0, p1, judge and paths relative to it")  # fmt: skip
+    add("kind", choices=list(SOURCES), help="kind of data to pack")
+    add("--source", type=Path, metavar="PATH", help="directory of the data; for imagenet also one of the tars; for "
+        "triplets a .csv or .jsonl file with ref, p0, p1, judge, and paths relative to the file")  # fmt: skip
     add("--out", required=True, type=location, metavar="DIR",
         help="directory of the shard sets, or a URL such as s3://BUCKET/NAME")  # fmt: skip
-    add("--size", type=int, help=f"side of the square images in pixels (default {SIZE}; none with keep)")
+    add("--size", type=int, help=f"side of the square images in pixels (default {SIZE}; not with keep)")
     add(
         "--encoding", choices=get_args(Encoding), default="raw", help="raw loads fastest; keep leaves JPEGs as they are"
     )
@@ -47,30 +47,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="squash",
         help="squash to a square as the paper does, or crop the centre",
     )
-    add("--splits", nargs="+", metavar="NAME", help="splits to pack (default: all; of stl10 and svhn train and test)")
-    add("--holdout", type=float, default=0.0, metavar="FRACTION", help="part of the split train that becomes OUT/val")
+    add("--splits", nargs="+", metavar="NAME", help="splits to pack (default: all; for stl10 and svhn: train and test)")
+    add("--holdout", type=float, default=0.0, metavar="FRACTION", help="fraction of train that becomes OUT/val")
     add("--samples-per-shard", type=int, default=SAMPLES_PER_SHARD, metavar="N", help=f"default {SAMPLES_PER_SHARD}")
-    add("--seed", type=int, default=0, help="of the order, and of dead leaves")
+    add("--seed", type=int, default=0, help="seed of the order, and of dead leaves")
     add("--max-rejects", type=float, default=0.01, metavar="FRACTION",
-        help="fail if more than this part of the items cannot be packed (default 0.01)")  # fmt: skip
-    add("--count", type=int, metavar="N", help=f"of deadleaves: number of images (default {COUNT})")
-    add("--download", action="store_true", default=None, help="of stl10 and svhn: fetch missing files into --source")
-    add("--overwrite", action="store_true", help="replace the sets that OUT holds")
+        help="fail if more than this fraction of the items cannot be packed (default 0.01)")  # fmt: skip
+    add("--count", type=int, metavar="N", help=f"for deadleaves: number of images (default {COUNT})")
+    add("--download", action="store_true", default=None, help="for stl10 and svhn: download missing files to --source")
+    add("--overwrite", action="store_true", help="replace the existing sets in OUT")
     _add_workers(parser)
     add_quiet(parser)
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
-    """Add what decides who packs which shards."""
+    """Add the options that divide the work."""
     add = parser.add_argument
     add("--workers", type=int, metavar="N",
-        help="processes (default: cores); with ray, shards at a time (default: two for each core)")  # fmt: skip
+        help="processes (default: one per core); with ray, shards at a time (default: two per core)")  # fmt: skip
     add("--executor", choices=("local", "ray"), default="local",
         help="where to pack: in local processes, or on a Ray cluster (`pip install 'fastdps[ray]'`)")  # fmt: skip
-    add("--ray-address", metavar="ADDRESS", help="of the cluster (default: RAY_ADDRESS, or one on this machine)")
+    add(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="address of the cluster (default: RAY_ADDRESS, or a cluster on this machine)",
+    )
     divided = parser.add_mutually_exclusive_group()
-    divided.add_argument("--part", metavar="I/N", help="pack every N-th shard, starting with the I-th, next to the "
-        "other parts; I counts from 0, as in an array of jobs")  # fmt: skip
+    divided.add_argument("--part", metavar="I/N", help="pack every N-th shard, starting with the I-th, into the same "
+        "OUT as the other parts; I counts from 0, as in a job array")  # fmt: skip
     divided.add_argument("--merge", action="store_true", help="complete the sets once all parts are packed")
 
 
@@ -122,7 +126,7 @@ def run_pack(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise `ConfigError` for options that do not belong together."""
+    """Raise `ConfigError` for options that cannot be combined."""
     settings = SOURCES[arguments.kind].settings
     for option, setting in _OPTIONS_OF_KINDS.items():
         if getattr(arguments, option) is not None and setting not in settings:
@@ -140,7 +144,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _source(arguments: argparse.Namespace) -> Dataset:
-    """Return the data set that the options name."""
+    """Return the source of the data that the options describe."""
     given = {"path": arguments.source, "download": bool(arguments.download), "count": arguments.count}
     given |= {"size": arguments.size or SIZE, "seed": arguments.seed}
     taken = SOURCES[arguments.kind].settings
@@ -149,6 +153,7 @@ def _source(arguments: argparse.Namespace) -> Dataset:
 
 @contextmanager
 def _executor(arguments: argparse.Namespace) -> Iterator[Executor]:
+    """Yield the executor that the options describe."""
     if arguments.executor == "local":
         yield LocalExecutor(arguments.workers)
         return

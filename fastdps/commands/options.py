@@ -1,4 +1,4 @@
-"""Shared by all commands: the parser, option types and groups, and the exit status of a command."""
+"""Common parts of the commands: the parser, option types and groups, and the exit status of a command."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run_command(command: Callable[[], None], *, can_resume: bool = False) -> int
 
     Args:
         command: The command.
-        can_resume: Tell the user after a signal that the same command resumes.
+        can_resume: After a signal, print that the same command resumes.
 
     Returns:
         0; 1 after a `FastDPSError`, which is printed without a traceback; 128 + the number of the signal that stopped
@@ -80,19 +80,19 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
         "--cache-dir",
         type=Path,
         metavar="DIR",
-        help="where they are cached, best on a local disk (default: $FASTDPS_CACHE, or in the user's cache)",
+        help="directory of the shard cache, best on a local disk (default: $FASTDPS_CACHE, or in the user's cache)",
     )
     group.add_argument(
         "--cache-size",
         type=byte_count,
         metavar="SIZE",
-        help="what they may take there, such as 50GB (default: half of what is free); files of shards that are not "
-        "in use stay until there is no more room",
+        help="largest size of the cache, such as 50GB (default: half of the free space); shards that are not in use "
+        "are evicted only when it is full",
     )
 
 
 def cache_from(arguments: argparse.Namespace) -> Cache | None:
-    """Return the cache that the options name, None without them."""
+    """Return the cache that the options describe, None without them."""
     if arguments.cache_dir is None and arguments.cache_size is None:
         return None
     from fastdps.shards.cache import make_cache  # slow to import, and not needed for --help
@@ -101,25 +101,25 @@ def cache_from(arguments: argparse.Namespace) -> Cache | None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that names the nearest flag, choice or command where an unknown one is given.
+    """A parser that suggests the nearest flag, choice or command for an unknown one.
 
-    Sub-parsers are of the same kind. (From Python 3.14 on argparse can do this for choices, but not for flags.)
+    Sub-parsers are of the same class. (From Python 3.14 on argparse can do this for choices, but not for flags.)
     """
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
-        """As in argparse, but flags are looked at first, so that a mistyped one is not reported as one that lacks."""
+        """Parse as argparse does, but check flags first, so that a mistyped flag is not reported as a missing one."""
         args = sys.argv[1:] if args is None else list(args)
         known = [option for option in self._option_string_actions if option.startswith("--")]
         for argument in args:
             if argument == "--" or (self._subparsers is not None and not argument.startswith("-")):
-                break  # what follows is no flag, or one of a command
+                break  # what follows is not a flag, or a flag of a command
             flag = argument.partition("=")[0]
             if flag.startswith("--") and not any(option.startswith(flag) for option in known):
                 self.error(f"unknown option {flag}.{did_you_mean(flag, known)}")
         return super().parse_known_args(args, namespace)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """The one place that all choices pass, those of sub-commands too."""
+        """Check a value against the choices; argparse calls this for sub-commands too."""
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:

@@ -30,7 +30,7 @@ def test_a_machine_that_trains(alone, capsys):
     assert main(["doctor", "--path", str(alone)]) == 0
     shown = capsys.readouterr().out
     assert torch.__version__.split("+")[0] in shown
-    assert "weights of alexnet: The first training fetches them." in shown
+    assert "weights of alexnet: The first training downloads them." in shown
     assert list(alone.iterdir()) == []
 
 
