@@ -43,7 +43,7 @@ def evaluate(
         run: Run directory, or what `fastdps.train` returned.
         shards: Shard set of held-out images, to score the contexts on.
         bapps: Packed BAPPS, or any set of judged triplets or pairs.
-        options: How to score, see `EvaluationOptions`.
+        options: Options for scoring, see `EvaluationOptions`.
 
     Returns:
         The scores of the run.

@@ -10,8 +10,8 @@
 
     VIEW: {"distortion", "parameters": {name: value}, "file", "baseline_distance", "adapted_distance"}
 
-A row of "pairs" is the accuracy on two distortions, mean over the contexts in which `closer` must be closer to the
-reference; in an example the metric finds `farther` closer. Files are in `examples`.
+A row of "pairs" is the accuracy on two distortions, the mean over the contexts in which `closer` must be closer to the
+reference. In an example the metric wrongly finds `farther` closer. Files are in the directory `examples`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from fastdps.metric.perceptual import PerceptualMetric, all_distances
 from fastdps.run_directory import DETAILS_VERSION, RunDirectory
 from fastdps.runtime.files import atomic_write, write_json
 
-#: Number of contexts shown, number of wrong choices of each, and the longest side of their pictures in pixels.
+#: Number of contexts shown, of wrong choices per context, and the longest side of a picture in pixels.
 CONTEXTS, CHOICES, LONGEST_SIDE = 4, 3, 96
 
 #: Indices of an image in a batch, of the version that must be closer to the reference, and of the one found closer.
@@ -150,7 +150,7 @@ class Details:
 
 
 def write_details(run: RunDirectory, details: Details) -> None:
-    """Write `details.json` and the pictures in place of those of an earlier evaluation. Raises `FastDPSError`."""
+    """Write `details.json` and the pictures, and remove earlier pictures. Raises `FastDPSError`."""
     shutil.rmtree(run.examples, ignore_errors=True)
     run.examples.mkdir(exist_ok=True)
     for example in details.examples:

@@ -65,11 +65,11 @@ def score_judgements(
         directory: Directory or URL with 2afc/val/SUB and jnd/val/SUB, some or all of them, or one set of triplets or
             pairs.
         processes: The processes, each of which reads its part and gets the same result.
-        options: Batch size, image size and how shards are read.
+        options: Batch size, image size and loading options.
 
     Returns:
-        The scores. The averages "distort" and "real" are None unless all of their sub-sets were scored; "all" (of
-        2AFC) and "jnd" are over the sub-sets that were scored, None if there are none.
+        The scores. The averages "distort" and "real" need all of their sub-sets; "all" (of 2AFC) and "jnd" are over the
+        sub-sets that were scored. An average that cannot be computed is `None`.
 
     Raises:
         ShardError: There is no such set, or one is of the wrong kind.
@@ -161,7 +161,7 @@ class _Scorer:
     def _score_jnd(self, batches: Iterable[Batch], samples: int) -> SubsetScores:
         """Rank all pairs of the sub-set, which needs the distances of all processes in one place."""
         device = self._processes.device
-        rows = -(-samples // self._processes.num_processes)  # of the process with the most; the others are padded
+        rows = -(-samples // self._processes.num_processes)  # the largest number on a process; the others are padded
         votes = torch.full((rows,), torch.nan, device=device)
         distances = torch.zeros(rows, self._columns, device=device)
         start = 0
@@ -180,7 +180,7 @@ class _Scorer:
 
 
 def _with_votes_checked(batch: Batch, component: str, directory: Location) -> Batch:
-    """Return the batch. Raises `SampleError` for votes outside [0, 1], whose score would look like any other."""
+    """Return the batch. Raises `SampleError` for votes outside [0, 1], which would give a wrong score unnoticed."""
     votes = batch.components[component]
     if wrong := (~((votes >= 0) & (votes <= 1))).nonzero().flatten().tolist():
         number, share = batch.ids[wrong[0]].item(), votes[wrong[0]].item()
@@ -206,7 +206,7 @@ def _averages(scores: Mapping[Test, Mapping[str, SubsetScores]]) -> dict[str, Su
 
 
 def _mean(scores: Mapping[str, SubsetScores], subsets: Collection[str]) -> SubsetScores | None:
-    """Return the unweighted mean over sub-sets; None if there are none or one is missing."""
+    """Return the unweighted mean over sub-sets, None without sub-sets or if one of them is missing."""
     chosen = [scores[name] for name in subsets if name in scores]
     if not subsets or len(chosen) < len(subsets):
         return None

@@ -15,10 +15,10 @@ DRAWS = 5
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How a run is scored.
+    """Options for scoring a run.
 
     Attributes:
-        draws: Draws of all distortions per image.
+        draws: Number of draws of all distortions per image.
         batch_size: Samples per step and process.
         size: Side in pixels to which images are resized while loading, None for their packed size.
         loading: How shards are read.

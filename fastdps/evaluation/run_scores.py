@@ -167,7 +167,7 @@ class RunScores:
 
     @classmethod
     def unscored(cls, config: TrainConfig, run: RunDirectory) -> RunScores:
-        """Return the scores of a run of which nothing is scored yet."""
+        """Return the scores of a run that has not been scored."""
         throughput = Throughput.from_log(run.read_log())
         return cls(config.backbone, config.variant, config.comparison, config.recipe, throughput)
 

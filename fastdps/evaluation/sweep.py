@@ -113,7 +113,7 @@ class SweepProgress:
 
 
 def read_grid(path: Path) -> Grid:
-    """Read and check a grid file. Raises `ConfigError` that says what is wrong, before anything is run."""
+    """Read a grid file and check all of it. Raises `ConfigError`, which names the problem."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         unknown = sorted(set(data) - {f.name for f in fields(Grid)})
@@ -136,7 +136,7 @@ def read_grid(path: Path) -> Grid:
 
 
 def config_of(settings: Mapping[str, Any]) -> TrainConfig:
-    """Return the settings of a case as a whole. Raises `ConfigError` for values that cannot be used."""
+    """Return the complete settings of a case. Raises `ConfigError` for values that cannot be used."""
     return get_recipe(
         settings.get("recipe", "fast"), {key: value for key, value in settings.items() if key != "recipe"}
     )
@@ -213,9 +213,9 @@ def bootstrap(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float,
 
 
 def summarize(scores: Mapping[str, RunScores]) -> dict[str, Any]:
-    """Return the paper's headline and more over all contexts of all cases, each value with its confidence interval.
+    """Return means over all contexts of all cases, among them the paper's main result, with confidence intervals.
 
-    Contexts are resampled. The contexts of one metric share its features, so the intervals are on the narrow side.
+    Contexts are resampled. The contexts of one metric share its features, so the intervals are somewhat too narrow.
     """
     contexts = [context for case in scores.values() for context in case.contexts]
     before = np.array([context.baseline_accuracy for context in contexts])

@@ -1,4 +1,4 @@
-"""Tally: how often metrics choose as the contexts demand on held-out images, all on the same distortions."""
+"""Tally: count how often metrics choose as the contexts demand, on the same distortions of held-out images."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Tally:
     Attributes:
         baseline: Agreeing choices of the unadapted metric per pair of distortions and context, (pairs, K) float64;
             a tie counts 0.5.
-        adapted: The same for the adapted metric.
+        adapted: The same counts for the adapted metric.
         votes: 1 where the second distortion of a pair must be closer, else 0, (pairs, K).
-        judged: Number of choices that each element of `baseline` and `adapted` is out of.
+        judged: Number of choices that each element of `baseline` and `adapted` was counted over.
     """
 
     baseline: Tensor
@@ -93,7 +93,7 @@ def tally_choices(
             share its features too.
         loader: The held-out images.
         processes: The processes, each of which reads its part.
-        draws: Draws of the distortions per image; those of draw d are the ones of epoch d of `EVALUATION_SEED`.
+        draws: Number of draws of the distortions per image; draw d is epoch d of `EVALUATION_SEED`.
         interpolation: Sampling of the geometric distortions.
 
     Returns:

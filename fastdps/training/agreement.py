@@ -18,7 +18,7 @@ AGREE_S, AGREE_STEPS = 1.0, 20
 
 
 class BadStep(NamedTuple):
-    """The first step of one process whose loss is NaN or infinite: its rank, the loss, and the sample ids there."""
+    """The first step of one process whose loss is NaN or infinite, with its rank, the loss and the sample ids."""
 
     step: int
     rank: int
@@ -73,7 +73,7 @@ def loss_error(found: list[BadStep], last_good: str) -> TrainingError:
 
 
 class Agreement:
-    """Exchanges signals and bad losses of all processes. That costs time, so it is not done at each of many steps."""
+    """Exchanges signals and bad losses of all processes, at intervals because an exchange takes time."""
 
     def __init__(self, processes: Processes, request: StopRequest, guard: LossGuard) -> None:
         self._processes, self._request, self._guard = processes, request, guard
@@ -86,7 +86,7 @@ class Agreement:
         return self._steps >= self._every
 
     def reach(self, last_good: str) -> int:
-        """Exchange. Return the signal to stop for, or 0. Raises `TrainingError` for a loss that is not finite."""
+        """Exchange, and return the signal to stop for, or 0. Raises `TrainingError` for a NaN or infinite loss."""
         now_s = time.perf_counter()
         own = torch.tensor([float(self._request.number), now_s - self._asked_s], device=self._processes.device)
         signals, elapsed_s, bad = self._processes.reduce(torch.cat([own, self._guard.bad[None]])).tolist()
@@ -94,7 +94,7 @@ class Agreement:
             found = self._processes.gather_objects(self._guard.first_bad())
             raise loss_error([step for step in found if step], last_good)
         self._guard.clear()
-        # Sums are the same on every process, and so is everything computed from them.
+        # The sums are the same on every process, so all processes compute the same interval.
         step_s = elapsed_s / self._processes.num_processes / max(1, self._steps)
         self._every = max(1, min(AGREE_STEPS, int(AGREE_S / max(step_s, 1e-6))))
         self._steps, self._asked_s = 0, now_s

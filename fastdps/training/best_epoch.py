@@ -1,4 +1,4 @@
-"""Best epoch: scores on a validation set after each epoch, and the best state of each context."""
+"""Best epoch: score a validation set after each epoch, and keep the best state of each context."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastdps.metric.scores import two_afc
 from fastdps.runtime.processes import Processes
 from fastdps.training.tasks import Task
 
-#: Seed of the distortions that choose the epoch; reported scores use other distortions.
+#: Seed of the distortions on the validation set; reported scores use other distortions.
 VALIDATION_SEED = 0x5EED_7A11_0000_0002
 _BACKBONE = "backbone."
 
@@ -25,7 +25,7 @@ def validation_scores(
 ) -> Tensor:
     """Return the agreement (K,) of a metric with the judgements of a task, over a shard set and all processes.
 
-    It scores the choices of the metric itself, without dropout and judge.
+    The metric itself is scored, without dropout and without judge.
     """
     agreed = torch.zeros(task.contexts, dtype=torch.float64, device=metric.weights.device)
     for number, batch in enumerate(loader.epoch(0)):

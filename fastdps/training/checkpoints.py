@@ -1,4 +1,4 @@
-"""Checkpoints of a training: the files from which it resumes, the last few of them.
+"""Checkpoints: the files from which a training resumes.
 
     CHECKPOINTS/step-000000120.safetensors
 
@@ -32,7 +32,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class CheckpointPolicy:
-    """When checkpoints are written.
+    """Frequency and number of checkpoints.
 
     Attributes:
         every_steps: Number of steps between two checkpoints.
@@ -56,7 +56,7 @@ class Checkpoint:
     state: dict[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write the file atomically. Raises `FastDPSError` on failure; an earlier file of that name is kept then."""
+        """Write the file atomically. Raises `FastDPSError` on failure, which keeps an earlier file of that name."""
         state = json.dumps(self.state)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         metadata = {
@@ -88,7 +88,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints in one directory, of which the last `keep` are kept."""
+    """The checkpoints in one directory, of which the newest `keep` are kept."""
 
     def __init__(self, directory: Path, keep: int) -> None:
         self.directory = directory
@@ -108,7 +108,7 @@ class Checkpoints:
         return path
 
     def newest(self, report: Callable[[str], None]) -> Checkpoint | None:
-        """Return the newest sound checkpoint or None; `report` is called with a message for each damaged newer one."""
+        """Return the newest intact checkpoint or None; `report` gets a message for each newer, damaged one."""
         for path in self.paths():
             try:
                 return Checkpoint.load(path)

@@ -1,4 +1,4 @@
-"""The training loop, for one process or many, resumed from the newest checkpoint.
+"""The training loop, for one or more processes, resumed from the newest checkpoint.
 
 checkpoint --> loader --> batch --> step --> log, validation, agreement of all processes --> checkpoint
 """
@@ -47,7 +47,7 @@ def build_metric(config: TrainConfig, task: Task, device: torch.device) -> Perce
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """A task on other images, and their loader, by which the best epoch is chosen."""
+    """A task and a loader of validation images, by which the best epoch is chosen."""
 
     task: Task
     loader: ShardLoader
@@ -97,7 +97,7 @@ class TrainingLoop:
 
         Args:
             loader: The training set.
-            validation: With it, each context ends with the state of its best epoch.
+            validation: If given, each context ends with the state of its best epoch.
 
         Returns:
             The adapted metric, the same on every process.
@@ -125,11 +125,11 @@ class TrainingLoop:
     def _finish_epoch(
         self, loader: ShardLoader, validation: Validation | None, total_steps: int, agreement: Agreement, show: Show
     ) -> None:
-        """Take the remaining steps of the present epoch, or of the training."""
+        """Take the remaining steps of the current epoch, or of the training."""
         progress = self._progress
         epoch_steps = loader.steps if progress.left is None else loader.steps_for(progress.left)
         recent = self._start_meter()
-        # Shards prefetched for the next epoch would take the room of the validation set's.
+        # Shards prefetched for the next epoch would take the cache space of the validation set.
         continues = validation is None and progress.step - progress.steps + epoch_steps < total_steps
         batches = self._batches(loader, progress.epoch + 1 if continues else None)
         for batch, wait_s in batches:
@@ -151,7 +151,7 @@ class TrainingLoop:
                 self._report(record)
                 recent = self._start_meter()
             if ends:
-                batches.close()  # releases its shards, whose room the validation may need
+                batches.close()  # releases its shards, whose cache space the validation may need
             if ends and validation:
                 self._validate(validation)
             if ends_epoch:
@@ -184,7 +184,7 @@ class TrainingLoop:
                 self._processes.beat("waits for data", progress.step)
 
     def _total_steps(self, loader: ShardLoader) -> int:
-        """Return the steps of the whole training; the rest of an epoch takes another number on other process counts."""
+        """Return the number of steps of the training; it can differ if the number of processes changed in mid-epoch."""
         progress, config = self._progress, self._config
         steps = progress.step - progress.steps + (config.epochs - progress.epoch) * loader.steps
         if progress.left is not None:
@@ -210,7 +210,7 @@ class TrainingLoop:
         )
 
     def _finish(self, validation: Validation | None) -> PerceptualMetric:
-        """Copy the result into the metric, and summarise the training in the log."""
+        """Copy the result into the metric, and log a summary of the training."""
         progress = self._progress
         self._take_weights()
         self._check_finite(self._metric.state_dict().values(), everywhere=True)
@@ -299,7 +299,7 @@ class TrainingLoop:
         self._processes.notify(f"resuming after step {self._progress.step}")
         if state["processes"] != own:
             self._processes.notify(
-                f"the run had {state['processes']} processes before and has {own} now: each sample still comes once "
-                "per epoch, but the last bits of the result may differ"
+                f"the run had {state['processes']} processes before and has {own} now: each sample is still used once "
+                "per epoch, but the result may differ in the last bits"
             )
         self._report({"event": "resume", "step": self._progress.step, "processes": own})

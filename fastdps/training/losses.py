@@ -1,4 +1,4 @@
-"""Losses, one per context, so that contexts trained together learn as if each were trained by itself."""
+"""Losses, one per context, so that contexts trained together learn as if each were trained separately."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def cross_entropy(logits: Tensor, votes: Tensor) -> Tensor:
 def expected_error(logits: Tensor, votes: Tensor) -> Tensor:
     """Compute the probability that a choice drawn from the judge disagrees with a vote; shapes as in `cross_entropy`.
 
-    With a growing temperature it approaches one minus the accuracy. Non-negative heads cannot get every pair of a
-    context right: the cross-entropy is dominated by the pairs that cannot be learned, this loss is not.
+    As the temperature grows it approaches one minus the accuracy. Non-negative heads cannot get every pair of a
+    context right. The pairs that cannot be learned dominate the cross-entropy, but not this loss.
     """
     return (votes + (1 - 2 * votes) * logits.sigmoid()).mean(dim=1)
 

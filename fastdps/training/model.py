@@ -1,4 +1,4 @@
-"""The model that training updates, as one Module: heads, judges, and the backbone where it is trained.
+"""The model that training updates, as one Module: heads, judges, and the backbone if it is trained.
 
     views --> [trained backbone] --> moments --> heads --> distances --> judge --> loss, accuracy
 
@@ -23,9 +23,9 @@ from fastdps.training.tasks import Judgements
 
 
 class TrainedModel(nn.Module):
-    """Heads and judges of K contexts, with the backbone of a metric where it is trained too.
+    """Heads and judges of K contexts, and the backbone of a metric if it is trained.
 
-    All of it is one Module so that one gradient exchange per step averages everything over processes.
+    They form one Module so that a single gradient exchange per step averages all of them over processes.
 
     Args:
         config: Settings of the run.
@@ -60,7 +60,7 @@ class TrainedModel(nn.Module):
         """Compute loss and accuracy.
 
         Args:
-            inputs: Moments (n, D, C), or views (n, 1 + D, 3, H, W) where the backbone is trained.
+            inputs: Moments (n, D, C), or views (n, 1 + D, 3, H, W) if the backbone is trained.
             judgements: The pairs to compare, with their votes.
             generator: Source of the dropout noise.
 

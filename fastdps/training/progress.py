@@ -1,4 +1,4 @@
-"""Progress of a training: what a checkpoint records besides tensors to resume at the next batch, and live meters."""
+"""Progress of a training: the state, besides tensors, from which it resumes at the next batch, and live meters."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Progress:
     Attributes:
         step: Number of steps done.
         epoch: Number of epochs done.
-        seen: Samples seen in the present epoch.
-        left: Positions in the order of the epoch that remained when the present processes began with it, None for all.
-        steps: Steps since then (see `ShardLoader.left_after`).
-        images: Images of all steps.
-        elapsed_s: Seconds of all steps.
+        seen: Samples seen in the current epoch.
+        left: Positions in the order of the epoch that were left when the current processes began it, None for all.
+        steps: Number of steps since then (see `ShardLoader.left_after`).
+        images: Number of images in all steps.
+        elapsed_s: Seconds taken by all steps.
         wait_s: Seconds spent waiting for data, part of `elapsed_s`.
     """
 
@@ -53,7 +53,7 @@ class Progress:
         self.left, self.steps, self.seen = None, 0, 0
 
     def to_json(self, loader: ShardLoader) -> dict[str, Any]:
-        """Return the state for `resumed`. Any number of processes can continue with its key `rest`."""
+        """Return the state for `resumed`. From its key `rest`, any number of processes can resume."""
         return {
             **dataclasses.asdict(self),
             "left": None if self.left is None else _to_pairs(self.left),
@@ -66,7 +66,7 @@ class Progress:
 
         Args:
             state: The state.
-            same_division: The samples are divided among as many processes as before, so that the batches are the same.
+            same_division: The number of processes is the same as before, and therefore the batches are the same.
         """
         known = {field.name: state[field.name] for field in dataclasses.fields(cls)}
         progress = cls(**known)

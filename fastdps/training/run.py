@@ -42,7 +42,7 @@ Contexts = str | int | Iterable[Sequence[str]]
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a run is carried out; none of it changes what is learned by more than rounding.
+    """Options for carrying out a run. They change the result only by rounding.
 
     Attributes:
         execution: Precision, gradient accumulation, compilation, determinism.
@@ -133,7 +133,7 @@ def train(
         validation: Shard set of the same kind by which the best epoch is chosen.
         config: Name of a recipe ("fast", "paper", "lpips"), or the complete settings.
         overwrite: Replace the run that `out` holds.
-        options: How the run is carried out, see `TrainOptions`.
+        options: Options for carrying out the run, see `TrainOptions`.
         **settings: Settings that replace those of `config`, such as epochs=10 or variant="tune", see `TrainConfig`.
 
     Returns:
@@ -188,7 +188,7 @@ def _run(
 
 
 def _select(contexts: Contexts | None, shards: Location, config: TrainConfig) -> list[Ranking]:
-    """Return the rankings that `contexts` means, none for judgements."""
+    """Return the rankings that `contexts` selects, an empty list for judgements."""
     if contexts is None:
         contexts = () if read_manifest(shards).kind == "triplets" else "all"
     if isinstance(contexts, str | int):
@@ -207,7 +207,7 @@ def _train_tasks(
     run: RunDirectory,
     options: TrainOptions,
 ) -> None:
-    """Train all contexts together, or one after another where each has a backbone of its own, and save the metrics."""
+    """Train all contexts together, or one after another if each has its own backbone, and save the metrics."""
     whole = RankingTask(rankings, config, processes.device) if rankings else JudgementTask(processes.device)
     tasks: list[Task] = [whole]
     if config.trains_backbone and rankings:
@@ -222,7 +222,7 @@ def _train_tasks(
     if not left:
         processes.notify(f"{run.path} is finished: nothing to do. --overwrite trains again from scratch.")
         return
-    with processes.one_per_node_first():  # one process downloads the weights, the others find them
+    with processes.one_per_node_first():  # one process downloads the weights, the others read the cache
         metric = build_metric(config, tasks[left[0]], processes.device)
     for number in left:
         if own_contexts and number % processes.num_processes != processes.process_index:

@@ -28,7 +28,7 @@ from fastdps.training.tasks import Task
 
 @dataclass(frozen=True)
 class Execution:
-    """How a training is computed. It changes what is learned by rounding only.
+    """Options for computing a step. They change the result only by rounding.
 
     Attributes:
         precision: Floating-point type of the backbone, see `fastdps.metric.precision`.
@@ -54,7 +54,7 @@ _MODEL, _OPTIMIZER = "trainee.", "optimizer."
 
 
 class Stepper:
-    """Takes the steps of one training, and owns all that they change.
+    """Takes the steps of one training, and owns the state that they change.
 
     Attributes:
         model: Heads, judges and, where it is trained, the backbone.
@@ -73,7 +73,7 @@ class Stepper:
         self._config, self._task, self._metric, self._processes = config, task, metric, processes
         self._execution = execution or Execution()
         if self._execution.compile:
-            metric.backbone.compile(dynamic=True)  # the last batch of an epoch is shorter
+            metric.backbone.compile(dynamic=True)  # dynamic, since the last batch of an epoch is shorter
         self.model = TrainedModel(config, task.contexts, metric.channels).to(processes.device)
         groups: list[dict[str, Any]] = [
             {
@@ -86,7 +86,7 @@ class Stepper:
             own = list(metric.backbone.parameters())
             groups.append({"params": own, "initial_lr": config.backbone_learning_rate})
         self.optimizer = torch.optim.Adam(groups, betas=config.adam_betas, fused=True)
-        # Gradients of a float16 backbone would underflow without it.
+        # Without a loss scale, gradients of a float16 backbone would underflow.
         scaled = config.trains_backbone and resolve_precision(self._execution.precision, processes.device) == "fp16"
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=scaled)
         self._prepared: Any = None
@@ -99,7 +99,7 @@ class Stepper:
         return tensors
 
     def load(self, tensors: Mapping[str, Tensor], scaler: dict[str, Any]) -> None:
-        """Restore the state that `tensors` returned and that of the loss scale; to be called before `start`."""
+        """Restore the state from `tensors`, and the loss scale. To be called before `start`."""
         model = {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
         self.model.load_state_dict(model)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -117,14 +117,14 @@ class Stepper:
             self.scaler.load_state_dict(scaler)
 
     def start(self) -> None:
-        """Connect the model with those of the other processes; its state must have been loaded before."""
+        """Connect the model with the other processes, after its state was loaded."""
         self._prepared = self._processes.prepare(self.model)
 
     def step(self, batch: Batch, epoch: int, step: int, rate_factor: float = 1.0) -> tuple[Tensor, Tensor]:
         """Take one step on one batch.
 
         Args:
-            batch: The part of the batch that this process has.
+            batch: The part of the batch on this process.
             epoch: Number of the epoch, which decides the distortions.
             step: Number of the step, which decides the dropout noise.
             rate_factor: Factor on the learning rates, see `learning_rate_factor`.
@@ -164,8 +164,9 @@ class Stepper:
         inputs = frozen_moments(self._metric, views, self._execution.precision) if frozen else views
         with processes.no_sync(self._prepared) if not last else contextlib.nullcontext():
             loss, accuracy = self._prepared(inputs, judgements, noise)
-            # Gradients are averaged over processes. With this weight the average is that of the whole batch, however
-            # its samples are divided. Contexts are summed, so that each learns as if it were trained by itself.
+            # Gradients are averaged over processes. With this weight the average equals the gradient of the whole
+            # batch, however its samples are divided. Contexts are summed, so that each learns as if it were trained by
+            # itself.
             weighted = loss.sum() * (processes.num_processes / batch.global_size)
             processes.backward(self.scaler.scale(weighted))
         return loss.detach(), accuracy

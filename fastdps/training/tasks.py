@@ -1,4 +1,4 @@
-"""Tasks: what a metric is adapted to, rankings of distortions or judged triplets. A task turns batches into steps.
+"""Tasks: adapting to rankings of distortions, or to judged triplets. A task turns a batch into views and judgements.
 
 batch, epoch -- views() --> (n, 1 + D, 3, H, W), reference first      batch, epoch -- judgements() --> Judgements
 
@@ -22,19 +22,19 @@ from fastdps.loading.spec import Batch
 from fastdps.shards.format import COMPONENTS, Kind
 from fastdps.training.recipes import TrainConfig
 
-#: Random streams from this number on draw pairs; those below draw distortions.
+#: Number of the first random stream that draws pairs; lower streams draw distortions.
 PAIR_STREAMS = 1 << 16
 
 
 @dataclass(frozen=True)
 class Judgements:
-    """Which two versions of each image are compared, and which of them is closer.
+    """Pairs of versions of each image to compare, with the votes on which is closer.
 
     Attributes:
         first: Index of the first version of each pair, int64 (T,) or (n, T, K). A vector serves all images and
             contexts.
         second: Index of the second version, in the same shape.
-        votes: Share of votes that finds the second version closer; broadcasts to (n, T, K).
+        votes: Share of votes for the second version as the closer one; broadcasts to (n, T, K).
     """
 
     first: Tensor
@@ -50,7 +50,7 @@ class Judgements:
 
 
 class Task(ABC):
-    """What a metric is adapted to.
+    """A task that a metric is adapted to.
 
     Attributes:
         kind: Kind of the shard sets that the task reads.
@@ -97,7 +97,7 @@ class RankingTask(Task):
 
     @property
     def judgements_per_image(self) -> int:
-        """The number of pairs: all of them, or one."""
+        """The number of pairs per image: all of them, or one."""
         return 1 if self._config.pairs == "one" else len(self._first)
 
     def views(self, batch: Batch, epoch: int) -> Tensor:
@@ -123,7 +123,7 @@ class RankingTask(Task):
 
 
 class JudgementTask(Task):
-    """Adapt to triplets judged by people: BAPPS, or a set of one's own."""
+    """Adapt to triplets judged by people: BAPPS, or the user's own."""
 
     kind = "triplets"
 
@@ -140,5 +140,5 @@ class JudgementTask(Task):
         return torch.stack([to_float(batch.components[name]) for name in ("ref", "p0", "p1")], dim=1)
 
     def judgements(self, batch: Batch, epoch: int) -> Judgements:  # noqa: ARG002
-        """Return the share of votes that finds p1 closer, for each triplet."""
+        """Return one pair per triplet, p0 and p1, with the share of votes for p1."""
         return Judgements(self._first, self._second, batch.components["judge"][:, None, None])
