@@ -1,4 +1,4 @@
-"""`fastdps demo`: pack, adapt, score and report on generated images, with the command of each step."""
+"""`fastdps demo`: pack, adapt, score and report on generated images, and print the command of each step."""
 
 from __future__ import annotations
 
@@ -26,15 +26,21 @@ EPOCHS = 30
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastdps demo`."""
-    parser.add_argument("--shards", type=Path, default=Path("shards/demo"), help="where to pack (default: shards/demo)")
+    parser.add_argument(
+        "--shards", type=Path, default=Path("shards/demo"), help="directory of the shard sets (default: shards/demo)"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run directory (default: runs/demo)")
-    parser.add_argument("--images", type=int, default=IMAGES, help=f"dead-leaves images to make (default: {IMAGES})")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"passes over them (default: {EPOCHS})")
+    parser.add_argument(
+        "--images", type=int, default=IMAGES, help=f"number of dead-leaves images to generate (default: {IMAGES})"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=EPOCHS, help=f"number of passes over the images (default: {EPOCHS})"
+    )
     add_quiet(parser)
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
-    """Run `fastdps demo`. A step that fails or is stopped ends the demo with its exit status."""
+    """Run `fastdps demo`. If a step fails or is stopped, the demo ends with the exit status of that step."""
     try:
         _run_steps(arguments)
     except (FastDPSError, KeyboardInterrupt):

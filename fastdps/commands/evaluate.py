@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
-    """Run `fastdps evaluate`. Scores of an earlier call that are not computed again are kept."""
+    """Run `fastdps evaluate`. Earlier scores that are not computed again are kept."""
     options = EvaluationOptions(
         draws=arguments.draws,
         batch_size=arguments.batch_size,
@@ -46,7 +46,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 
 
 def print_evaluation(run: Path, scores: RunScores, *, on_contexts: bool, on_people: bool) -> None:
-    """Print the tables of what was scored, and where the scores are."""
+    """Print tables of the new scores, and the path of `scores.json`."""
     if on_contexts and not is_quiet():
         print_scores(scores)
     if on_people and scores.bapps and not is_quiet():

@@ -1,4 +1,4 @@
-"""`fastdps export`: a metric for another library, verified, with a model card beside it."""
+"""`fastdps export`: write a metric for another library, verified, with a model card beside the file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastdps export`."""
     parser.add_argument("metric", metavar="RUN", help="run directory, metric file, or name of a backbone")
     parser.add_argument("--context", metavar="A,B,...", help="which of several contexts, least disruptive first")
-    parser.add_argument("--format", choices=sorted(FORMATS), required=True, help="the library that is to read it")
+    parser.add_argument(
+        "--format",
+        choices=sorted(FORMATS),
+        required=True,
+        help="format of the file: for the lpips package, for onnxruntime, or for torch.export",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
     parser.add_argument(
         "--with-backbone",
@@ -30,9 +35,9 @@ def run_export(arguments: argparse.Namespace) -> None:
     """Run `fastdps export`."""
     form = find_format(arguments.format, with_backbone=arguments.with_backbone)
     check_path(arguments.out, form, overwrite=arguments.overwrite)
-    with exit_on_signal():  # large libraries are imported
+    with exit_on_signal():  # the import of large libraries may take seconds
         form.require()
-    print_notice(f"Writing {arguments.out}, and reading it back with {form.library}.")
+    print_notice(f"Writing {arguments.out} and reading it back with {form.library}.")
     result = export(
         arguments.metric,
         arguments.out,

@@ -1,4 +1,4 @@
-"""`fastdps gallery`: a picture of some samples of a shard set, to see what is in it."""
+"""`fastdps gallery`: draw samples of a shard set as a picture."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "directory", type=location, metavar="DIR", help="a shard set, such as shards/sample/train, or a URL"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the picture, e.g. grid.png")
-    parser.add_argument("--samples", type=int, metavar="N", help="how many (default: 36 images, or 8 rows of others)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="picture to write, such as grid.png")
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="number of samples (default: 36 images, or 8 rows of several images)"
+    )
     parser.add_argument("--distort", action="store_true", help="show each image with its six distortions")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice, and of the distortions")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of samples, and of the distortions")
     parser.add_argument("--size", type=int, metavar="PIXELS", help="resize images to this side")
-    parser.add_argument("--title", help="above the picture (default: what it shows of what)")
+    parser.add_argument(
+        "--title", help="title of the picture (default: the set, and how many of its samples are shown)"
+    )
     parser.add_argument(
         "--colors", type=int, metavar="N", help="at most N colours, 2 to 256: a PNG of a third of the size"
     )

@@ -1,4 +1,4 @@
-"""`fastdps report`: the page of a run, or one that compares several."""
+"""`fastdps report`: write the page of a run, or a page that compares several."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from fastdps.runtime.console import print_result
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastdps report`."""
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directory; of several, a comparison")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directory; several give a comparison")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help=f"the page (default: RUN/report.html, of several {COMPARISON})"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help=f"page to write (default: RUN/report.html; for several runs {COMPARISON})",
     )
-    parser.add_argument("--bench", type=Path, metavar="FILE", help="results of `python -m bench --json`, to show too")
-    parser.add_argument("--open", action="store_true", help="show the page in the browser")
+    parser.add_argument(
+        "--bench", type=Path, metavar="FILE", help="also show these results of `python -m bench --json`"
+    )
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
     add_quiet(parser)
 
 

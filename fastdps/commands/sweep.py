@@ -1,4 +1,4 @@
-"""`fastdps sweep`: many runs from one grid file, and one table of their scores; see `fastdps.evaluation.sweep`."""
+"""`fastdps sweep`: train and score all cases of a grid file; see `fastdps.evaluation.sweep`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastdps.runtime.console import is_quiet, print_result
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastdps sweep`."""
-    parser.add_argument("--grid", type=Path, required=True, help="JSON file that says what to run")
+    parser.add_argument("--grid", type=Path, required=True, help="JSON file of settings and of the values to combine")
     parser.add_argument("--out", type=Path, required=True, help="directory of the sweep")
     add_quiet(parser)
 

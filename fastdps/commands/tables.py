@@ -10,7 +10,7 @@ from typing import Any, Literal
 from fastdps.evaluation.run_scores import HumanAgreement, RunScores, SubsetScores
 from fastdps.runtime.console import Column, Styled, TextTable, print_line
 
-#: Number of the hardest and of the easiest contexts that are listed.
+#: Number of contexts that are listed as the hardest, and as the easiest.
 LISTED = 3
 
 State = Literal["ok", "note", "bad"]
@@ -48,9 +48,9 @@ def print_scores(scores: RunScores) -> None:
 
 
 def print_agreement(agreement: HumanAgreement) -> None:
-    """Print the agreement with people: a row per sub-set, and below each test its averages.
+    """Print the agreement with people: a row per sub-set, and below each test its averages, if there are any.
 
-    "after" is the mean over contexts. Averages that are None are left out.
+    "after" is the mean over contexts.
     """
     headings = ("samples", "human", "before", "after", "worst context")
     columns = [Column("sub-set", fold=True), *(Column(heading, right=True) for heading in headings)]
@@ -98,7 +98,7 @@ def print_sweep(summary: Mapping[str, Any], scores: Mapping[str, RunScores], out
 
 
 def print_ranking(title: str, rows: Sequence[tuple[str, float]], *, of: int) -> None:
-    """Print images with their distances, the nearest first; `of` is the number of images including those not shown."""
+    """Print images with their distances, nearest first; `of` is the number of images that were compared."""
     print_line(Styled(title, "bold"), wrap=False)
     table = TextTable([Column("rank", right=True), Column("image", fold=True), Column("distance", right=True)])
     for rank, (name, distance) in enumerate(rows, start=1):
@@ -126,8 +126,8 @@ class Check:
 
 
 def print_checks(checks: Sequence[Check]) -> None:
-    """Print findings, a row each, and below them their advice."""
-    table = TextTable([Column("what", fold=True), Column(), Column("found", fold=True)], title="This machine")
+    """Print findings in a table, and below it the advice."""
+    table = TextTable([Column("check", fold=True), Column(), Column("found", fold=True)], title="This machine")
     for check in checks:
         table.add_row(check.name, Styled(check.state, _STYLES[check.state]), check.found)
     table.print()

@@ -1,4 +1,4 @@
-"""`fastdps train`: adapt a metric, with many processes under `accelerate launch -m fastdps.train`."""
+"""`fastdps train`: adapt a metric; with several processes under `accelerate launch -m fastdps.train`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SETTINGS_WITH_OPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `fastdps train`; settings without a value keep that of the recipe."""
+    """Add the options of `fastdps train`. A setting that is not given keeps the value of the recipe."""
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--shards", type=location, help="shard set of images to train on: a directory or a URL")
     data.add_argument("--triplets", type=location, help="shard set of judged triplets to adapt to, instead of contexts")
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TRACKER",
-        help="tensorboard, wandb or another tracker that Accelerate knows, besides log.jsonl; may be repeated",
+        help="log to tensorboard, wandb or another tracker of Accelerate as well as to log.jsonl; may be repeated",
     )
     add_quiet(parser)
     parser.add_argument("--print-config", action="store_true", help="print the settings as JSON and exit")
@@ -87,7 +87,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         choices=get_args(Variant),
         help="what is trained: nothing, heads, heads and backbone, or both from a random backbone",
     )
-    parser.add_argument("--backbone", help="a backbone of fastdps, or any torchvision model with --taps")
+    parser.add_argument("--backbone", help="name of a backbone of fastdps, or of any torchvision model with --taps")
     parser.add_argument("--taps", type=_taps, metavar="N,N,...", help="sub-modules whose outputs are compared")
     parser.add_argument("--comparison", choices=get_args(Comparison))
     parser.add_argument("--judge", choices=get_args(JudgeName))
@@ -95,43 +95,51 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--max-steps", type=int, metavar="N", help="stop after N steps, before --epochs are over")
     parser.add_argument("--batch-size", type=int, help="images per step, over all processes")
-    parser.add_argument("--learning-rate", type=float, help="of heads and judges")
-    parser.add_argument("--backbone-learning-rate", type=float)
-    parser.add_argument("--interpolation", choices=get_args(Interpolation), help="of the geometric distortions")
-    parser.add_argument("--seed", type=int, help="of everything random: contexts, order, distortions, dropout")
+    parser.add_argument("--learning-rate", type=float, help="initial rate of heads and judges")
+    parser.add_argument("--backbone-learning-rate", type=float, help="initial rate of a trained backbone")
+    parser.add_argument(
+        "--interpolation", choices=get_args(Interpolation), help="sampling of the geometric distortions"
+    )
+    parser.add_argument("--seed", type=int, help="seed of everything random: contexts, order, distortions, dropout")
 
 
 def _add_execution(parser: argparse.ArgumentParser) -> None:
-    """Add what decides how a step is computed."""
+    """Add the options that decide how a step is computed."""
     group = parser.add_argument_group("execution")
-    group.add_argument("--precision", choices=get_args(Precision), default="auto", help="of the backbone")
     group.add_argument(
-        "--accumulate", type=int, default=1, metavar="N", help="compute a step in N pieces, to save memory"
+        "--precision", choices=get_args(Precision), default="auto", help="floating-point type of the backbone"
+    )
+    group.add_argument(
+        "--accumulate", type=int, default=1, metavar="N", help="compute each step in N pieces, to save memory"
     )
     group.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=False, help="run the backbone through torch.compile"
     )
-    group.add_argument("--deterministic", action="store_true", help="compute the same bits every time, on GPUs too")
+    group.add_argument(
+        "--deterministic", action="store_true", help="give bit-identical results in every run, on GPUs too"
+    )
 
 
 def _add_checkpoints(parser: argparse.ArgumentParser) -> None:
-    """Add what decides when work is saved and resumed."""
+    """Add the options that decide when work is saved and resumed."""
     group = parser.add_argument_group("checkpoints and fault tolerance")
     group.add_argument(
         "--resume",
         choices=get_args(Resume),
         default="auto",
-        help="if --out holds a run: resume it (default), or refuse",
+        help="if --out holds a run: resume it (auto, the default), or fail (never)",
     )
-    group.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
+    group.add_argument("--overwrite", action="store_true", help="replace an existing run in --out")
     group.add_argument("--checkpoint-every", type=int, default=CheckpointPolicy.every_steps, metavar="STEPS")
-    group.add_argument("--keep-checkpoints", type=int, default=CheckpointPolicy.keep, metavar="N", help="the newest N")
+    group.add_argument(
+        "--keep-checkpoints", type=int, default=CheckpointPolicy.keep, metavar="N", help="number of checkpoints to keep"
+    )
     group.add_argument(
         "--stall-timeout",
         type=float,
         default=STALL_TIMEOUT_S,
         metavar="SECONDS",
-        help=f"abort the job if a process is busy with one step for longer (default {STALL_TIMEOUT_S:.0f})",
+        help=f"abort the job if one step of a process takes longer (default {STALL_TIMEOUT_S:.0f})",
     )
 
 
@@ -140,7 +148,7 @@ def _taps(text: str) -> tuple[int, ...]:
 
 
 def run_train(arguments: argparse.Namespace) -> None:
-    """Run `fastdps train`. The same command again resumes, or finds that all is done."""
+    """Run `fastdps train`. Called again, it resumes the run, or finds it finished."""
     config = get_recipe(arguments.recipe, {name: getattr(arguments, name) for name in SETTINGS_WITH_OPTION})
     if arguments.print_config:
         print(json.dumps(config.to_json(), indent=1))
