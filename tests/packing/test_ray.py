@@ -43,7 +43,7 @@ def test_two_nodes_of_which_a_worker_is_killed_give_the_bytes_of_one_machine(tmp
     assert happened["shard"].partition(".")[0] in {Path(name).stem for name in expected}
     assert digests(tmp_path / "ray/killed") == expected
     assert happened["ended"] == 143, happened["ended_err"]
-    assert happened["ended_err"].endswith("terminated; run the same command again to go on\n")
+    assert happened["ended_err"].endswith("terminated; run the same command again to resume\n")
     assert happened["left"] > 0
     assert happened["partial"] == []
     assert happened["again"] == 0, happened["again_err"]
