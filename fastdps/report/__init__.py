@@ -1,1 +1,1 @@
-"""What people see: terminal tables and progress, pictures, pages. The only room that knows Rich, with the commands."""
+"""Reports: HTML pages of runs with charts in SVG, and pictures of shard sets and of image differences."""

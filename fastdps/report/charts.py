@@ -1,6 +1,6 @@
-"""Charts as SVG that stands in a page: no script, colours from the page's style, a title under the pointer.
+"""Charts as inline SVG: without scripts, coloured by the style sheet of the page, with tooltips.
 
-All are about as wide as a phone, so that their text keeps its size there; a page puts them side by side.
+Each is about as wide as a phone, so that its text is not scaled down there; a page puts them side by side.
 """
 
 from __future__ import annotations
@@ -14,20 +14,26 @@ from markupsafe import Markup
 from fastdps.report.markup import element, signed
 
 WIDTH, HEIGHT = 360.0, 250.0
-#: Free space around the area of a plot: left, right, top, bottom.
+#: Margins of a plot: left, right, top, bottom.
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 12.0, 40.0
-#: Colours of lines: `line-0`, `line-1`, ... of the page's style.
+#: Number of line colours: the classes `line-0`, `line-1`, ... of the style sheet.
 COLOURS = 6
-#: A line has no more points than can be told apart.
+#: Largest number of points of a line; more could not be distinguished.
 MOST_POINTS = 300
-#: Colours of ordered things, from the first to the last: viridis (Smith & van der Walt 2015), without its ends.
+#: Colour ramp of ordered items: viridis (Smith & van der Walt 2015), without its ends.
 RAMP = ((65, 68, 135), (42, 120, 142), (34, 168, 132), (122, 209, 81), (224, 227, 60))
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: its name in the legend and its points, by rising x."""
+    """One curve.
+
+    Attributes:
+        name: Its name in the legend.
+        points: Its points (x, y), x ascending.
+        dashed: Draw a dashed line.
+    """
 
     name: str
     points: Sequence[Point]
@@ -36,20 +42,26 @@ class Line:
 
 @dataclass(frozen=True)
 class Axis:
-    """From where to where an axis goes, and what it shows."""
+    """The label and the range of an axis.
+
+    Attributes:
+        label: The quantity and its unit.
+        low: Value at the start.
+        high: Value at the end.
+    """
 
     label: str
     low: float
     high: float
 
     def ticks(self) -> list[float]:
-        """About five round numbers."""
+        """Return about five round numbers in the range."""
         step = _round_step((self.high - self.low) / 5)
         first = math.ceil(self.low / step - 1e-9)
         return [number * step for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
     def text(self, value: float) -> str:
-        """A tick's text."""
+        """Return the text of a tick."""
         if abs(value) >= 10_000:
             return f"{value / 1000:,.0f}k"
         digits = max(0, -math.floor(math.log10(_round_step((self.high - self.low) / 5)) + 1e-9))
@@ -57,7 +69,7 @@ class Axis:
 
 
 def axis_over(label: str, values: Sequence[float], *, from_zero: bool = False) -> Axis:
-    """An axis that holds all values, with round ends."""
+    """Return an axis with round ends that covers all values, and 0 if `from_zero`."""
     low, high = (0.0 if from_zero else min(values)), max(values)
     if high <= low:
         low, high = (low, low + 1) if from_zero else (low - 0.5, high + 0.5)
@@ -66,18 +78,19 @@ def axis_over(label: str, values: Sequence[float], *, from_zero: bool = False) -
 
 
 def _round_step(step: float) -> float:
+    """Round up to 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
 
 
 class _Plot:
-    """The frame of a chart: axes with ticks and labels, and where a value lies."""
+    """The frame of a chart: axes with ticks and labels, and the position of a value."""
 
     def __init__(self, x: Axis, y: Axis, height: float = HEIGHT) -> None:
         self._x, self._y, self._height = x, y, height
 
     def at(self, x: float, y: float) -> Point:
-        """The place of a value."""
+        """Return the position of a value in the chart."""
         across = (x - self._x.low) / (self._x.high - self._x.low)
         up = (y - self._y.low) / (self._y.high - self._y.low)
         return (
@@ -86,7 +99,7 @@ class _Plot:
         )
 
     def frame(self) -> Markup:
-        """Grid, ticks and labels."""
+        """Draw grid, ticks and labels."""
         left, bottom = self.at(self._x.low, self._y.low)
         right, top = self.at(self._x.high, self._y.high)
         parts = []
@@ -114,7 +127,17 @@ def _chart(description: str, height: float, *children: str, width: float = WIDTH
 
 
 def scatter(points: Sequence[tuple[float, float, str]], x_label: str, y_label: str, description: str) -> Markup:
-    """Points (x, y, title) over one common range, with the diagonal on which both are equal."""
+    """Draw points over one range for both axes, with the diagonal on which x = y.
+
+    Args:
+        points: x, y and tooltip of each point.
+        x_label: Label of the x axis.
+        y_label: Label of the y axis.
+        description: Text for screen readers.
+
+    Returns:
+        The SVG element.
+    """
     both = axis_over("", [value for x, y, _ in points for value in (x, y)])
     plot = _Plot(Axis(x_label, both.low, both.high), Axis(y_label, both.low, both.high), height=WIDTH)
     (x1, y1), (x2, y2) = plot.at(both.low, both.low), plot.at(both.high, both.high)
@@ -133,7 +156,18 @@ def scatter(points: Sequence[tuple[float, float, str]], x_label: str, y_label: s
 
 
 def lines(curves: Sequence[Line], x_label: str, y_label: str, description: str, *, y_from_zero: bool = False) -> Markup:
-    """Curves over one common range; the n-th has the n-th colour."""
+    """Draw curves over common axes; curve n has colour n.
+
+    Args:
+        curves: The curves, at least one.
+        x_label: Label of the x axis.
+        y_label: Label of the y axis.
+        description: Text for screen readers.
+        y_from_zero: Start the y axis at 0.
+
+    Returns:
+        The SVG element.
+    """
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points]
     x_axis = Axis(x_label, min(0.0, *xs), max(xs)) if max(xs) > 0 else axis_over(x_label, xs)
@@ -153,7 +187,7 @@ def lines(curves: Sequence[Line], x_label: str, y_label: str, description: str, 
 
 
 def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most so many of the points, evenly, the last one among them."""
+    """Return at most `most` of the points, evenly spaced, including the last."""
     stride = max(1, -(-len(points) // most))
     return list(points[::-1][::stride][::-1])
 
@@ -161,9 +195,20 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 def heat_map(
     names: Sequence[str], values: Sequence[Sequence[float | None]], description: str, *, middle: float, span: float
 ) -> Markup:
-    """A square of cells, row by row. Colours tell what is above `middle` from what is below, up to `span` from it."""
+    """Draw a square matrix of values as coloured cells.
+
+    Args:
+        names: Names of the rows, and of the columns.
+        values: The values, row by row; None leaves a cell empty.
+        description: Text for screen readers.
+        middle: Value without colour; higher and lower values have different hues.
+        span: Distance from `middle` at which the colour is strongest.
+
+    Returns:
+        The SVG element.
+    """
     label, top, height = 60.0, 58.0, 30.0
-    cell = (WIDTH - label - 26) / len(names)  # the last slanted name needs room on the right
+    cell = (WIDTH - label - 26) / len(names)  # the last slanted name needs space on the right
     parts = []
     for i, name in enumerate(names):
         x, y = label + (i + 0.5) * cell, top + (i + 0.5) * height
@@ -177,7 +222,7 @@ def heat_map(
                 continue
             x, y = label + j * cell, top + i * height
             strength = min(1.0, abs(value - middle) / span)
-            # Where a cell is filled to the full, text on it still has contrast enough, in dark and light.
+            # The strongest fill still leaves enough contrast for the text, in dark and light mode.
             kind = "above" if value >= middle else "below"
             text = signed(value) if middle == 0 else f"{value:.2f}"
             box = element(
@@ -196,7 +241,16 @@ def heat_map(
 
 
 def stacked_bars(rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], description: str) -> Markup:
-    """One bar a row below its title; its parts are shares that add up to one, in the order of `names`."""
+    """Draw one bar per row below its title.
+
+    Args:
+        rows: Title and shares of each bar; the shares add up to one, in the order of `names`.
+        names: Names of the parts.
+        description: Text for screen readers.
+
+    Returns:
+        The SVG element.
+    """
     pitch, thick = 42.0, 18.0
     parts = []
     for number, (title, shares) in enumerate(rows):
@@ -226,7 +280,7 @@ def stacked_bars(rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[st
 
 
 def ramp(number: int, count: int) -> tuple[str, str]:
-    """The colour of one of `count` ordered things, and that of text on it."""
+    """Return the colour of item `number` of `count` ordered items, and the colour of text on it."""
     at = number / max(1, count - 1) * (len(RAMP) - 1)
     low = min(int(at), len(RAMP) - 2)
     rgb = [a + (b - a) * (at - low) for a, b in zip(RAMP[low], RAMP[low + 1], strict=True)]

@@ -1,4 +1,4 @@
-"""The page that compares runs: headline numbers, settings that differ, curves over each other."""
+"""The page that compares runs: main scores, curves in common charts, settings that differ."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from fastdps.report.charts import COLOURS
 from fastdps.report.markup import render
 from fastdps.report.page import flat, training_curves
 from fastdps.report.reading import RunRecord
+from fastdps.run_directory import Throughput
 
 
 def render_comparison(records: Sequence[RunRecord]) -> str:
-    """The page as text."""
+    """Return the HTML page that compares the runs of `records`."""
     names = _names(records)
     settings = [_settings(record) for record in records]
     keys = dict.fromkeys(key for of_run in settings for key in of_run)
@@ -33,17 +34,16 @@ def render_comparison(records: Sequence[RunRecord]) -> str:
 
 
 def _names(records: Sequence[RunRecord]) -> list[str]:
-    """Short names that differ: those of the directories, or the paths as they were given."""
+    """Return the names of the directories, or their paths if names repeat."""
     names = [record.name for record in records]
     return names if len(set(names)) == len(names) else [str(record.run.path) for record in records]
 
 
 def _numbers(record: RunRecord) -> dict[str, Any]:
-    """The headline; None for what is not known."""
+    """Return the main scores, each None if it is not known."""
     summary = record.scores["summary"] if record.scores else None
     average = record.bapps["averages"]["all"] if record.bapps else None
     jnd = record.bapps["averages"]["jnd"] if record.bapps else None
-    ends = [entry["images_per_s"] for entry in record.log if entry["event"] == "end"]
     return {
         "contexts": len(record.config["rankings"]) or None,
         "improved": summary["improved_fraction"] if summary else None,
@@ -53,12 +53,12 @@ def _numbers(record: RunRecord) -> dict[str, Any]:
         "bapps_before": average["baseline"] if average else None,
         "bapps_after": average["adapted"] if average else None,
         "jnd_after": jnd["adapted"] if jnd else None,
-        "images_per_s": sum(ends) / len(ends) if ends else None,
+        "images_per_s": Throughput.from_log(record.log).images_per_s,
     }
 
 
 def _settings(record: RunRecord) -> dict[str, str]:
-    """Everything that may explain a difference."""
+    """Return the settings, data, versions and machine of a run as text."""
     data, details = record.config["data"], record.details
     return {
         **flat(record.config["config"]),
@@ -67,14 +67,14 @@ def _settings(record: RunRecord) -> dict[str, str]:
         "training data, sha256": data["sha256"][:12],
         **({"size": f"{data['size']} px"} if data["size"] else {}),
         **({"scored on, sha256": details["held_out"]["sha256"][:12]} if details else {}),
-        **({"draws an image": str(details["held_out"]["draws"])} if details else {}),
+        **({"draws per image": str(details["held_out"]["draws"])} if details else {}),
         **record.config["versions"],
         **record.config["machine"],
     }
 
 
 def _held_out(record: RunRecord) -> tuple[Any, ...]:
-    """What makes scores comparable: the contexts, the held-out images, the draws."""
+    """Return contexts, held-out images and draws: scores are comparable if these are equal."""
     held_out = record.details["held_out"] if record.details else {}
     rankings = sorted(tuple(ranking) for ranking in record.config["rankings"])
     return (tuple(rankings), held_out.get("sha256"), held_out.get("draws"))

@@ -1,4 +1,4 @@
-"""Gallery: a picture of some samples of a shard set, as they are, distorted, or with their votes."""
+"""Gallery: a picture of samples of a shard set: plain, distorted, or with their votes."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from fastdps.shards.format import Kind, read_manifest
 from fastdps.shards.images import Pixels
 from fastdps.shards.storage import Location
 
-#: Side in pixels at which images without a common size are shown.
+#: Side in pixels to which images without a common size are resized.
 OWN_SIZES_SHOWN_AT = 128
-#: Samples that are loaded and distorted at a time.
+#: Largest number of samples that are loaded and distorted together.
 BATCH = 32
-#: Samples shown by default: images in a grid, or rows of several images.
+#: Default number of samples: images in a grid, or rows of several images.
 GRID_SAMPLES, ROW_SAMPLES = 36, 8
 
 
 @dataclass(frozen=True)
 class GalleryOptions:
-    """What a gallery shows.
+    """Options for drawing a gallery.
 
     Attributes:
         samples: Number of samples, None for 36 images or 8 rows.
         distort: Show each image with its six distortions.
         seed: Seed of the choice of samples, and of the distortions.
         size: Side in pixels to which images are resized, None for their packed size.
-        title: Title of the picture, None for what it shows.
-        colors: Largest number of colours, 2 to 256, for a smaller PNG; None for all.
+        title: Title of the picture; None for the set, and how many of its samples are shown.
+        colors: Largest number of colours, 2 to 256, for a smaller PNG; None keeps all colours.
     """
 
     samples: int | None = None
@@ -56,29 +56,30 @@ class GalleryOptions:
 
 
 def draw_gallery(directory: Location, options: GalleryOptions, cache: Cache | None = None) -> Image.Image:
-    """Draw some samples of a shard set.
+    """Draw samples of a shard set.
 
     Args:
         directory: Directory or URL of the set.
-        options: What to show.
-        cache: Cache for the shards of a URL, None for the default.
+        options: Which samples to draw, and how.
+        cache: Cache for the shards of a URL, None for the default one.
 
     Returns:
-        The picture.
+        The picture; its mode is "P" if the number of colours is limited, "RGB" otherwise.
 
     Raises:
-        ConfigError: The set does not hold images that could be distorted, or they are too small.
+        ConfigError: The samples cannot be distorted: they are judgements, or the images are too small.
         ShardError: The set is missing or damaged.
     """
     manifest = read_manifest(directory)
     if options.distort and manifest.kind != "images":
         raise ConfigError(f"{directory} holds {manifest.kind}; --distort is for sets of images.")
     in_grid = manifest.kind == "images" and not options.distort
-    shown = min(options.samples or (GRID_SAMPLES if in_grid else ROW_SAMPLES), manifest.samples)
+    samples = options.samples or (GRID_SAMPLES if in_grid else ROW_SAMPLES)
+    shown = min(samples, manifest.samples)
     own_size = OWN_SIZES_SHOWN_AT if manifest.image_size is None else None
     loader = open_shards(
         directory,
-        batch_size=min(options.samples or (GRID_SAMPLES if in_grid else ROW_SAMPLES), BATCH),
+        batch_size=min(samples, BATCH),
         size=options.size or own_size,
         seed=options.seed,
         options=LoadOptions(cache=cache),
@@ -92,7 +93,7 @@ def draw_gallery(directory: Location, options: GalleryOptions, cache: Cache | No
 
 
 def _rows(loader: ShardLoader, shown: int, options: GalleryOptions) -> list[list[Panel]]:
-    """Return one row of panels per sample."""
+    """Return one row of panels for each of the first `shown` samples."""
     kind = loader.manifest.kind
     rows: list[list[Panel]] = []
     with counter("drawing", unit="samples") as count, closing(loader.epoch(0)) as batches:
@@ -118,9 +119,17 @@ def grid(panels: list[Panel]) -> list[list[Panel]]:
 
 
 def distorted_rows(batch: Batch, seed: int) -> list[list[Panel]]:
-    """Return one row per sample: the image, and its distortions of epoch 0 with their parameters.
+    """Draw the distortions of epoch 0 of a batch.
 
-    Raises `ConfigError` for images too small to be distorted.
+    Args:
+        batch: A batch of images.
+        seed: Seed of the distortions.
+
+    Returns:
+        One row per sample: the image, and its distorted versions with their parameters.
+
+    Raises:
+        ConfigError: The images are too small to be distorted.
     """
     plan = draw_plan(batch.ids, seed=seed, epoch=0)
     try:
@@ -140,7 +149,7 @@ def distorted_rows(batch: Batch, seed: int) -> list[list[Panel]]:
 
 
 def judged_rows(batch: Batch, kind: Kind) -> list[list[Panel]]:
-    """Return one row per sample with its votes; of a triplet, the image that most people find closer is framed."""
+    """Return one row per sample with its votes; the image of a triplet with most votes is framed."""
     rows = []
     for n in range(len(batch)):
         if kind == "triplets":
@@ -164,5 +173,5 @@ def judged_rows(batch: Batch, kind: Kind) -> list[list[Panel]]:
 
 
 def _pixels(batch: Batch, component: str, n: int) -> Pixels:
-    """Return one image (H, W, 3)."""
+    """Return image `n` of a component, uint8 RGB (H, W, 3)."""
     return batch.components[component][n].numpy()

@@ -1,4 +1,4 @@
-"""Elements of pages, with everything that comes from data escaped, and templates that escape likewise."""
+"""Elements and templates of pages; both escape all text that comes from data."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from markupsafe import Markup
 
 
 def element(name: str, *children: str, **attributes: object) -> Markup:
-    """One element of SVG or HTML; children and values of attributes that are not `Markup` are escaped.
+    """Return an element of SVG or HTML.
 
-    In names of attributes "_" stands for "-", and one at the end is dropped: `class_`. Floats are rounded to tenths.
+    Args:
+        name: Name of the element.
+        *children: Content. It is escaped unless it is `Markup`.
+        **attributes: Attributes. In their names "_" stands for "-", and a final "_" is dropped (`class_`). Values are
+            escaped unless they are `Markup`, and floats are rounded to one decimal.
 
-    >>> str(element("text", "a < b", class_="tick", text_anchor="end", x=1.23))
-    '<text class="tick" text-anchor="end" x="1.2">a &lt; b</text>'
+    Example:
+        >>> str(element("text", "a < b", class_="tick", text_anchor="end", x=1.23))
+        '<text class="tick" text-anchor="end" x="1.2">a &lt; b</text>'
     """
     given = Markup("").join(
         Markup(' {}="{}"').format(key.removesuffix("_").replace("_", "-"), _number(value))
@@ -31,24 +36,31 @@ def _number(value: object) -> str:
 
 
 def ranking_text(ranking: object) -> str:
-    """A ranking as people read it, the least disruptive distortion first."""
+    """Return a ranking as text, the least disruptive distortion first."""
     return " < ".join(map(str, ranking if isinstance(ranking, list | tuple) else [ranking]))
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """A number with its sign, which one that is rounded to zero does not have."""
+    """Return a rounded number with its sign; 0 has none."""
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}") if round(value, digits) else f"{0:.{digits}f}"
 
 
 def picture(png: bytes) -> str:
-    """The content of a PNG as an address that needs no file."""
+    """Return the content of a PNG as a data URL."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def render(template: str, **values: object) -> str:
-    """A page from one of the templates, whole in itself: styles and script are inside.
+    """Render a template as a self-contained page, with its styles and its script inside.
 
-    Browsers are told to fetch nothing, and to run no script but that one, known by its hash.
+    Its content security policy forbids all requests, and all scripts but this one, which it identifies by hash.
+
+    Args:
+        template: File name of the template.
+        **values: Variables of the template.
+
+    Returns:
+        The HTML page.
     """
     script = _text("sort.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

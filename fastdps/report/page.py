@@ -1,4 +1,4 @@
-"""The page of one run: what is shown of it, chart by chart. Words are in `templates/run.html.j2`."""
+"""The page of one run: its charts and tables. The text is in `templates/run.html.j2`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
 from fastdps.report.charts import COLOURS, Line, heat_map, lines, ramp, scatter, stacked_bars
 from fastdps.report.markup import picture, ranking_text, render
 from fastdps.report.reading import RunRecord
+from fastdps.run_directory import Throughput
 
-#: Contexts whose layers are shown, of the hardest and of the easiest each.
+#: Number of contexts whose layers are shown, of the hardest and of the easiest each.
 SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with its title and legend: pairs of a class or colour of the page's style and a name."""
+    """A chart of a page.
+
+    Attributes:
+        title: Its title.
+        chart: The SVG element.
+        legend: Pairs of a class or a colour of the style sheet, and a name.
+    """
 
     title: str
     chart: Markup
@@ -27,7 +33,18 @@ class Figure:
 
 
 def render_run(record: RunRecord, bench: Mapping[str, Any] | None = None) -> str:
-    """The page as text; `bench` are results of the bench, for the speed by stage."""
+    """Render the page of a run.
+
+    Args:
+        record: The run.
+        bench: Results of `python -m bench --json`, to show the speed by stage.
+
+    Returns:
+        The HTML page.
+
+    Raises:
+        FastDPSError: A metric of the run is damaged, or `details.json` names a picture outside its directory.
+    """
     contexts = record.contexts
     return render(
         "run.html.j2",
@@ -63,20 +80,20 @@ def _scatter(contexts: Sequence[Mapping[str, Any]]) -> Markup | None:
         points,
         "accuracy before",
         "accuracy after",
-        f"Accuracy of {len(points)} contexts, before adaptation across and after it upwards: {better} lie above the "
-        "diagonal, which means improved.",
+        f"Accuracy of {len(points)} contexts, before adaptation on the x axis and after it on the y axis: {better} lie "
+        "above the diagonal, which means improved.",
     )
 
 
 def heat_maps(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
-    """Accuracy of each two distortions before and after, and the difference."""
+    """Return the accuracy on each pair of distortions before and after adaptation, and the difference."""
     names = list(dict.fromkeys(name for row in rows for name in (row["closer"], row["farther"])))
     values = {(row["closer"], row["farther"]): (row["baseline_accuracy"], row["adapted_accuracy"]) for row in rows}
 
     def table(value: Any) -> list[list[float | None]]:
         return [[value(*values[a, b]) if (a, b) in values else None for b in names] for a in names]
 
-    what = "of each two distortions, one row and one column a distortion"
+    what = "for each pair of distortions, one row and one column per distortion"
     return [
         Figure("before", heat_map(names, table(lambda b, _: b), f"Accuracy before, {what}", middle=0.5, span=0.5)),
         Figure("after", heat_map(names, table(lambda _, a: a), f"Accuracy after, {what}", middle=0.5, span=0.5)),
@@ -85,7 +102,7 @@ def heat_maps(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
 
 
 def training_curves(records: Sequence[tuple[str | None, RunRecord]]) -> list[Figure]:
-    """Accuracy, loss and speed by step, of one run or of several with names."""
+    """Return charts of accuracy, loss and speed by step, of one run without a name or of several with names."""
     figures = []
     for title, value, label in (
         ("Accuracy", "accuracy", "accuracy"),
@@ -97,7 +114,7 @@ def training_curves(records: Sequence[tuple[str | None, RunRecord]]) -> list[Fig
             own = record.curve(value)
             if value == "accuracy":
                 own = own + record.validation() if name is None else record.validation()[:1] or own
-            curves += own if name is None else [Line(_joined(name, line, own), line.points) for line in own]
+            curves += own if name is None else [Line(_label_of(name, line, own), line.points) for line in own]
         if curves:
             best = f"{label} by step; the last values are " if len(curves) <= COLOURS else f"{label} by step"
             last = ", ".join(f"{line.name} {line.points[-1][1]:.3g}" for line in curves[:COLOURS])
@@ -112,27 +129,27 @@ def training_curves(records: Sequence[tuple[str | None, RunRecord]]) -> list[Fig
     return figures
 
 
-def _joined(name: str, line: Line, of: Sequence[Line]) -> str:
+def _label_of(name: str, line: Line, of: Sequence[Line]) -> str:
     return name if len(of) == 1 and line.name == "training" else f"{name}, {line.name}"
 
 
 def _legend(curves: Sequence[Line]) -> list[tuple[str, str]]:
-    """None for a single line, which its title names, and none where colours come twice."""
+    """Return a legend; it is empty for a single line, which the title names, and if colours repeat."""
     if not 1 < len(curves) <= COLOURS:
         return []
     return [(f"line-{n}" + (" dashed" if line.dashed else ""), line.name) for n, line in enumerate(curves)]
 
 
 def _examples(record: RunRecord) -> list[dict[str, Any]]:
-    """The hardest contexts as `details.json` has them, each picture with its address in the page."""
+    """Return the hardest contexts of `details.json`, with pictures as data URLs."""
     return [
         {
             **context,
             "wrong": [
                 {
                     **choice,
-                    "picture": _address(record, choice["reference"]),
-                    **{role: choice[role] | {"picture": _address(record, choice[role]["file"])} for role in _ROLES},
+                    "picture": _data_url(record, choice["reference"]),
+                    **{role: choice[role] | {"picture": _data_url(record, choice[role]["file"])} for role in _ROLES},
                 }
                 for choice in context["wrong"]
             ],
@@ -144,18 +161,18 @@ def _examples(record: RunRecord) -> list[dict[str, Any]]:
 _ROLES = ("closer", "farther")
 
 
-def _address(record: RunRecord, name: str) -> str | None:
+def _data_url(record: RunRecord, name: str) -> str | None:
     content = record.picture(name)
     return None if content is None else picture(content)
 
 
 def _layers(record: RunRecord) -> Figure | None:
-    """Weights by layer: unadapted, mean, hardest and easiest contexts, or the first ones where none are scored."""
+    """Return weights by layer: unadapted, mean, hardest and easiest contexts, or the first ones before scoring."""
     layers = record.layers()
     if layers is None:
         return None
     rankings = [tuple(ranking) for ranking in record.config["rankings"]]
-    rows = [("unadapted: all channels alike", layers.equal)]
+    rows = [("unadapted: equal channel weights", layers.equal)]
     mean = layers.shares.mean(axis=0)
     if not rankings:
         rows.append(("adapted to judgements", mean))
@@ -166,7 +183,7 @@ def _layers(record: RunRecord) -> Figure | None:
     chart = stacked_bars(
         [(title, shares.tolist()) for title, shares in rows],
         layers.names,
-        "Weights by layer. In the mean: "
+        "Weights by layer. On average: "
         + ", ".join(f"{name} {share:.0%}" for name, share in zip(layers.names, mean.tolist(), strict=True)),
     )
     legend = [(ramp(number, len(layers.names))[0], name) for number, name in enumerate(layers.names)]
@@ -174,7 +191,7 @@ def _layers(record: RunRecord) -> Figure | None:
 
 
 def _shown(record: RunRecord, rankings: Sequence[tuple[str, ...]]) -> list[tuple[str, tuple[str, ...]]]:
-    """Some contexts with titles."""
+    """Return titles and rankings of the contexts whose layers are shown."""
     scored = [ranking for row in record.contexts if (ranking := tuple(row["ranking"])) in rankings]
     if len(scored) <= 2 * SHOWN:
         return [(ranking_text(ranking), ranking) for ranking in scored[::-1] or rankings[: 2 * SHOWN]]
@@ -183,12 +200,11 @@ def _shown(record: RunRecord, rankings: Sequence[tuple[str, ...]]) -> list[tuple
 
 
 def _throughput(record: RunRecord) -> dict[str, Any] | None:
-    """Speed of the training that has ended, and how it went."""
+    """Return speed and number of steps, processes and resumptions of a finished training."""
     ends = [entry for entry in record.log if entry["event"] == "end"]
     if not ends:
         return None
-    keys = ("images_per_s", "triplets_per_s", "data_wait_fraction")
-    return {key: float(np.mean([end[key] for end in ends])) for key in keys} | {
+    return Throughput.from_log(ends).to_dict() | {
         "processes": ends[-1]["processes"],
         "steps": sum(end["step"] for end in ends),
         "trainings": len(ends),
@@ -197,7 +213,7 @@ def _throughput(record: RunRecord) -> dict[str, Any] | None:
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Settings as text: lists with commas, and "default" for what is left to it."""
+    """Return settings as text: lists with commas, and "default" for None."""
 
     def text(value: Any) -> str:
         if isinstance(value, list | tuple):

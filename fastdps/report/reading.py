@@ -1,4 +1,4 @@
-"""A run as its report sees it: read from its directory alone, without shards and without torch."""
+"""Read a run for its report, from the files of the run directory. Needs no shards and no torch."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from fastdps.report.charts import Line
 from fastdps.run_directory import DETAILS_VERSION, RunDirectory
 from fastdps.shards.storage import locate
 
-#: The names that pictures of examples have, which reach nowhere else.
+#: File names that pictures of examples can have: a path out of the directory does not match.
 _PICTURE = re.compile(r"[\w-]+\.png", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Layers:
-    """How the channel weights of each context are divided among the tapped layers.
+    """Distribution of the channel weights over the tapped layers.
 
-    `shares` (K, taps) add up to one in each row; `equal` (taps,) are those of the unadapted metric, whose channels all
-    weigh the same.
+    Attributes:
+        names: Names of the T layers; a comparison of two kinds has each layer twice.
+        shares: Share of each layer in the weights of each context, (K, T); rows add up to one.
+        equal: Shares of the unadapted metric, which has equal channel weights, (T,).
     """
 
     names: list[str]
@@ -37,7 +39,15 @@ class Layers:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """All that a run directory says. `scores` and `details` are None before `fastdps evaluate`."""
+    """The content of a run directory.
+
+    Attributes:
+        run: The directory.
+        config: Content of `config.json`.
+        scores: Content of `scores.json`, None before `fastdps evaluate`.
+        details: Content of `details.json`, None before `fastdps evaluate` or if its format version is another one.
+        log: Records of `log.jsonl`.
+    """
 
     run: RunDirectory
     config: dict[str, Any]
@@ -52,12 +62,12 @@ class RunRecord:
 
     @property
     def has_contexts(self) -> bool:
-        """Whether it was adapted to contexts; otherwise to judgements."""
+        """True if the run was adapted to contexts, False if to judgements."""
         return bool(self.config["rankings"])
 
     @property
     def contexts(self) -> list[dict[str, Any]]:
-        """The scores of each context, the lowest accuracy first; empty where they have not been scored."""
+        """The scores of the contexts, lowest accuracy first; empty before they are scored."""
         rows = self.scores["contexts"] if self.scores else []
         return sorted(rows, key=lambda row: row["adapted_accuracy"])
 
@@ -68,7 +78,7 @@ class RunRecord:
 
     @property
     def evaluate_command(self) -> str:
-        """The command that scores its contexts; names the held-out images where they can be guessed."""
+        """The command that scores the contexts, on the directory `val` beside the training images if it exists."""
         train = locate(self.config["data"]["shards"])
         held_out = train.with_name("val") if isinstance(train, Path) else None
         shards = shlex.quote(str(held_out)) if train.name == "train" and held_out and held_out.is_dir() else "HELD_OUT"
@@ -76,18 +86,18 @@ class RunRecord:
 
     @property
     def bapps_command(self) -> str:
-        """The command that scores it on human judgement."""
+        """The command that scores the run on human judgement."""
         return f"fastdps evaluate {shlex.quote(str(self.run.path))} --bapps BAPPS"
 
     @property
     def train_command(self) -> str:
-        """How a training that has not ended goes on."""
+        """The command that resumes the training."""
         option = "--shards" if self.has_contexts else "--triplets"
         shards, out = (shlex.quote(str(path)) for path in (self.config["data"]["shards"], self.run.path))
         return f"fastdps train {option} {shards} --out {out}"
 
     def curve(self, value: str) -> list[Line]:
-        """A value of the log's "step" records by step: one line, or one for each training of the run."""
+        """Return a value of the "step" records of the log by step: one line per training of the run."""
         trainings: dict[int | None, list[tuple[float, float]]] = {}
         for record in self.log:
             if record["event"] == "step":
@@ -98,7 +108,7 @@ class RunRecord:
         ]
 
     def validation(self) -> list[Line]:
-        """Validation accuracy by step: mean and worst over contexts, or one line for each training of the run."""
+        """Return the validation accuracy by step: mean and worst context, or one line per training of the run."""
         records = [record for record in self.log if record["event"] == "validation"]
         if any("context" in record for record in records):
             numbers = dict.fromkeys(record["context"] for record in records)
@@ -118,14 +128,24 @@ class RunRecord:
         return [mean, Line("validation, worst context", [(r["step"], min(r["accuracies"])) for r in records], True)]
 
     def picture(self, name: str) -> bytes | None:
-        """A picture of an example, or None if it is not there. Raises `FastDPSError` for a name that is none."""
+        """Return a picture of an example, None if it is missing.
+
+        Args:
+            name: File name of the picture, from `details.json`.
+
+        Raises:
+            FastDPSError: The name could be a path out of the directory of pictures.
+        """
         if not _PICTURE.fullmatch(name):
-            raise FastDPSError(f"{self.run.details} names a picture {name!r}, which cannot be one. Evaluate again.")
+            raise FastDPSError(
+                f"{self.run.details} names a picture {name!r}, which is not a valid file name. "
+                "Run `fastdps evaluate` again."
+            )
         path = self.run.examples / name
         return path.read_bytes() if path.is_file() else None
 
     def layers(self) -> Layers | None:
-        """The weights by layer, or None before training has ended. Raises `FastDPSError` for damaged files."""
+        """Return the weights by layer, None before training has ended. Raises `FastDPSError` for damaged files."""
         paths = self.run.metrics()
         if not all(path.is_file() for path in paths):
             return None
@@ -148,7 +168,17 @@ class RunRecord:
 
 
 def read_run(path: Path) -> RunRecord:
-    """Read a run directory. Raises `FastDPSError` when it is none, or a file of it is damaged."""
+    """Read a run directory.
+
+    Args:
+        path: The directory.
+
+    Returns:
+        Its content.
+
+    Raises:
+        FastDPSError: The directory is not a run, or one of its files is damaged.
+    """
     run = RunDirectory(path)
     config = run.read_config()
     details = _read_json(run.details)
@@ -162,7 +192,7 @@ def read_run(path: Path) -> RunRecord:
 
 
 def read_bench(path: Path) -> dict[str, Any]:
-    """Read results of `python -m bench --json`. Raises `FastDPSError` if they are none."""
+    """Read results of `python -m bench --json`. Raises `FastDPSError` if the file is missing or holds other content."""
     results = _read_json(path)
     if results is None:
         raise FastDPSError(f"{path} does not exist. Measure with `python -m bench --json {shlex.quote(str(path))}`.")
@@ -172,12 +202,15 @@ def read_bench(path: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object, None if there is no file. Raises `FastDPSError` for other content."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise FastDPSError(f"{path} cannot be read as JSON: {error}. Make it anew with `fastdps evaluate`.") from error
+        raise FastDPSError(
+            f"{path} cannot be read as JSON: {error}. Create it again with `fastdps evaluate`."
+        ) from error
     if not isinstance(content, dict):
-        raise FastDPSError(f"{path} holds no object. Make it anew with `fastdps evaluate`.")
+        raise FastDPSError(f"{path} is not a JSON object. Create it again with `fastdps evaluate`.")
     return content

@@ -1,4 +1,4 @@
-"""Write the report of a run, or one that compares several, as one self-contained HTML page."""
+"""Write the report of a run, or a comparison of several runs, as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def report(
     *,
     bench: str | PathLike[str] | None = None,
 ) -> Path:
-    """Write the page of a run, or of several a comparison.
+    """Write the page of a run, or a page that compares several runs.
 
     Args:
-        runs: One run directory or several; what `fastdps.train` returned will do.
+        runs: One run directory or several, or results of `fastdps.train`.
         out: File to write, by default `report.html` in the run, or `comparison.html` for several runs.
-        bench: Results of `python -m bench --json`, to show the speed by stage; for one run only.
+        bench: File of `python -m bench --json`, to show the speed by stage; for one run only.
 
     Returns:
-        The file.
+        The path of the page.
 
     Raises:
         ConfigError: `out` is a directory, or `bench` is given for several runs.
@@ -47,7 +47,7 @@ def report(
         page = render_run(records[0], read_bench(Path(bench)) if bench else None)
     else:
         if bench:
-            raise ConfigError("--bench goes with one run; a comparison has no room for it.")
+            raise ConfigError("--bench goes with one run; a comparison does not show it.")
         file = COMPARISON if out is None else Path(out)
         page = render_comparison(records)
     if file.is_dir():

@@ -143,7 +143,10 @@ def test_a_hostile_directory_name_stays_text_in_all_pages(tmp_path):
     ("missing", "says"),
     [
         ({"scored": False}, "fastdps evaluate {run} --shards HELD_OUT"),
-        ({"examples": False}, "No examples have been kept. This keeps some: fastdps evaluate {run} --shards HELD_OUT"),
+        (
+            {"examples": False},
+            "No examples have been recorded. To record some: fastdps evaluate {run} --shards HELD_OUT",
+        ),
         ({"bapps": False}, "fastdps evaluate {run} --bapps BAPPS"),
         ({"scored": False, "bapps": False}, "The contexts have not been scored."),
     ],
@@ -165,16 +168,16 @@ def test_a_training_that_has_not_ended(tmp_path):
     write_log(run, [step(20, loss=0.5, accuracy=0.6)])
     page = page_of(run)
     again = f"fastdps train --shards {tmp_path}/data/train --out {run}"
-    assert f"There is no metric yet. This finishes the training: {again}" in page.text
-    assert f"The training has not ended. This goes on with it: {again}" in page.text
+    assert f"There is no metric yet. To finish the training: {again}" in page.text
+    assert f"The training has not ended. To resume it: {again}" in page.text
     (run / "log.jsonl").unlink()
-    assert f"There is no log of a training. This trains, or goes on: {again}" in page_of(run).text
+    assert f"There is no training log. To train, or to resume: {again}" in page_of(run).text
 
 
 def test_a_run_adapted_to_judgements_has_no_contexts_to_show(tmp_path):
     run = make_run(tmp_path / "run", [], scored=False)
     page = page_of(run)
-    assert "adapted to judgements of people" in page.text
+    assert "adapted to human judgements" in page.text
     assert "Hardest contexts" not in page.text
     assert "2AFC traditional 4,720" in page.text
     assert "adapted to judgements" in page.texts
@@ -241,7 +244,7 @@ def test_a_comparison_shows_both_runs_and_what_differs(tmp_path, capsys):
         assert f"{summary['baseline_accuracy']:.3f}" in page.texts
         assert f"{summary['adapted_accuracy']:.3f}" in page.texts
     assert "setting a b learning_rate 0.01 0.02 Settings that are the same" in page.text
-    assert "not to be compared directly" not in page.text
+    assert "cannot be compared directly" not in page.text
     assert capsys.readouterr().out == f"{tmp_path / 'c.html'}\n"
 
 
@@ -252,14 +255,14 @@ def test_a_comparison_says_which_runs_are_not_scored_and_that_others_do_not_comp
     page = Page((tmp_path / "c.html").read_text(encoding="utf-8"))
     assert f"fastdps evaluate {a} --shards HELD_OUT" in page.text
     assert f"fastdps evaluate {b}" not in page.text
-    assert "not to be compared directly" in page.text
+    assert "cannot be compared directly" in page.text
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda run: (run / "scores.json").write_text("{"), "scores.json cannot be read as JSON"),
-        (lambda run: (run / "scores.json").write_text("[]"), "scores.json holds no object"),
+        (lambda run: (run / "scores.json").write_text("[]"), "scores.json is not a JSON object"),
         (lambda run: (run / "config.json").unlink(), "is not a run"),
         (lambda run: (run / "log.jsonl").write_text("{}\n"), "log.jsonl is damaged"),
         (lambda run: (run / "metric.safetensors").write_bytes(b"x"), "cannot be read as a metric"),

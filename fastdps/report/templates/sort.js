@@ -1,4 +1,4 @@
-// Tables of class "sortable" are sorted by a click on a heading; without this script they are in the order of the page.
+// A click on a heading sorts a table of class "sortable"; without this script tables keep the order of the page.
 for (const table of document.querySelectorAll("table.sortable")) {
   const headings = [...table.tHead.rows[0].cells];
   headings.forEach((heading, column) => {
