@@ -1,1 +1,1 @@
-"""Metrics for other libraries: LPIPS, ONNX and torch.export. Each file is read back by that library and compared."""
+"""Metrics for other libraries: LPIPS, ONNX and torch.export. Each file is verified with the library that reads it."""

@@ -1,4 +1,4 @@
-"""The model card of an exported metric: what it is, what it was made from, how good it is, what may be done with it.
+"""The model card of an exported metric: its properties, training data, scores and licence.
 
 It is a mapping, written as JSON and as Markdown beside the exported file.
 """
@@ -22,10 +22,11 @@ from fastdps.run_directory import RunDirectory
 
 CARD_VERSION = 1
 LICENCE = (
-    "fastdps has the licence Apache-2.0. The backbone's architecture and weights come from torchvision (BSD-3-Clause), "
-    "which says of its pretrained weights that they may have terms of their own, from the data they were trained on. "
-    "They were trained on ImageNet, whose terms allow research and education that is not commercial. Find out whether "
-    "your use is permitted. Whether the data that a metric was adapted to has terms is for you to know."
+    "fastdps is licensed under Apache-2.0. The architecture and weights of the backbone come from torchvision "
+    "(BSD-3-Clause), which notes that pretrained weights may have terms of their own, derived from the data they were "
+    "trained on. They were trained on ImageNet, whose terms allow non-commercial research and education. Check whether "
+    "your use is permitted. The data that the metric was adapted to may have further terms, which you must check "
+    "yourself."
 )
 #: Settings of a run that the card lists.
 _LISTED_SETTINGS = ("variant", "recipe", "epochs", "judge", "loss", "interpolation", "seed")
@@ -34,9 +35,18 @@ _LISTED_DATA = ("source", "samples", "size", "sha256")
 
 
 def describe(metric: PerceptualMetric, place: ContextLocation | None, run: RunDirectory | None) -> dict[str, Any]:
-    """What is known of a metric before it is exported; `place` and `run` are None where there are none.
+    """Return the part of the card that is known before the export.
 
-    Raises `FastDPSError` for a run's files that cannot be read.
+    Args:
+        metric: The metric.
+        place: File and ranking of its context, None for a backbone.
+        run: The run of the metric, None if it was loaded from elsewhere.
+
+    Returns:
+        The card as JSON types, without file and verification, see `finish`.
+
+    Raises:
+        FastDPSError: A file of the run cannot be read.
     """
     ranking = place.ranking if place else None
     card: dict[str, Any] = {
@@ -66,9 +76,12 @@ def describe(metric: PerceptualMetric, place: ContextLocation | None, run: RunDi
 
 
 def _scores(run: RunDirectory, context: list[str] | None, number: int) -> dict[str, Any] | None:
-    """One context's accuracies on held-out images, and its agreement with people, as far as they were measured.
+    """Return the scores of one context, each None if it was not measured; None for a run without scores.
 
-    `number` is the context's place among those of the run, in whose order agreement is kept.
+    Args:
+        run: The run.
+        context: The ranking, None for judgements.
+        number: Index of the context in the run, which is its index in the scores on human judgement.
     """
     if not run.scores.exists():
         return None
@@ -83,14 +96,14 @@ def _scores(run: RunDirectory, context: list[str] | None, number: int) -> dict[s
             for test in ("2afc", "jnd")
         }
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise FastDPSError(f"{run.scores} is not whole: {error!r}. Run `fastdps evaluate` again.") from error
+        raise FastDPSError(f"{run.scores} is damaged: {error!r}. Run `fastdps evaluate` again.") from error
     return {name: row.get(name) for name in ("baseline_accuracy", "adapted_accuracy")} | {"bapps": bapps}
 
 
 def finish(
     card: Mapping[str, Any], form: Format, metric: PerceptualMetric, file: str, verified: Verified
 ) -> dict[str, Any]:
-    """The card with what the export has found out."""
+    """Return the card with the exported file and the result of its verification."""
     return {
         **card,
         "file": {"name": file, "format": form.name, "inputs": form.inputs, "usage": form.usage_of(metric, file)},
@@ -104,7 +117,7 @@ def finish(
 
 
 def to_markdown(card: Mapping[str, Any]) -> str:
-    """The card for people."""
+    """Return the card as Markdown."""
     metric, training, scores, file, verified = (
         card[key] for key in ("metric", "training", "scores", "file", "verified")
     )
@@ -112,11 +125,12 @@ def to_markdown(card: Mapping[str, Any]) -> str:
     lines = [
         f"# {file['name']}",
         "",
-        "A deep perceptual similarity metric: the distance of two images by their features in an ImageNet network.",
+        "A deep perceptual similarity metric: the distance between two images, from their features in an ImageNet "
+        "network.",
         "",
         "| | |",
         "|---|---|",
-        f"| context, least disruptive first | {_or_none(card['context'])} |",
+        f"| context, least disruptive first | {_ranking_text(card['context'])} |",
         f"| backbone | {metric['backbone']}, taps {taps}, compared by {metric['comparison']} |",
         f"| inputs | {file['inputs']} |",
         f"| verified | {verified['with']}: {verified['image_pairs']} pairs of random images, distances up to "
@@ -131,19 +145,19 @@ def to_markdown(card: Mapping[str, Any]) -> str:
             f"| data | {source}, {data['samples']:,} samples{size}, sha256 {(data['sha256'] or 'unknown')[:16]} |",
         ]
     else:
-        lines.append("| adapted | not known: this was exported without a run |")
+        lines.append("| adapted | unknown: exported without a run directory |")
     versions = ", ".join(f"{name} {number}" for name, number in card["versions"].items())
     lines += [f"| exported with | {versions} |", "", "## Use", "", "```python", *file["usage"].splitlines(), "```", ""]
     lines += ["## Scores", "", *_score_lines(scores), "", "## Licence", "", card["licence"], ""]
     return "\n".join(lines)
 
 
-def _or_none(context: list[str] | None) -> str:
+def _ranking_text(context: list[str] | None) -> str:
     return ", ".join(context) if context else "none"
 
 
 def _score_lines(scores: Mapping[str, Any] | None) -> list[str]:
-    """A table of what was measured, before adapting and after."""
+    """Return a table of the scores before and after adapting, in Markdown."""
     rows = []
     if scores and scores["adapted_accuracy"] is not None:
         rows.append(("accuracy on held-out distortions", scores["baseline_accuracy"], scores["adapted_accuracy"], None))
@@ -153,7 +167,7 @@ def _score_lines(scores: Mapping[str, Any] | None) -> list[str]:
             for name, found in subsets.items()
         ]
     if not rows:
-        return ["None were measured (`fastdps evaluate`)."]
+        return ["Not measured (`fastdps evaluate` measures them)."]
     lines = ["| | before | after | human |", "|---|---:|---:|---:|"]
     for name, before, after, human in rows:
         lines.append(f"| {name} | {before:.4f} | {after:.4f} | {'' if human is None else f'{human:.4f}'} |")
@@ -161,5 +175,5 @@ def _score_lines(scores: Mapping[str, Any] | None) -> list[str]:
 
 
 def paths_beside(path: Path) -> tuple[Path, Path]:
-    """Where the card of an exported file is: as Markdown and as JSON."""
+    """Return the paths of the card of an exported file, as Markdown and as JSON."""
     return path.with_name(path.name + ".card.md"), path.with_name(path.name + ".card.json")

@@ -1,4 +1,4 @@
-"""Export a metric for another library, verified, with a model card beside the file."""
+"""Export a metric for another library, verify the file, and write a model card beside it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastdps.metric.load import Context, load_with_location
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.files import write_json, write_text
 
-#: The formats by the name they have on the command line.
+#: The formats by their name, as on the command line.
 FORMATS: Mapping[str, Format] = {form.name: form for form in (LpipsCheckpoint(), OnnxModel(), ExportedProgram())}
 
 
@@ -32,7 +32,7 @@ class ExportResult:
         card_markdown: Its model card, as Markdown.
         card_json: Its model card, as JSON.
         card: The content of the card.
-        verified: How closely the distances of the other library agree with those of fastdps.
+        verified: Result of the comparison with the distances of the other library.
     """
 
     path: Path
@@ -53,18 +53,28 @@ class ExportResult:
 
 
 def find_format(name: str, *, with_backbone: bool = False) -> Format:
-    """Return a format by name. Raises `ConfigError` for an unknown one, and for `with_backbone` with any but lpips."""
+    """Return a format.
+
+    Args:
+        name: One of `FORMATS`.
+        with_backbone: Include the backbone, with "lpips".
+
+    Raises:
+        ConfigError: The format is unknown, or `with_backbone` is given for another format than "lpips".
+    """
     if name not in FORMATS:
         raise ConfigError(f"Unknown format {name!r}.{did_you_mean(name, FORMATS)} Known: {', '.join(sorted(FORMATS))}.")
     if not with_backbone:
         return FORMATS[name]
     if name != LpipsCheckpoint.name:
-        raise ConfigError(f"--with-backbone is for lpips; files of --format {name} hold the backbone anyway.")
+        raise ConfigError(
+            f"--with-backbone is for --format lpips; files of --format {name} always include the backbone."
+        )
     return LpipsCheckpoint(with_backbone=True)
 
 
 def check_path(path: Path, form: Format, *, overwrite: bool) -> None:
-    """Raise `ConfigError` if a file has the wrong suffix for a format, or exists and may not be overwritten."""
+    """Raise `ConfigError` if a path has the wrong suffix for a format, or exists and `overwrite` is False."""
     if path.suffix != form.suffix:
         raise ConfigError(
             f"--out {path} must end with {form.suffix} for --format {form.name}: {path.stem}{form.suffix}."
@@ -84,22 +94,22 @@ def export(
 ) -> ExportResult:
     """Export one context of a metric for another library, and write a model card beside the file.
 
-    The file is read back with the other library and compared before it gets its name.
+    Before the file gets its name, it is read back with the other library, and distances are compared.
 
     Args:
         source: Run directory, metric file, or name of a backbone, as for `fastdps.load`.
         out: File to write, ending with the suffix of the format: .pth, .onnx or .pt2.
         format: "lpips" for the `lpips` package, "onnx", or "torch" for torch.export.
-        context: Which of several contexts, see `fastdps.load`.
-        with_backbone: With "lpips", include the backbone, so that `lpips` has nothing to download.
+        context: The context to export if there are several, see `fastdps.load`.
+        with_backbone: With "lpips", include the backbone in the file, so that `lpips` downloads nothing.
         overwrite: Replace an existing file.
 
     Returns:
-        The file, its card, and how closely the distances agree.
+        The file, its card, and the result of the verification.
 
     Raises:
         ConfigError: The format, suffix or context cannot be used, or the other library is not installed.
-        FastDPSError: The source cannot be read, or the other library computes other distances.
+        FastDPSError: The source cannot be read, or the distances of the other library differ.
 
     Example:
         >>> export("runs/sample", "sample.pth", context="color,darken,zoom_in,rotate,translate,blur")  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""What a format is: how it is written, and how the foreign library reads it back."""
+"""The interface of a format: write a file, and read it back with the other library."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ from torch import Tensor
 from fastdps.errors import ConfigError
 from fastdps.metric.perceptual import PerceptualMetric
 
-#: Image batches x and y (n, 3, H, W), RGB float in [0, 1], to distances (n,).
+#: A function of two image batches (n, 3, H, W), RGB float in [0, 1], that returns distances (n,).
 Distances = Callable[[Tensor, Tensor], Tensor]
 
 
 class Format(ABC):
-    """One format of exported metrics.
+    """A format of exported metrics.
 
-    name: as on the command line. suffix: what its files' names end with. library: what reads it, a distribution whose
-    version the card states. needs: the modules to import. inputs, usage: what the card says of its inputs, and code.
+    Attributes:
+        name: Its name, as on the command line.
+        suffix: Suffix of its files.
+        library: Distribution that reads its files; the card states its version.
+        needs: Modules that must be installed.
+        inputs: Description of the inputs, for the card.
+        usage: Python code that uses a file, for the card.
     """
 
     name: ClassVar[str]
@@ -32,7 +37,7 @@ class Format(ABC):
     usage: ClassVar[str]
 
     def require(self) -> None:
-        """Raise `ConfigError` that says what to install if the library is not there."""
+        """Raise `ConfigError`, which says what to install, if a needed module is missing."""
         for module in self.needs:
             try:
                 importlib.import_module(module)
@@ -47,15 +52,29 @@ class Format(ABC):
 
     @abstractmethod
     def write(self, metric: PerceptualMetric, path: Path, card: Mapping[str, Any]) -> None:
-        """Write the metric's one context; `card` goes into the file where the format has a place for it."""
+        """Write a metric.
+
+        Args:
+            metric: A metric in one context.
+            path: The file.
+            card: Its model card, for formats that can hold metadata.
+        """
 
     @abstractmethod
     def read_back(self, metric: PerceptualMetric, path: Path) -> Distances:
-        """The distances of the written file, by the foreign library alone.
+        """Load a written file with the other library.
 
-        Of `metric` only what the format does not hold is used. Raises `FastDPSError` if it is not read as written.
+        Args:
+            metric: The metric. Only those of its parts that the file does not contain are used.
+            path: The file.
+
+        Returns:
+            A function that computes distances with the other library.
+
+        Raises:
+            FastDPSError: The library does not read the content that was written.
         """
 
     def usage_of(self, metric: PerceptualMetric, file: str) -> str:  # noqa: ARG002
-        """Lines of Python that use the file."""
+        """Return lines of Python that use a file of this name."""
         return self.usage.format(file=file)

@@ -18,16 +18,17 @@ from fastdps.metric.lpips_format import heads_to_lpips
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.weights import tensors_sha256
 
-#: What LPIPS calls the backbones that it has.
+#: Names of the backbones of LPIPS, by their names in fastdps.
 NETS = {"alexnet": "alex", "vgg16": "vgg", "squeezenet1_1": "squeeze"}
 _NET, _FEATURES = "net.", "features."
 
 
 @dataclass(frozen=True)
 class LpipsCheckpoint(Format):
-    """Heads, and the backbone with them where it was trained, or is asked for: LPIPS loads both.
+    """A checkpoint of the heads, and of the backbone if it was trained or `with_backbone` is set; LPIPS loads both.
 
-    `with_backbone` is for machines where LPIPS cannot download what torchvision has.
+    Attributes:
+        with_backbone: Include a pretrained backbone too, for machines where LPIPS cannot download it.
     """
 
     with_backbone: bool = False
@@ -43,7 +44,7 @@ metric = lpips.LPIPS(net="{net}", model_path="{file}"{random})
 distances = metric(x, y, normalize=True).flatten()"""
 
     def check(self, metric: PerceptualMetric) -> None:
-        """LPIPS has three backbones, its own taps, and one comparison."""
+        """Raise `ConfigError` for a backbone, taps or a comparison that LPIPS does not have."""
         backbone = metric.backbone
         if backbone.name not in NETS:
             raise ConfigError(f"LPIPS has {', '.join(NETS)}, not {backbone.name}: choose --format onnx or torch.")
@@ -56,14 +57,14 @@ distances = metric(x, y, normalize=True).flatten()"""
             raise ConfigError(f"LPIPS does not compare by {metric.comparison}: choose --format onnx or torch.")
 
     def write(self, metric: PerceptualMetric, path: Path, card: Mapping[str, Any]) -> None:  # noqa: ARG002
-        """The heads' keys, and with a trained backbone `net.*`, as LPIPS's own training saves them."""
+        """Write the heads, and a backbone as `net.*`, with the keys of LPIPS's own training."""
         state = heads_to_lpips(metric.weights[:1], metric.channels)
         if self._holds_backbone(metric):
             state |= {_NET + key: tensor for key, tensor in _net_state(metric, _make(metric).net).items()}
         torch.save(state, path)
 
     def read_back(self, metric: PerceptualMetric, path: Path) -> Distances:
-        """As its users load it, and then once more strictly, because LPIPS ignores keys that it does not know."""
+        """Load the file as users do, and then strictly, because LPIPS ignores unknown keys."""
         oracle = _make(metric, model_path=str(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
         loaded = oracle.state_dict()
@@ -76,8 +77,8 @@ distances = metric(x, y, normalize=True).flatten()"""
         return lambda x, y: oracle(x, y, normalize=True).flatten()
 
     def usage_of(self, metric: PerceptualMetric, file: str) -> str:
-        """With the name that LPIPS has for the backbone."""
-        random = ", pnet_rand=True" if self._holds_backbone(metric) else ""  # which downloads nothing
+        """Return lines of Python that use a file, with LPIPS's name of the backbone."""
+        random = ", pnet_rand=True" if self._holds_backbone(metric) else ""  # a random backbone is not downloaded
         return self.usage.format(file=file, net=NETS[metric.backbone.name], random=random)
 
     def _holds_backbone(self, metric: PerceptualMetric) -> bool:
@@ -85,27 +86,27 @@ distances = metric(x, y, normalize=True).flatten()"""
 
 
 def _make(metric: PerceptualMetric, **options: str) -> Any:
-    """An LPIPS with a random network, which downloads nothing."""
+    """Return an LPIPS with a random backbone, which is not downloaded."""
     import lpips
 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # it calls torchvision and torch.load in ways that are deprecated
+        warnings.simplefilter("ignore")  # it uses deprecated arguments of torchvision and torch.load
         return lpips.LPIPS(net=NETS[metric.backbone.name], pnet_rand=True, verbose=False, **options)
 
 
 def _net_state(metric: PerceptualMetric, net: torch.nn.Module) -> dict[str, Tensor]:
-    """The backbone's tensors by LPIPS's names, `slice2.3.weight` for torchvision's `features.3.weight`."""
+    """Return the tensors of the backbone by LPIPS's names: `slice2.3.weight` for `features.3.weight` of torchvision."""
     theirs = {key.split(".", 1)[1]: key for key in net.state_dict()}
     own = metric.backbone.state_dict()
     return {theirs[key.removeprefix(_FEATURES)]: tensor.cpu().contiguous() for key, tensor in own.items()}
 
 
 def _is_pretrained(backbone: Backbone) -> bool:
-    """Whether the backbone is torchvision's, which LPIPS brings itself."""
+    """Return True if the backbone is torchvision's, which LPIPS downloads by itself."""
     try:
         pretrained = Backbone(backbone.name, taps=backbone.taps).state_dict()
     except WeightsNotFoundError:
-        return False  # then it cannot be known, and the file is whole with it
+        return False  # unknown, and with the backbone the file is complete in any case
     return tensors_sha256(pretrained) == tensors_sha256(backbone.state_dict())
 
 

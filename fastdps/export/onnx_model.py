@@ -1,4 +1,4 @@
-"""An ONNX model, for onnxruntime and what else reads it."""
+"""An ONNX model, for onnxruntime and other libraries that read ONNX."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from fastdps.metric.perceptual import PerceptualMetric
 
 
 class OnnxModel(Format):
-    """Inputs `x` and `y`, output `distance`; batch, height and width are free. The card is in its metadata."""
+    """A model with inputs `x` and `y` and output `distance`; batch, height and width are dynamic.
+
+    Its metadata contains the card.
+    """
 
     name = "onnx"
     suffix = ".onnx"
@@ -35,10 +38,10 @@ session = onnxruntime.InferenceSession("{file}")
 (distances,) = session.run(["distance"], {{"x": x, "y": y}})"""
 
     def check(self, metric: PerceptualMetric) -> None:
-        """It holds every metric."""
+        """Accept every metric."""
 
     def write(self, metric: PerceptualMetric, path: Path, card: Mapping[str, Any]) -> None:
-        """One file, the weights in it."""
+        """Write one file that contains the weights."""
         import onnx
 
         with _quiet():
@@ -58,7 +61,7 @@ session = onnxruntime.InferenceSession("{file}")
         onnx.save(model, path)
 
     def read_back(self, metric: PerceptualMetric, path: Path) -> Distances:  # noqa: ARG002
-        """By onnxruntime on the CPU."""
+        """Load the file with onnxruntime on the CPU."""
         import onnxruntime
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -72,7 +75,7 @@ session = onnxruntime.InferenceSession("{file}")
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter of torch tells of its steps on standard output, and warns of its own ways."""
+    """Suppress the progress that torch's exporter prints, and its warnings about its own internals."""
     before = logging.root.manager.disable
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

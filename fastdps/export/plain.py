@@ -1,4 +1,4 @@
-"""The metric as a plain module: only what every format knows, and nothing that depends on the images' size."""
+"""The metric as a plain module: only operations that every format supports, independent of the image size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastdps.metric.distances import unit_normalize
 from fastdps.metric.perceptual import PerceptualMetric
 
-#: What each kind of comparison makes of maps (n, C, H, W): vectors along axis 1 at positions, (n, C, P).
+#: Transform of feature maps (n, C, H, W) by kind of comparison: vectors along axis 1 at P positions, (n, C, P).
 _VECTORS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "spatial": lambda maps: maps.flatten(2),
     "mean": lambda maps: maps.mean(dim=(2, 3))[:, :, None],
@@ -20,9 +20,12 @@ _VECTORS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 class PlainMetric(nn.Module):
-    """The first context of a metric: x and y (n, 3, H, W), RGB float in [0, 1], to distances (n,).
+    """The first context of a metric.
 
-    It computes what `PerceptualMetric` does without what makes that fast on a CPU, which branches on sizes.
+    It computes the distances of `PerceptualMetric`, without the optimisations for CPUs, which branch on sizes.
+
+    Args:
+        metric: The metric; its weights are copied.
     """
 
     def __init__(self, metric: PerceptualMetric) -> None:
@@ -39,7 +42,7 @@ class PlainMetric(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distances of image pairs."""
+        """Return the distances (n,) of image pairs x and y (n, 3, H, W), RGB float in [0, 1]."""
         features_x, features_y = self._features(x), self._features(y)
         parts: list[Tensor] = []
         for kind in self.kinds:

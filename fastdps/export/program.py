@@ -1,4 +1,4 @@
-"""A program of torch.export, which runs without fastdps and can be compiled ahead of time."""
+"""A program of torch.export, which runs without fastdps and can be compiled with AOTInductor."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fastdps.export.plain import PlainMetric
 from fastdps.metric.image_metric import smallest_side
 from fastdps.metric.perceptual import PerceptualMetric
 
-#: Batch, height and width are free, and the same for both images.
+#: Batch, height and width are dynamic, and the same for both images.
 _AXES = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
 DYNAMIC = {"x": _AXES, "y": _AXES}
 
 
 class ExportedProgram(Format):
-    """`torch.export.load` reads it; batch, height and width are free. The card is in `card.json` within."""
+    """A file for `torch.export.load`; batch, height and width are dynamic. It contains the card as `card.json`."""
 
     name = "torch"
     suffix = ".pt2"
@@ -34,20 +34,23 @@ metric = torch.export.load("{file}").module()
 distances = metric(x, y)"""
 
     def check(self, metric: PerceptualMetric) -> None:
-        """It holds every metric."""
+        """Accept every metric."""
 
     def write(self, metric: PerceptualMetric, path: Path, card: Mapping[str, Any]) -> None:
-        """The program with its weights, and the card."""
+        """Write the program with its weights, and the card."""
         program = torch.export.export(PlainMetric(metric), example(metric), dynamic_shapes=DYNAMIC)
         torch.export.save(program, path, extra_files={"card.json": json.dumps(card)})
 
     def read_back(self, metric: PerceptualMetric, path: Path) -> Distances:  # noqa: ARG002
-        """By torch alone."""
+        """Load the file with torch."""
         return torch.export.load(path).module()
 
 
 def example(metric: PerceptualMetric) -> tuple[Tensor, Tensor]:
-    """Images of a size and number that no part of a backbone is likely to have, so that nothing is taken for fixed."""
+    """Return images x and y whose size and number no dimension of a backbone is likely to equal.
+
+    Otherwise the export could treat a dynamic dimension as constant.
+    """
     side = max(64, smallest_side(metric))
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand(2, 5, 3, side + 7, side + 25, generator=generator)

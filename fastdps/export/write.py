@@ -1,4 +1,4 @@
-"""Write a metric in a format, and verify that the other library computes the same distances with it."""
+"""Write a metric in a format, and verify that the other library computes the same distances."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastdps.runtime.files import fsync_directory, write_errors
 
 #: Tolerance of distances: both libraries sum thousands of float32 values, in different orders.
 ABSOLUTE, RELATIVE = 1e-5, 1e-4
-#: Batches that are compared: number of images, and how much larger than the smallest side height and width are.
+#: Batches that are compared: number of images, and pixels that height and width exceed the smallest side by.
 _BATCHES = ((1, 0, 0), (3, 0, 21), (4, 33, 9))
 
 
@@ -36,17 +36,20 @@ class Verified(NamedTuple):
 
 
 def write_verified(metric: PerceptualMetric, form: Format, path: Path, card: Mapping[str, Any]) -> Verified:
-    """Write a metric, read it back with the other library, and give the file its name once distances agree.
+    """Write a metric, read it back with the other library, and give the file its name if the distances agree.
 
     Args:
         metric: A metric in one context.
         form: The format.
         path: The file.
-        card: What is known of the metric, for formats that hold such metadata.
+        card: Its model card, for formats that can hold metadata.
+
+    Returns:
+        The result of the comparison.
 
     Raises:
         ConfigError: The other library is missing, or the format cannot hold the metric.
-        FastDPSError: The file cannot be written or read back, or gives other distances.
+        FastDPSError: The file cannot be written or read back, or its distances differ.
     """
     form.require()
     form.check(metric)
@@ -64,7 +67,19 @@ def write_verified(metric: PerceptualMetric, form: Format, path: Path, card: Map
 
 @torch.no_grad()
 def verify(metric: PerceptualMetric, form: Format, theirs: Distances) -> Verified:
-    """Compare the distances of random images of several sizes. Raises `FastDPSError` if they differ."""
+    """Compare distances on random images of several sizes.
+
+    Args:
+        metric: A metric in one context.
+        form: Its format.
+        theirs: The distances of the other library.
+
+    Returns:
+        The result of the comparison.
+
+    Raises:
+        FastDPSError: The distances differ by more than `ABSOLUTE` and `RELATIVE` allow.
+    """
     generator = torch.Generator().manual_seed(1)
     side = max(64, smallest_side(metric))
     pairs, difference, distance = 0, 0.0, 0.0

@@ -140,7 +140,7 @@ def test_with_the_backbone_lpips_downloads_nothing(run, tmp_path, monkeypatch, c
         exec(json.loads((tmp_path / "m.pth.card.json").read_text())["file"]["usage"], names)
     assert torch.allclose(names["distances"], PerceptualMetric.load(run.metric)(x, y)[:, 1], atol=1e-5)
     assert main([*argv, "m.onnx", "--format", "onnx"]) == 1
-    assert "hold the backbone anyway" in capsys.readouterr().err
+    assert "always include the backbone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("comparison", COMPARISONS)
@@ -242,7 +242,7 @@ def test_the_card_of_what_was_not_scored_or_is_not_adapted(run, tmp_path):
     assert main(["export", "alexnet", "--format", "lpips", "--out", str(tmp_path / "plain.pth")]) == 0
     text = (tmp_path / "plain.pth.card.md").read_text()
     assert "| context, least disruptive first | none |" in text
-    assert "None were measured" in text
+    assert "Not measured (`fastdps evaluate` measures them)." in text
 
 
 def test_options_that_do_not_fit(run, tmp_path, capsys):
@@ -267,7 +267,7 @@ def test_scores_that_are_not_whole_are_named(run, tmp_path, capsys):
     broken.scores.write_text('{"contexts": []}')
     argv = ["export", str(broken.path), "--context", ",".join(RANKINGS[0]), "--format", "lpips"]
     assert main([*argv, "--out", str(tmp_path / "m.pth")]) == 1
-    assert "scores.json is not whole: KeyError('bapps')" in capsys.readouterr().err
+    assert "scores.json is damaged: KeyError('bapps')" in capsys.readouterr().err
 
 
 def test_every_format_is_a_choice():
