@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=50, help="images per step and process (default 50)")
     parser.add_argument("--size", type=int, help="resize images to a square of this many pixels while loading")
-    parser.add_argument("--loader", choices=get_args(LoaderName), default="auto")
+    parser.add_argument("--loader", choices=get_args(LoaderName), default="auto", help="how shards are read")
     add_cache(parser)
     add_quiet(parser)
 

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_settings(parser)
     parser.add_argument("--size", type=int, help="resize images to a square of this many pixels while loading")
-    parser.add_argument("--loader", choices=get_args(LoaderName), default="auto")
+    parser.add_argument("--loader", choices=get_args(LoaderName), default="auto", help="how shards are read")
     parser.add_argument(
         "--parallel",
         choices=get_args(Parallel),
@@ -81,7 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     """Add the settings of a recipe."""
-    parser.add_argument("--recipe", default="fast", choices=sorted(RECIPES), help="named settings (default: fast)")
+    parser.add_argument(
+        "--recipe", default="fast", choices=sorted(RECIPES), help="named set of settings (default: fast)"
+    )
     parser.add_argument(
         "--variant",
         choices=get_args(Variant),
@@ -89,10 +91,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--backbone", help="name of a backbone of fastdps, or of any torchvision model with --taps")
     parser.add_argument("--taps", type=_taps, metavar="N,N,...", help="sub-modules whose outputs are compared")
-    parser.add_argument("--comparison", choices=get_args(Comparison))
-    parser.add_argument("--judge", choices=get_args(JudgeName))
+    parser.add_argument("--comparison", choices=get_args(Comparison), help="how features are compared")
+    parser.add_argument("--judge", choices=get_args(JudgeName), help="maps two distances to a probability")
     parser.add_argument("--loss", choices=get_args(LossName), help="loss of the judge")
-    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--epochs", type=int, help="number of epochs")
     parser.add_argument("--max-steps", type=int, metavar="N", help="stop after N steps, before --epochs are over")
     parser.add_argument("--batch-size", type=int, help="images per step, over all processes")
     parser.add_argument("--learning-rate", type=float, help="initial rate of heads and judges")
@@ -130,7 +132,13 @@ def _add_checkpoints(parser: argparse.ArgumentParser) -> None:
         help="if --out holds a run: resume it (auto, the default), or fail (never)",
     )
     group.add_argument("--overwrite", action="store_true", help="replace an existing run in --out")
-    group.add_argument("--checkpoint-every", type=int, default=CheckpointPolicy.every_steps, metavar="STEPS")
+    group.add_argument(
+        "--checkpoint-every",
+        type=int,
+        default=CheckpointPolicy.every_steps,
+        metavar="STEPS",
+        help="checkpoint interval",
+    )
     group.add_argument(
         "--keep-checkpoints", type=int, default=CheckpointPolicy.keep, metavar="N", help="number of checkpoints to keep"
     )
