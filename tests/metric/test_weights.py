@@ -1,5 +1,6 @@
 """Lookup of weights: the order of the sources, the hash check, and the errors."""
 
+import hashlib
 import importlib.util
 import io
 import pickle
@@ -116,14 +117,18 @@ def test_taps_deeper_than_a_file(no_network, monkeypatch):
 
 
 @pytest.fixture
-def downloaded(no_network):
+def downloaded(no_network, monkeypatch):
     """A file as torchvision downloads it, of DenseNet, whose layers have outdated names."""
     state = random_state("densenet121")
     old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", key): value for key, value in state.items()}
     assert old.keys() != state.keys()
     checkpoints = no_network / "torch" / "hub" / "checkpoints"
     checkpoints.mkdir(parents=True)
-    torch.save(old, checkpoints / "densenet121-a639ec97.pth")
+    torch.save(old, checkpoints / "download.pth")
+    digits = hashlib.sha256((checkpoints / "download.pth").read_bytes()).hexdigest()[:8]
+    (checkpoints / "download.pth").rename(checkpoints / f"densenet121-{digits}.pth")
+    row = torchvision.models.get_model_weights("densenet121")["IMAGENET1K_V1"].value
+    monkeypatch.setattr(row, "url", f"https://download.pytorch.org/models/densenet121-{digits}.pth")
     return state
 
 
@@ -199,7 +204,7 @@ def test_weights_from_the_package_index(monkeypatch, tmp_path, caplog):
     monkeypatch.delenv(weights.VARIABLE, raising=False)
     monkeypatch.setattr(
         weights,
-        "_from_torchvision",
+        "load_from_torchvision",
         lambda _: (_ for _ in ()).throw(weights_from_index.UnavailableError("not in this test")),
     )
     try:
