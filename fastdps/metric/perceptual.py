@@ -9,6 +9,7 @@ backbone is included, and metadata, all strings:
     backbone_sha256           hash of the backbone's tensors, in either case
     comparison, channels      see `fastdps.metric.distances`, and JSON: the channels of every tap; their sum is C
     rankings                  JSON: K lists of names, least disruptive first, or an empty list
+    tensors_sha256            hash of all tensors of the file; files of fastdps 0.1.0 lack it and are not compared
 
 Shapes: n images, D distorted versions of each, C channels of all taps, K contexts.
 """
@@ -36,6 +37,7 @@ FORMAT = "fastdps-metric"
 FORMAT_VERSION = 1
 INCLUDED, PRETRAINED = "included", "pretrained"
 _PREFIX = "backbone."
+_HASH = "tensors_sha256"
 
 
 class PerceptualMetric(nn.Module):
@@ -138,7 +140,8 @@ class PerceptualMetric(nn.Module):
         if include_backbone:
             tensors |= {_PREFIX + name: tensor for name, tensor in state.items()}
         # Row-major copies, because safetensors knows no channels-last.
-        content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        content = save(tensors, metadata | {_HASH: tensors_sha256(tensors)})
         with atomic_write(Path(path)) as file:
             file.write(content)
 
@@ -153,7 +156,8 @@ class PerceptualMetric(nn.Module):
             The metric on the CPU.
 
         Raises:
-            FastDPSError: The file is missing, damaged, not a metric, or was made with other backbone weights.
+            FastDPSError: The file is missing, damaged, not a metric, or was made with other backbone weights. Its
+                weights are not floating, finite and at least 0.
         """
         metadata, tensors = _read(Path(path))
         try:
@@ -161,7 +165,7 @@ class PerceptualMetric(nn.Module):
             taps = tuple(json.loads(metadata["taps"]))
             rankings = [tuple(ranking) for ranking in json.loads(metadata["rankings"])]
             name, expected, comparison = (metadata[key] for key in ("backbone", "backbone_sha256", "comparison"))
-            weights = tensors.pop("weights")
+            weights = _checked_weights(tensors.pop("weights"), path)
         except (KeyError, TypeError, ValueError) as error:
             raise FastDPSError(
                 f"{path} is incomplete: {error!r} in its metadata or tensors. Restore it or train again."
@@ -242,8 +246,29 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, str], dict[str
                     f"{path} has format version {metadata.get('format_version')}, but this fastdps reads version "
                     f"{FORMAT_VERSION}. Update fastdps."
                 )
-            return metadata, {key: file.get_tensor(key) for key in file.keys() if tensors}  # noqa: SIM118
+            state = {key: file.get_tensor(key) for key in file.keys() if tensors}  # noqa: SIM118
     except FileNotFoundError:
         raise FastDPSError(f"{path} does not exist. `fastdps train` writes it when training ends.") from None
     except (OSError, SafetensorError) as error:
         raise FastDPSError(f"{path} cannot be read as a metric: {error}. Restore it or train again.") from error
+    if tensors and metadata.get(_HASH, actual := tensors_sha256(state)) != actual:
+        raise FastDPSError(
+            f"{path} is damaged: the hash of its tensors is {actual}, but its metadata say {metadata[_HASH]}. Restore "
+            "it or train again."
+        )
+    return metadata, state
+
+
+def _checked_weights(weights: Tensor, path: str | Path) -> Tensor:
+    """Return the weights of a file as float32. Raises `FastDPSError` if they cannot be weights of a metric."""
+    if not weights.is_floating_point():
+        fault = f"are {str(weights.dtype).removeprefix('torch.')}, not floating"
+    elif weights.dim() != 2 or not len(weights):
+        fault = f"have the shape {tuple(weights.shape)}, not (K, C) with K at least 1"
+    elif not (weights := weights.float()).isfinite().all():
+        fault = "are not all finite"
+    elif (weights < 0).any():
+        fault = "are not all at least 0"
+    else:
+        return weights
+    raise FastDPSError(f"{path} is damaged: its weights {fault}. Restore it or train again.")

@@ -121,12 +121,13 @@ def test_a_tuned_backbone_is_included(tmp_path, monkeypatch):
 
 
 def rewrite(path, *, metadata=(), tensors=(), without=()):
-    """Change or remove metadata or tensors of a metric file."""
+    """Change or remove metadata or tensors of a metric file, which then has no hash of its tensors, as old files."""
     with safe_open(path, framework="pt") as file:
         old = file.metadata()
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     state = {key: value for key, value in {**state, **dict(tensors)}.items() if key not in without}
     old = {key: value for key, value in {**old, **dict(metadata)}.items() if key not in without}
+    old.pop("tensors_sha256", None)
     save_file(state, path, metadata=old)
 
 
@@ -157,6 +158,67 @@ def test_incomplete_files(tmp_path, change, message):
     rewrite(path, **change)
     with pytest.raises(FastDPSError, match=message):
         PerceptualMetric.load(path)
+
+
+@pytest.mark.parametrize("include_backbone", [True, False])
+def test_a_flipped_bit_is_found(tmp_path, include_backbone):
+    """40 of 40 flipped bits anywhere in the tensors."""
+    path = tmp_path / "metric.safetensors"
+    PerceptualMetric(Backbone("alexnet"), torch.rand(2, 1152)).save(path, include_backbone=include_backbone)
+    PerceptualMetric.load(path)
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    found = 0
+    for at in np.random.default_rng(0).integers(start, len(content), 40):
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << int(at) % 8
+        path.write_bytes(damaged)
+        with pytest.raises(FastDPSError, match=r"metric.safetensors is damaged: the hash of its tensors is .*Restore"):
+            PerceptualMetric.load(path)
+        found += 1
+    assert found == 40
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (torch.ones(1, 1152, dtype=torch.int32), "its weights are int32, not floating"),
+        (torch.ones(1, 1152, dtype=torch.bool), "its weights are bool, not floating"),
+        (torch.ones(1, 1152, dtype=torch.complex64), "its weights are complex64, not floating"),
+        (torch.ones(1152), r"its weights have the shape \(1152,\), not \(K, C\)"),
+        (torch.ones(0, 1152), r"its weights have the shape \(0, 1152\), not \(K, C\)"),
+        (torch.ones(1, 1152).index_fill(1, torch.tensor(7), torch.nan), "its weights are not all finite"),
+        (torch.ones(1, 1152).index_fill(1, torch.tensor(7), torch.inf), "its weights are not all finite"),
+        (torch.full((1, 1152), 1e300, dtype=torch.float64), "its weights are not all finite"),
+        (torch.ones(1, 1152).index_fill(1, torch.tensor(7), -1e-9), "its weights are not all at least 0"),
+    ],
+)
+@pytest.mark.parametrize("is_new", [True, False])
+def test_impossible_weights_are_refused(tmp_path, weights, message, is_new):
+    """In new files and in files without a hash, as fastdps 0.1.0 wrote."""
+    path = tmp_path / "metric.safetensors"
+    metric = PerceptualMetric(Backbone("alexnet"))
+    metric.weights = weights
+    metric.save(path)
+    if not is_new:
+        rewrite(path)
+    with pytest.raises(FastDPSError, match=f"metric.safetensors is damaged: {message}.*Restore"):
+        PerceptualMetric.load(path)
+
+
+def test_old_files_load(tmp_path):
+    """Files without a hash of the tensors, and weights of any floating type, as float32."""
+    path = tmp_path / "metric.safetensors"
+    metric = PerceptualMetric(Backbone("alexnet"), torch.rand(1, 1152))
+    metric.save(path)
+    rewrite(path)
+    x, y = torch.rand(2, 2, 3, 64, 64)
+    assert torch.equal(PerceptualMetric.load(path)(x, y), metric(x, y))
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        rewrite(path, tensors={"weights": metric.weights.to(dtype)})
+        loaded = PerceptualMetric.load(path)
+        assert torch.equal(loaded.weights, metric.weights.to(dtype).float())
+        assert loaded(x, y).isfinite().all()
 
 
 def test_other_backbone_weights_are_rejected(tmp_path):
