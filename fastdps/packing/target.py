@@ -161,11 +161,11 @@ class Remote(Target):
     location: Store
 
     def __str__(self) -> str:
-        return self.location.url
+        return str(self.location)
 
     def display_name(self, name: str) -> str:
         """See `Target`."""
-        return (self.location / name).url
+        return str(self.location / name)
 
     def sizes(self) -> dict[str, int]:
         """See `Target`."""

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from fastdps.errors import FastDPSError
 from fastdps.report.charts import Line
 from fastdps.run_directory import DETAILS_VERSION, RunDirectory
+from fastdps.shards.credentials import without_credentials
 from fastdps.shards.storage import locate
 
 #: File names that pictures of examples can have: a path out of the directory does not match.
@@ -188,7 +189,16 @@ def read_run(path: Path) -> RunRecord:
         log = run.read_log()
     except (ValueError, KeyError) as error:
         raise FastDPSError(f"{run.log} is damaged: {error!r}. Remove its last line, or the file.") from error
+    _hide_credentials(config.get("data"))
+    _hide_credentials((details or {}).get("held_out"))
     return RunRecord(run, config, _read_json(run.scores), details, log)
+
+
+def _hide_credentials(data: Any) -> None:
+    """Hide credentials in the locations of shard sets, which fastdps 0.1.0 wrote into its files."""
+    for name in ("shards", "validation"):
+        if isinstance(data, dict) and isinstance(data.get(name), str):
+            data[name] = without_credentials(data[name])
 
 
 def read_bench(path: Path) -> dict[str, Any]:

@@ -16,13 +16,14 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from fastdps.errors import ConfigError, FastDPSError, ShardError, did_you_mean
+from fastdps.shards.credentials import has_credentials, hide_in, without_credentials
 
 T = TypeVar("T")
 
@@ -55,17 +56,25 @@ class Store:
 
     Methods that fail raise `ShardError`, or `FastDPSError` if they write, with the URL and what to do.
 
+    `str` and `repr` give the URL without credentials. Only the requests use `url`.
+
     Attributes:
-        url: The URL of the directory.
+        url: The URL of the directory, with credentials if it was given with them.
     """
 
-    url: str
+    url: str = field(repr=False)
 
     def __truediv__(self, name: str) -> Store:
-        return Store(f"{self.url.rstrip('/')}/{quote(name) if self._is_web else name}")
+        if not self._is_web:
+            return Store(f"{self.url.rstrip('/')}/{name}")
+        path, question, query = self.url.partition("?")  # a token in the query is sent with each request
+        return Store(f"{path.rstrip('/')}/{quote(name)}{question}{query}")
 
     def __str__(self) -> str:
-        return self.url
+        return without_credentials(self.url)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self)!r})"
 
     @property
     def name(self) -> str:
@@ -155,7 +164,7 @@ class Store:
     def refuse_to_write(self) -> None:
         """Raise `ConfigError` if the store is read-only."""
         if self._is_web:
-            raise ConfigError(f"{self.url} is on a web server, which is read-only. Name a bucket or a directory.")
+            raise ConfigError(f"{self} is on a web server, which is read-only. Name a bucket or a directory.")
 
     @property
     def is_listed(self) -> bool:
@@ -168,7 +177,7 @@ class Store:
 
     def _entries(self) -> list[dict[str, Any]]:
         if self._is_web:
-            raise ShardError(f"{self.url} is on a web server, which does not list files. Name the set's own directory.")
+            raise ShardError(f"{self} is on a web server, which does not list files. Name the set's own directory.")
         file_system, path = _opened(self.url)
 
         def entries() -> list[dict[str, Any]]:
@@ -186,7 +195,7 @@ class Store:
 
     def _asked(self, name: str, done: str, call: Callable[[], T]) -> T:
         """Return the result of a request, retried on transient errors. `done` is the past participle for messages."""
-        what = (self / name).url if name else self.url
+        what = str(self / name if name else self)
         kind = FastDPSError if done in ("written", "removed") else ShardError
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -194,23 +203,30 @@ class Store:
             except FileNotFoundError:
                 raise kind(f"{what} does not exist. Check the URL, and that the set is complete.") from None
             except _REFUSED as error:
-                raise kind(f"{what} cannot be {done}: {_text(error)}. Check the URL and the access rights.") from error
+                reason, cause = self._without_credentials(error)
+                raise kind(f"{what} cannot be {done}: {reason}. Check the URL and the access rights.") from cause
             except Exception as error:  # of packages that may not be installed, so their classes cannot be named
+                reason, cause = self._without_credentials(error)
                 if type(error).__name__ in _CREDENTIALS:
                     raise kind(
-                        f"{what} cannot be {done}: {_text(error)}. Set credentials as for the storage's own tools, "
+                        f"{what} cannot be {done}: {reason}. Set credentials as for the storage's own tools, "
                         "e.g. AWS_PROFILE or AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS."
-                    ) from error
+                    ) from cause
                 if attempt == ATTEMPTS:
                     raise kind(
-                        f"{what} cannot be {done}, tried {ATTEMPTS} times: {_text(error)}. Check the network and the "
+                        f"{what} cannot be {done}, tried {ATTEMPTS} times: {reason}. Check the network and the "
                         "server, and run the same command again: finished work is kept."
-                    ) from error
+                    ) from cause
                 log = _log.warning if attempt >= _WARN_FROM else _log.info
-                log("%s could not be %s (%s); retrying", what, done, _text(error))
+                log("%s could not be %s (%s); retrying", what, done, reason)
                 pause = min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S)
                 time.sleep(pause * random.uniform(0.5, 1))  # jitter, so that processes do not retry at the same time
         raise AssertionError("not reached")
+
+    def _without_credentials(self, error: BaseException) -> tuple[str, BaseException | None]:
+        """Return the text of a library's error, and the error itself unless tracebacks of it could show credentials."""
+        text = hide_in(str(error), self.url).strip().rstrip(".") or type(error).__name__
+        return text, None if has_credentials(self.url) else error
 
 
 #: A local path or a remote store.
@@ -242,17 +258,17 @@ def locate(text: LocationLike) -> Location:
     if scheme not in SCHEMES or not rest.startswith("://") or "::" in rest:
         known = ", ".join(f"{name}://" for name in SCHEMES if name != "memory")
         raise ConfigError(
-            f"{text} is not a supported shard location.{did_you_mean(scheme, SCHEMES)} Supported are directories, and "
-            f"URLs with {known}; commands are never run."
+            f"{without_credentials(text)} is not a supported shard location.{did_you_mean(scheme, SCHEMES)} Supported "
+            f"are directories, and URLs with {known}; commands are never run."
         )
-    return Store(f"{scheme}{rest}".rstrip("/"))
+    return Store(f"{scheme}{rest if '?' in rest else rest.rstrip('/')}")  # a token may end with a slash
 
 
 def open_store(url: str) -> Store:
     """Return the store of a URL. Raises `ConfigError` if it is not a URL, or its package is not installed."""
     store = locate(url)
     if not isinstance(store, Store):
-        raise ConfigError(f"{url} is not a URL.")
+        raise ConfigError(f"{without_credentials(url)} is not a URL.")
     _file_system(urlsplit(store.url).scheme)
     return store
 
@@ -300,7 +316,3 @@ def _options(scheme: str) -> dict[str, Any]:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE_S, sock_read=SILENCE_S)
         return {"client_kwargs": {"timeout": timeout}}
     return {}
-
-
-def _text(error: BaseException) -> str:
-    return str(error).strip().rstrip(".") or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import http.client
@@ -26,6 +27,27 @@ class _Quiet(SimpleHTTPRequestHandler):
 def web_server(directory: Path) -> Iterator[int]:
     """Start Python's own web server for a directory, which does not support byte ranges, and yield its port."""
     with _serving(functools.partial(_Quiet, directory=str(directory))) as port:
+        yield port
+
+
+class _Guarded(_Quiet):
+    """Answers only requests with the user, password and token."""
+
+    def __init__(self, *args, login: str, token: str, **options) -> None:
+        self._login, self._token = f"Basic {base64.b64encode(login.encode()).decode()}", f"?token={token}"
+        super().__init__(*args, **options)
+
+    def do_GET(self):
+        if self.headers.get("Authorization") == self._login and self.path.endswith(self._token):
+            super().do_GET()
+        else:
+            self.send_error(401)
+
+
+@contextmanager
+def guarded_server(directory: Path, *, login: str, token: str) -> Iterator[int]:
+    """Start a web server that requires a login (user:password) and a token in the query, and yield its port."""
+    with _serving(functools.partial(_Guarded, directory=str(directory), login=login, token=token)) as port:
         yield port
 
 

@@ -17,7 +17,7 @@ from fastdps.shards import storage
 from fastdps.shards.format import read_manifest
 from fastdps.shards.storage import open_store
 from helpers.judged_sets import noise_set
-from helpers.servers import Faults, failing_proxy
+from helpers.servers import Faults, failing_proxy, guarded_server
 
 RANKINGS = ";".join(",".join(ranking) for ranking in sample_rankings(2, NAMES, seed=3))
 
@@ -92,3 +92,42 @@ def test_the_same_heads_and_scores_as_from_files_here(place, leaves, here, web, 
     assert cli.main([*again, "--contexts", RANKINGS, "--batch-size", "5", "--max-steps", "16"]) == 0
     assert cli.main(["gallery", f"{leaves}/train", "--out", str(tmp_path / "grid.png"), "--samples", "4"]) == 0
     assert cli.main(["report", str(away)]) == 0
+
+
+def test_credentials_are_nowhere_in_a_run(leaves, tmp_path, capfd, caplog):
+    """Neither in the files of the run, nor in the report, nor in what the commands print."""
+    with guarded_server(leaves, login="me:pass-phrase", token="to-ken") as port:
+        source = f"http://me:pass-phrase@127.0.0.1:{port}/{{}}?token=to-ken"
+        out = tmp_path / "run"
+        cache = ["--cache-dir", str(tmp_path / "cache"), "--cache-size", "1MB"]
+        train = ["train", "--shards", source.format("train"), "--validation", source.format("val"), "--out", str(out)]
+        assert cli.main([*train, "--contexts", RANKINGS, "--batch-size", "5", "--max-steps", "2", *cache]) == 0
+        held_out = ["--shards", source.format("val"), "--bapps", source.format("bapps")]
+        assert cli.main(["evaluate", str(out), *held_out, "--draws", "1", *cache]) == 0
+        assert cli.main(["report", str(out)]) == 0
+        assert cli.main([*train[:2], source.format("missing"), "--out", str(tmp_path / "other")]) == 1
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and "web" not in path.parts]
+    assert {"config.json", "details.json", "report.html", "scores.json"} <= {path.name for path in files}
+    shown = {str(path): path.read_text(encoding="latin-1") for path in files}
+    captured = capfd.readouterr()
+    shown |= {"output": captured.out + captured.err, "log": caplog.text, "names": " ".join(shown)}
+    assert not [
+        (name, secret) for name, text in shown.items() for secret in ("pass-phrase", "to-ken") if secret in text
+    ]
+    assert f"http://127.0.0.1:{port}/train?token=***" in shown[str(out / "config.json")]
+    assert f"http://127.0.0.1:{port}/val?token=***" in shown[str(out / "details.json")]
+
+
+def test_the_report_of_an_old_run_hides_credentials(leaves, tmp_path):
+    """fastdps 0.1.0 wrote them into config.json."""
+    out = tmp_path / "run"
+    assert cli.main(["train", "--shards", str(leaves / "train"), "--contexts", RANKINGS, "--out", str(out)]) == 0
+    config = json.loads((out / "config.json").read_text())
+    config["data"]["shards"] = "https://me:pass-phrase@host/train?token=to-ken"
+    (out / "config.json").write_text(json.dumps(config))
+    (out / "metric.safetensors").unlink()  # so that the report shows the command that resumes
+    assert cli.main(["report", str(out)]) == 0
+    page = (out / "report.html").read_text()
+    assert "https://host/train" in page
+    assert "pass-phrase" not in page
+    assert "to-ken" not in page
