@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fastdps.commands.tables import Check, print_checks
-from fastdps.errors import FastDPSError
+from fastdps.errors import ConfigError, FastDPSError
 from fastdps.runtime.console import track
 from fastdps.runtime.machine import cores
 from fastdps.runtime.signals import exit_on_signal
@@ -95,13 +95,18 @@ def check_weights() -> list[Check]:
     given = os.environ.get(VARIABLE)
     if given and not Path(given).is_dir():
         checks.append(Check(f"${VARIABLE}", "note", f"{given} is not a directory", "Correct or unset the variable."))
+    try:
+        cache = cache_dir()
+    except ConfigError as error:
+        cache = None
+        checks.append(Check("cache of weights", "note", "not available", str(error)))
     for backbone, digest in DIGESTS.items():
-        places = [Path(place) for place in (given, cache_dir()) if place]
+        places = [Path(place) for place in (given, cache) if place]
         files = [file for place in places if (file := place / f"{backbone}_features.safetensors").is_file()]
         if files:
             checks.append(_check_file(backbone, files[0], digest))
         else:
-            looked = " and ".join(map(str, places))
+            looked = " and ".join(map(str, places)) or "any place"
             advice = (
                 f"The first training downloads them. Without a network, put {backbone}_features.safetensors into one "
                 f"of these directories, or set {VARIABLE} to its directory."

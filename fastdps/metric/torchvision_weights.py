@@ -44,7 +44,10 @@ def load_from_torchvision(backbone: str) -> State:
         raise UnavailableError(
             f"torchvision {torchvision.__version__} has no IMAGENET1K_V1 weights of that name"
         ) from None
-    path = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
+    hub = torch.hub.get_dir()
+    if hub.startswith("~"):  # there is no home directory, and torch.hub takes this for a name
+        raise UnavailableError("there is no place for the download: set TORCH_HOME or XDG_CACHE_HOME to a directory")
+    path = Path(hub, "checkpoints", Path(urlsplit(url).path).name)
     found = _DIGITS.search(path.name)
     digits = found[1] if found else ""
     if not path.exists():

