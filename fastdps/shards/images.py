@@ -10,7 +10,9 @@ resizing, so that it gives the same pixels.
 from __future__ import annotations
 
 import io
+import itertools
 import warnings
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -37,7 +39,16 @@ JPEG_OPTIONS = {"quality": 95, "subsampling": "4:4:4"}
 #: for PostScript.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
 
+#: Scans of a JPEG that are decoded at most. Each costs a pass over all coefficients of the image, some 30 ms for 150
+#: bytes of file. libjpeg writes 10 in a progressive JPEG, optimisers some 20.
+MAX_SCANS = 100
+_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", 0xD9
+#: Markers of the frame of a sequential JPEG: baseline and extended.
+_SEQUENTIAL = (0xC0, 0xC1)
+
 _ORIENTATION = 0x0112
+#: What can follow 0xFF without a segment: fill bytes, escaped data, restart markers, start of an image.
+_WITHOUT_LENGTH = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD9)})
 #: The operation that makes an image upright, by its EXIF orientation (EXIF 2.3, section 4.6.4).
 _UPRIGHT = {
     2: Pillow.Transpose.FLIP_LEFT_RIGHT,
@@ -70,9 +81,10 @@ def decode(data: bytes, size: int | None = None, fit: Fit = "squash") -> Pixels:
         fit: "squash" changes the aspect ratio, "crop" takes the largest central square.
 
     Raises:
-        UnreadableItemError: The image cannot be decoded, has more pixels than Pillow's `MAX_IMAGE_PIXELS` (it may be a
-            decompression bomb), or is a greyscale image of more than 8 bits.
+        UnreadableItemError: The image cannot be decoded, has more pixels than Pillow's `MAX_IMAGE_PIXELS` or more scans
+            than `MAX_SCANS` (it may be a decompression bomb), or is a greyscale image of more than 8 bits.
     """
+    _check_scans(data)
     with warnings.catch_warnings():
         _raise_only_on_bombs()
         try:
@@ -100,6 +112,46 @@ def _rgb(image: ImageFile.ImageFile, length: int) -> Pillow.Image:
     image.decodermaxblock = length  # otherwise Pillow feeds the decoder 64 KiB at a time
     image.load()
     return image if image.mode == "RGB" and "transparency" not in image.info else image.convert("RGB")
+
+
+def _check_scans(data: bytes) -> None:
+    """Raise `UnreadableItemError` for a JPEG of more scans than `MAX_SCANS`, before anything is decoded."""
+    if has_too_many_scans(data):
+        raise UnreadableItemError(f"has more than {MAX_SCANS} scans, so it may be a decompression bomb; save it again")
+
+
+def has_too_many_scans(data: bytes) -> bool:
+    """Return whether a file is a JPEG of more scans than `MAX_SCANS`."""
+    if not data.startswith(b"\xff\xd8") or _is_decoded_in_one_scan(data) or data.count(_START_OF_SCAN) <= MAX_SCANS:
+        return False
+    # The bytes of the marker can also be in metadata, e.g. in a colour profile or a thumbnail.
+    scans = (at for marker, at in _segments(data) if marker == _START_OF_SCAN[1])
+    return next(itertools.islice(scans, MAX_SCANS, None), None) is not None
+
+
+def _is_decoded_in_one_scan(data: bytes) -> bool:
+    """Return whether a JPEG is sequential with all components in its first scan: decoders read no other then."""
+    components = b""
+    for marker, at in _segments(data):
+        if marker in _SEQUENTIAL:
+            components = data[at + 9 : at + 10]
+        elif marker == _START_OF_SCAN[1]:
+            return components != b"" and components == data[at + 4 : at + 5]
+    return False
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the markers of a JPEG's segments, and the positions of the segments, up to the end of the image."""
+    at = 2
+    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
+        marker = data[at + 1]
+        if marker == _END_OF_IMAGE:
+            return
+        if marker in _WITHOUT_LENGTH:
+            at += 1 if marker == 0xFF else 2
+            continue
+        yield marker, at
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
 
 
 def _raise_only_on_bombs() -> None:
@@ -160,7 +212,11 @@ def decode_resized(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | No
     Returns:
         RGB, uint8 (height, width, 3), or None for anything but a valid RGB or greyscale JPEG of usual size. Such files
         are left to Pillow, which supports more kinds, tolerates more errors and reports them.
+
+    Raises:
+        UnreadableItemError: The JPEG has more scans than `MAX_SCANS`.
     """
+    _check_scans(data)
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if colorspace not in _COLORSPACES or height * width > (Pillow.MAX_IMAGE_PIXELS or height * width):
@@ -216,6 +272,7 @@ def pack_image(image: Image, encoding: Encoding, size: int | None, fit: Fit) -> 
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
+    _check_scans(data)
     with warnings.catch_warnings():
         _raise_only_on_bombs()
         try:
