@@ -38,6 +38,7 @@ from fastdps.loading.members import sample_error
 from fastdps.loading.segments import Segment
 from fastdps.loading.spec import Component, Loaded, ReadSpec
 from fastdps.shards.format import INDEX_HEADER
+from fastdps.shards.images import header_fault
 
 READ_AHEAD_BATCHES = 2
 #: DALI's message about a sample of a batch that it cannot decode.
@@ -85,10 +86,14 @@ class DaliReader:
         """Yield decoded batches; the next one is being decoded while the caller uses one."""
         decoder = self._idle_decoders.pop() if self._idle_decoders else _Decoder(self._spec)
         for batch in members:
+            refused = _refused_sample(self._spec, batch)  # while DALI decodes the batch before
             done = decoder.finish()
-            decoder.start(batch)
+            if refused is None:
+                decoder.start(batch)
             if done is not None:
                 yield done
+            if refused is not None:
+                raise refused
             if batch.number == batch.segment.batches - 1 and not opened.is_ready:
                 # The next segment may be waiting for cache room that the shards of this batch hold.
                 done = decoder.finish()
@@ -244,6 +249,18 @@ def _outputs(
         raise
     pipeline.release_outputs()  # frees the slot in the queue; the outputs stay valid
     return outputs
+
+
+def _refused_sample(spec: ReadSpec, batch: _DaliBatch) -> FastDPSError | None:
+    """Return the error about the first member that DALI must not decode, or None. DALI itself has no limits."""
+    for component, members in zip(spec.components, batch.outputs, strict=True):
+        if component.is_scalar:
+            continue
+        for number in range(len(batch.ids)):
+            if fault := header_fault(members.at(number).tobytes()):
+                index, row = batch.segment.samples(batch.number)[number]
+                return sample_error(index, row, component.place, fault)
+    return None
 
 
 def _find_failed_sample(spec: ReadSpec, segment: Segment, number: int, message: str) -> FastDPSError | None:
