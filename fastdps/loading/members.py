@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from fastdps.errors import SampleError, ShardError
 from fastdps.shards.format import INDEX_HEADER, SCALARS, Manifest, Shard
+from fastdps.shards.tar_headers import BLOCK
 
-BLOCK = 512  # bytes: the size of a tar header, and the alignment of members
 _NAME_FIELD, _SIZE_FIELD = slice(0, 100), slice(124, 136)  # of a tar header (ustar)
 SCALAR_BYTES = 4
+_MAX_DIGITS = 18  # of an int64, so that no sum of two overflows
 _FIELDS = 4  # per component in a line of the index: extension, offset, size, name
 
 
@@ -223,6 +224,8 @@ def _parse(blob: bytes, tar: Path, manifest: Manifest, shard: Shard) -> ShardInd
 
 
 def _integers(texts: Sequence[bytes]) -> NDArray[np.int64]:
+    if not b"".join(texts).replace(b"-", b"").isdigit() or max(map(len, texts)) > _MAX_DIGITS:
+        raise ValueError("it has ids, offsets or sizes that are not numbers")
     return np.array(texts, dtype=bytes).astype(np.int64)
 
 

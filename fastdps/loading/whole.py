@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdps.loading.members import BLOCK, ShardIndex, match_headers, read_member, shard_error
+from fastdps.loading.members import ShardIndex, match_headers, read_member, shard_error
 from fastdps.loading.segments import ShardSlice
+from fastdps.shards.tar_headers import BLOCK
 
 #: Larger shards are read member by member: their images are larger, so the call per member matters less.
 MAX_SHARD_BYTES = 1 << 27

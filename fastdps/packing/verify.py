@@ -26,6 +26,7 @@ from fastdps.shards.format import (
 )
 from fastdps.shards.images import UnreadableItemError, decode
 from fastdps.shards.storage import Location, Store, read_text
+from fastdps.shards.tar_headers import read_members
 
 SCALAR_BYTES = 4
 
@@ -185,8 +186,8 @@ def _check_content(tar: Path, samples: list[list[Member]], shard: Shard, manifes
             yield "does not have the checksum of the manifest: its bytes have changed"
     expected = [member for members in samples for member in members]
     try:
-        with tarfile.open(tar, "r:") as archive:
-            present = [(info.name, info.offset_data, info.size) for info in archive]
+        with tar.open("rb") as file:
+            present = [(info.name, info.offset_data, info.size) for info in read_members(file)]
     except (OSError, tarfile.TarError) as error:
         yield f"is not a valid tar file: {error}"
         return

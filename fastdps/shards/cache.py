@@ -162,7 +162,7 @@ class StagedSet:
                 )
             with write_errors(tar):
                 fsync_file(file)
-            write_text(tar.with_name(shard.index_name), index_of(descriptor))
+            write_text(tar.with_name(shard.index_name), index_of(descriptor, self.store / shard.name))
         # Under the lock, so that `_make_room` of another process sees the file under exactly one name.
         with cache_lock(self._cache.directory), write_errors(tar):
             partial_path(tar).rename(tar)

@@ -16,6 +16,7 @@ from fastdps.errors import FastDPSError
 from fastdps.packing.sources.folder import EXTENSIONS, is_image_name
 from fastdps.packing.sources.source import Sample, Source, check_file_size, printable
 from fastdps.shards.images import UnreadableItemError
+from fastdps.shards.tar_headers import read_members
 
 
 class TarMember(NamedTuple):
@@ -139,12 +140,9 @@ def _members(window: _Window) -> Iterator[tarfile.TarInfo]:
     """Yield the headers of a tar up to its end mark. Raises `_TruncatedError` when there is no end mark."""
     count = 0
     try:
-        with tarfile.open(fileobj=window, mode="r:") as tar:  # type: ignore[call-overload]  # reads and seeks
-            while (info := tar.next()) is not None:
-                yield info
-                count += 1
-                tar.members.clear()  # otherwise the tar keeps all headers in memory
-            window.seek(tar.offset)
+        for info in read_members(window):  # type: ignore[arg-type]  # it reads and seeks
+            yield info
+            count += 1
     except tarfile.TarError as error:
         raise _TruncatedError(f"it ends after {count} members ({error})") from error
     if window.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
