@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastdps.contexts.distortions import to_float
-from fastdps.errors import FastDPSError, SampleError, ShardError
+from fastdps.errors import FastDPSError, ShardError
 from fastdps.evaluation.options import EvaluationOptions
 from fastdps.evaluation.run_scores import HumanAgreement, SubsetScores
 from fastdps.loading.loader import ShardLoader
@@ -145,8 +145,7 @@ class _Scorer:
             what=f"scoring {judged.test} {judged.name}",
             enabled=self._processes.is_main_process,
         )
-        checked = (_with_votes_checked(batch, VOTES[judged.test], judged.directory) for batch in batches)
-        return (self._score_2afc if judged.test == "2afc" else self._score_jnd)(checked, shards.samples)
+        return (self._score_2afc if judged.test == "2afc" else self._score_jnd)(batches, shards.samples)
 
     def _score_2afc(self, batches: Iterable[Batch], samples: int) -> SubsetScores:
         """Sum over all processes: the human ceiling first, then the scores."""
@@ -177,18 +176,6 @@ class _Scorer:
         """Return the distances (n, D, 1 + K) of the first named component to each of the D others."""
         views = torch.stack([to_float(batch.components[name]) for name in names], dim=1)
         return all_distances(self._baseline, self._adapted, views)
-
-
-def _with_votes_checked(batch: Batch, component: str, directory: Location) -> Batch:
-    """Return the batch. Raises `SampleError` for votes outside [0, 1], which would give a wrong score unnoticed."""
-    votes = batch.components[component]
-    if wrong := (~((votes >= 0) & (votes <= 1))).nonzero().flatten().tolist():
-        number, share = batch.ids[wrong[0]].item(), votes[wrong[0]].item()
-        raise SampleError(
-            f"sample {number} of {directory} has {share} as {component}, not a share of votes in [0, 1]. "
-            "Correct the source, and pack it again."
-        )
-    return batch
 
 
 def _subset_scores(samples: int, human: float | None, values: Tensor, of: Sequence[str] = ()) -> SubsetScores:

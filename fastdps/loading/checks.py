@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from fastdps.errors import ConfigError, ShardError
-from fastdps.loading.spec import Component
+from fastdps.errors import ConfigError, SampleError, ShardError
+from fastdps.loading.spec import Component, ReadSpec
 from fastdps.runtime.machine import cores
 from fastdps.shards.format import SCALARS, Manifest
 from fastdps.shards.storage import Location
@@ -54,6 +55,23 @@ def find_device(device: str | torch.device) -> torch.device:
     if index >= torch.cuda.device_count():
         raise ConfigError(f"device is {device}, but there are only {torch.cuda.device_count()} CUDA devices")
     return torch.device("cuda", index)
+
+
+def check_votes(votes: Tensor, ids: Tensor, component: Component, spec: ReadSpec) -> None:
+    """Raise `SampleError` for a share of votes outside [0, 1], or NaN: losses and scores would look like any other.
+
+    Args:
+        votes: The batch of a scalar component, (n,), on the CPU, so that no process waits for its device.
+        ids: The sample ids, (n,).
+        component: The component.
+        spec: The request, for the message.
+    """
+    if wrong := (~((votes >= 0) & (votes <= 1))).nonzero().flatten().tolist():
+        number, share = ids[wrong[0]].item(), votes[wrong[0]].item()
+        raise SampleError(
+            f"sample {number} of {spec.location} has {share} as {component.name}, not a share of votes in [0, 1]. "
+            "Correct the source, and pack it again."
+        )
 
 
 def own_cores() -> int:

@@ -1,7 +1,7 @@
 """Loading with NVIDIA DALI, on the CPU or, with "mixed" decoding, on a GPU. The only module that imports DALI.
 
     temporary indexes with only this segment's samples, in their order
-      --> reading pipeline: readers.webdataset --raw images and scalars: reinterpret, to the device--> torch
+      --> reading pipeline: readers.webdataset --raw images: reinterpret, to the device; scalars--> torch
                                                --jpeg, png: bytes
       --> decoding pipeline: decoders.image, resize, to the device-----------------------------------> torch
 
@@ -34,6 +34,7 @@ from torch.utils.dlpack import from_dlpack
 
 from fastdps.errors import FastDPSError, ShardError
 from fastdps.loading.background import BackgroundMap
+from fastdps.loading.checks import check_votes
 from fastdps.loading.members import sample_error
 from fastdps.loading.segments import Segment
 from fastdps.loading.spec import Component, Loaded, ReadSpec
@@ -76,10 +77,13 @@ class DaliReader:
             members = _read_batches(spec, opened)
             for batch in self._decoded(members, opened) if _needs_decoding(spec) else members:
                 ids = batch.ids
-                tensors = {
-                    component.name: from_dlpack(output.as_tensor())[: len(ids)]  # a view
-                    for component, output in zip(spec.components, batch.outputs, strict=True)
-                }
+                tensors = {}
+                for component, output in zip(spec.components, batch.outputs, strict=True):
+                    tensor = from_dlpack(output.as_tensor())[: len(ids)]  # a view
+                    if component.is_scalar:
+                        check_votes(tensor, ids, component, spec)
+                        tensor = _to_device(tensor, spec.device)
+                    tensors[component.name] = tensor
                 yield tensors, ids
 
     def _decoded(self, members: Iterator[_DaliBatch], opened: _Opened) -> Iterator[_DaliBatch]:
@@ -103,6 +107,14 @@ class DaliReader:
         self._idle_decoders.append(decoder)  # not after an error or an early end: it may still be working
         if done is not None:
             yield done
+
+
+def _to_device(scalars: Tensor, device: torch.device) -> Tensor:
+    """Return scalars of DALI's host memory on the device, without waiting for it."""
+    if device.type != "cuda":
+        return scalars
+    pinned = torch.empty(scalars.shape, dtype=scalars.dtype, pin_memory=True)  # torch keeps it until it is copied
+    return pinned.copy_(scalars).to(device, non_blocking=True)
 
 
 class _Decoder:
@@ -213,8 +225,7 @@ def _to_output(spec: ReadSpec, component: Component, member: Any) -> Any:
     """Return the graph from the bytes of a component's members to its form on the device."""
     on_gpu = spec.device.type == "cuda"
     if component.is_scalar:
-        scalar = fn.reinterpret(member, shape=[], dtype=types.FLOAT)
-        return scalar.gpu() if on_gpu else scalar
+        return fn.reinterpret(member, shape=[], dtype=types.FLOAT)  # on the CPU, where it is checked
     if spec.raw_shape is not None:
         image = fn.reinterpret(member, shape=list(spec.raw_shape), dtype=types.UINT8, layout="HWC")
         image = image.gpu() if on_gpu else image

@@ -118,6 +118,7 @@ def open_shards(
     if isinstance(location, Path):
         check_files(location, manifest)
     spec = ReadSpec(
+        location=location,
         directory=staged.directory if staged else Path(str(location)),
         components=find_components(manifest, options.components),
         stored_size=manifest.image_size,

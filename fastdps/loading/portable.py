@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdps.loading.background import BackgroundMap
+from fastdps.loading.checks import check_votes
 from fastdps.loading.decoding import decode_member
 from fastdps.loading.members import read_members, shard_error
 from fastdps.loading.segments import SampleRef, Segment, ShardSlice
@@ -132,6 +133,9 @@ class _PortableBatch:
         """Wait for the tasks, raise their errors, and return the tensors on the device."""
         for task in self._tasks:
             task.result()
+        for component in self._spec.components:
+            if component.is_scalar:
+                check_votes(self._tensors[component.name], self._ids, component, self._spec)
         device = self._spec.device
         return {name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors.items()}, self._ids
 

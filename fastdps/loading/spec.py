@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdps.errors import ConfigError
+from fastdps.shards.storage import Location
 
 if TYPE_CHECKING:
     from fastdps.loading.segments import Segment
@@ -72,7 +73,8 @@ class ReadSpec:
     """The request to a reader.
 
     Attributes:
-        directory: The shard set, for messages.
+        location: The shard set, for messages.
+        directory: Where its shards are read from: the set itself, or the cache of a remote set.
         components: The requested components.
         stored_size: (height, width) in pixels of the images in the shards, None if they vary.
         is_raw: Images are stored as raw pixels.
@@ -82,6 +84,7 @@ class ReadSpec:
         num_threads: Decoding threads.
     """
 
+    location: Location
     directory: Path
     components: tuple[Component, ...]
     stored_size: tuple[int, int] | None

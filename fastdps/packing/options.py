@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from fastdps.errors import ConfigError
-from fastdps.shards.format import Encoding
+from fastdps.shards.format import MAX_PIXELS, MAX_SHARD_SAMPLES, Encoding
 from fastdps.shards.images import Fit
 
 SIZE = 64
@@ -55,10 +55,12 @@ class PackOptions:
             raise ConfigError(
                 "the encoding keep needs size=None, since it leaves images as they are; the others need a size."
             )
-        if self.size is not None and self.size < 1:
-            raise ConfigError(f"size must be at least 1 pixel, not {self.size}.")
-        if self.samples_per_shard < 1:
-            raise ConfigError(f"samples per shard must be at least 1, not {self.samples_per_shard}.")
+        if self.size is not None and not 1 <= self.size <= math.isqrt(MAX_PIXELS):
+            raise ConfigError(f"size must be at least 1 pixel, and at most {math.isqrt(MAX_PIXELS)}, not {self.size}.")
+        if not 1 <= self.samples_per_shard <= MAX_SHARD_SAMPLES:
+            raise ConfigError(
+                f"samples per shard must be at least 1 and at most {MAX_SHARD_SAMPLES:,}, not {self.samples_per_shard}."
+            )
         if not 0 <= self.holdout < 1:
             raise ConfigError(f"holdout must be a fraction in [0, 1), not {self.holdout}.")
         if not 0 <= self.max_rejects <= 1:

@@ -15,11 +15,12 @@ import hashlib
 import json
 import os
 import re
+import reprlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from itertools import starmap
-from operator import itemgetter
+from operator import ge, itemgetter
 from typing import Any, Literal, get_args
 
 from fastdps.errors import ShardError
@@ -29,8 +30,16 @@ from fastdps.shards.tar_headers import BLOCK, parse_size
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 INDEX_HEADER = "v1.2"
-SHARD_NAME = re.compile(r"shard-\d{6,}\.tar")
+SHARD_NAME = re.compile(r"shard-[0-9]{6,18}\.tar")
+#: Limits of what a manifest may state, which bound the memory of its reader: 80 MB for the order of a shard's samples,
+#: and the limit that Pillow has for an image.
+MAX_SHARD_SAMPLES = 10_000_000
+MAX_PIXELS = 89_478_485
+MAX_SHARD_BYTES = 1 << 50
 _MEMBER = re.compile(rb"(\d{9,18})\.((?:[a-z0-9]+\.)?[a-z0-9]+)")  # key and extension of a member
+_HEX = re.compile("[0-9a-f]*")
+_shown = reprlib.Repr()  # values in messages, shortened
+_shown.maxstring = _shown.maxlong = _shown.maxother = 80
 
 Kind = Literal["images", "triplets", "pairs"]
 Encoding = Literal["raw", "jpeg", "png", "keep"]
@@ -199,12 +208,12 @@ def read_manifest(location: str | Location) -> Manifest:
             f"{location} is not a shard set: it has no {MANIFEST}. Pack one with tools/make_shards.py, "
             "or name its train or val directory."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ShardError(f"{path} cannot be read as JSON: {error}. Restore it or pack the set again.") from error
     try:
         with _without_collection():
             return _manifest_of(data)
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise ShardError(f"{path} is not a manifest of this format: {error}. Restore it or pack again.") from error
 
 
@@ -221,37 +230,97 @@ def _without_collection() -> Iterator[None]:
 
 
 def _manifest_of(data: Any) -> Manifest:
-    """Return the manifest from its parsed JSON. Raises `KeyError`, `TypeError` or `ValueError` if it is invalid."""
+    """Return the manifest from its parsed JSON. Raises `ValueError`, which names the key, if it is invalid."""
     if not isinstance(data, dict):
-        raise TypeError(f"expected an object, found {type(data).__name__}")
-    version = data["format_version"]
-    if version != FORMAT_VERSION:
-        raise ValueError(f"format version {version!r}, but this fastdps reads {FORMAT_VERSION}; update fastdps")
-    known = {f.name for f in fields(Manifest)}
-    if unknown := sorted(set(data) - known):
-        raise ValueError(f"unknown keys {unknown}")
-    if data["kind"] not in get_args(Kind):
-        raise ValueError(f"unknown kind {data['kind']!r}")
-    if data["encoding"] not in get_args(Encoding):
-        raise ValueError(f"unknown encoding {data['encoding']!r}")
-    if data["components"] != component_extensions(data["kind"], data["encoding"]):
-        raise ValueError(f"components {data['components']!r} do not belong to {data['kind']} as {data['encoding']}")
-    size = data["image_size"]
-    shards = _shards_of(data["shards"])
-    if (total := sum(shard.samples for shard in shards)) != data["samples"]:
-        raise ValueError(f"samples is {data['samples']}, but the shards add up to {total}")
-    return Manifest(**{**data, "image_size": None if size is None else (size[0], size[1]), "shards": shards})
+        raise ValueError(f"expected an object, found {_shown.repr(data)}")
+    version = data.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise ValueError(
+            f"format version {_shown.repr(version)}, but this fastdps reads {FORMAT_VERSION}; update fastdps"
+        )
+    _check_keys(data, [f.name for f in fields(Manifest)], "")
+    kind, encoding, components = data["kind"], data["encoding"], data["components"]
+    if kind not in get_args(Kind):
+        raise ValueError(f"unknown kind {_shown.repr(kind)}")
+    if encoding not in get_args(Encoding):
+        raise ValueError(f"unknown encoding {_shown.repr(encoding)}")
+    expected = component_extensions(kind, encoding)
+    if not isinstance(components, dict) or list(components.items()) != list(expected.items()):
+        raise ValueError(f"components {_shown.repr(components)} do not belong to {kind} as {encoding}")
+    if not isinstance(data["source"], dict):
+        raise ValueError(f"source is {_shown.repr(data['source'])}, not an object")
+    size = _image_size_of(data["image_size"])
+    pixels = size[0] * size[1] if size and encoding == "raw" else 0
+    shards = _shards_of(data["shards"], sum(_tar_bytes(name, 3 * pixels) for name in components))
+    if (total := sum(shard.samples for shard in shards)) != data["samples"] or type(data["samples"]) is not int:
+        raise ValueError(f"samples is {_shown.repr(data['samples'])}, but the shards add up to {total}")
+    return Manifest(**{**data, "image_size": size, "shards": shards})
 
 
-def _shards_of(entries: list[dict[str, Any]]) -> tuple[Shard, ...]:
-    """Return the shards of a manifest. There may be 100,000 of them, so each check is vectorised over all."""
+def _image_size_of(size: Any) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    if type(size) is not list or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise ValueError(f"image_size is {_shown.repr(size)}, not null or [height, width] in pixels")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"image_size is {_shown.repr(size)}, and an image may have at most {MAX_PIXELS:,} pixels")
+    return size[0], size[1]
+
+
+def _tar_bytes(component: str, image_bytes: int) -> int:
+    """Return the least bytes that a component of a sample takes in a tar: its header and its padded content."""
+    content = 4 if component in SCALARS else max(1, image_bytes)
+    return BLOCK + -(-content // BLOCK) * BLOCK
+
+
+def _shards_of(entries: Any, sample_bytes: int) -> tuple[Shard, ...]:
+    """Return the shards of a manifest. There may be 100,000 of them, so each check is vectorised over all.
+
+    Args:
+        entries: The value of the key `shards`.
+        sample_bytes: The least bytes that a sample takes in a tar.
+    """
+    if type(entries) is not list or not set(map(type, entries)) <= {dict}:
+        raise ValueError(f"shards is {_shown.repr(entries)}, not a list of objects")
     keys = [f.name for f in fields(Shard)]
-    shards = tuple(starmap(Shard, map(itemgetter(*keys), entries)))
-    if any(map(len(keys).__lt__, map(len, entries))):
-        unknown = sorted({key for entry in entries for key in entry} - set(keys))
-        raise ValueError(f"unknown keys {unknown} of a shard")
-    names = [shard.name for shard in shards]
+    try:
+        columns = tuple(zip(*map(itemgetter(*keys), entries), strict=True))
+    except KeyError:
+        columns = ()
+    if len(columns) < len(keys) or any(map(len(keys).__lt__, map(len, entries))):
+        for number, entry in enumerate(entries):
+            _check_keys(entry, keys, f" of shard {number}")
+        return ()  # there are no entries
+    names, samples, sizes, hashes = columns
+    for key, values, kind in zip(keys, columns, (str, int, int, str), strict=True):
+        if set(map(type, values)) != {kind}:  # a bool is not an int
+            wrong = next(value for value in values if type(value) is not kind)
+            raise ValueError(f"{key} of a shard is {_shown.repr(wrong)}, not of the type {kind.__name__}")
     if not all(map(SHARD_NAME.fullmatch, names)):
         wrong = next(name for name in names if not SHARD_NAME.fullmatch(name))
-        raise ValueError(f"shard name {wrong!r} is not of the form shard-NNNNNN.tar")
-    return shards
+        raise ValueError(f"shard name {_shown.repr(wrong)} is not of the form shard-NNNNNN.tar")
+    if len(set(names)) < len(names):
+        raise ValueError(f"shard name {Counter(names).most_common(1)[0][0]} is listed more than once")
+    if set(map(len, hashes)) != {64} or not _HEX.fullmatch("".join(hashes)):
+        number = next(n for n, text in enumerate(hashes) if len(text) != 64 or not _HEX.fullmatch(text))
+        raise ValueError(f"sha256 of {names[number]} is {_shown.repr(hashes[number])}, not 64 hexadecimal digits")
+    if min(samples) < 0 or max(samples) > MAX_SHARD_SAMPLES:
+        number = next(n for n, count in enumerate(samples) if not 0 <= count <= MAX_SHARD_SAMPLES)
+        raise ValueError(
+            f"samples of {names[number]} is {_shown.repr(samples[number])}, not within 0 and {MAX_SHARD_SAMPLES:,}"
+        )
+    if max(sizes) > MAX_SHARD_BYTES or not all(map(ge, sizes, map(sample_bytes.__mul__, samples))):
+        number = next(n for n, size in enumerate(sizes) if not samples[n] * sample_bytes <= size <= MAX_SHARD_BYTES)
+        least, given = samples[number] * sample_bytes, _shown.repr(sizes[number])
+        raise ValueError(
+            f"bytes of {names[number]} is {given}, and its {samples[number]} samples take at least {least:,} "
+            f"(at most {MAX_SHARD_BYTES:,})"
+        )
+    return tuple(map(Shard, *columns))
+
+
+def _check_keys(found: dict[str, Any], wanted: Sequence[str], where: str) -> None:
+    if unknown := sorted(set(found) - set(wanted)):
+        raise ValueError(f"unknown keys {_shown.repr(unknown)}{where}")
+    if missing := [key for key in wanted if key not in found]:
+        raise ValueError(f"keys {missing}{where} are missing")

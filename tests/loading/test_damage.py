@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import tarfile
 from pathlib import Path
 
@@ -116,12 +117,23 @@ def test_a_shard_of_another_size_than_the_manifest_states(raw_set, loader, chang
         read_all(raw_set, loader)
 
 
-def test_a_truncated_shard_whose_size_is_in_the_manifest(raw_set, loader):
+def test_a_truncated_shard_whose_size_is_in_the_manifest(tmp_path, loader):
+    directory = write_set(tmp_path / "large", raw_samples(4, 24, 16), [4], image_size=(24, 16))
+    tar = directory / "shard-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:8192])  # what four samples take at least
+    index = directory / "shard-000000.idx"
+    index.write_text(swap(index.read_text(), r"bin (\d+) 1152 000000003", "bin 7168 1152 000000003"))
+    rewrite_manifest(directory, bytes=8192)
+    with pytest.raises(ShardError, match=r"shard-000000\.idx does not fit the shard.*outside the shard"):
+        read_all(directory, loader)
+
+
+def test_a_shard_that_cannot_hold_its_samples(raw_set):
     tar = raw_set / "shard-000000.tar"
     tar.write_bytes(tar.read_bytes()[:1600])
     rewrite_manifest(raw_set, bytes=1600)
-    with pytest.raises(ShardError, match=r"shard-000000\.idx does not fit the shard.*outside the shard"):
-        read_all(raw_set, loader)
+    with pytest.raises(ShardError, match=r"bytes of shard-000000\.tar is 1600, and its 4 samples take at least 4,096"):
+        read_all(raw_set, "portable")
 
 
 def swap(text: str, pattern: str, to: str) -> str:
@@ -283,6 +295,24 @@ def test_a_damaged_image_among_the_components_of_a_triplet(tmp_path, loader):
     with pytest.raises(SampleError, match=r"sample 1 \(000000001\.p1\.png in .*shard-000000\.tar\)"):
         read_all(directory, loader)
     assert read_all(directory, loader, components=["ref", "judge"]) == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("encoding", ["raw", "png"])
+@pytest.mark.parametrize("share", [2.0, -1.0, float("nan"), float("inf")])
+def test_votes_that_are_not_a_share_are_named(tmp_path, loader, encoding, share):
+    form = {"raw": "bin", "png": "png"}[encoding]
+    images = [p.tobytes() if encoding == "raw" else encoded(p, "PNG") for p in noise(5, 6, 4, 3)]
+    votes = [0.0, 1.0, 0.5, share, 1.0]
+    samples = [
+        {**{f"{name}.{form}": image for name in ("ref", "p0", "p1")}, "judge.f32": struct.pack("<f", vote)}
+        for image, vote in zip(images, votes, strict=True)
+    ]
+    directory = write_set(tmp_path / "set", samples, [5], kind="triplets", encoding=encoding)
+    opened = open_shards(directory, batch_size=2, seed=None, options=LoadOptions(loader=loader)).epoch(0)
+    assert next(opened).components["judge"].tolist() == [0.0, 1.0]
+    with pytest.raises(SampleError, match=rf"sample 3 of {directory} has {share} as judge, not a share of votes"):
+        next(opened)
+    assert len(read_all(directory, loader, components=["ref", "p0"])) == 2
 
 
 def test_a_damaged_image_that_only_dali_rejects_is_named(tmp_path, monkeypatch):

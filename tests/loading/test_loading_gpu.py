@@ -32,12 +32,13 @@ class TestOnGpu:
     def test_scalars(self, tmp_path, loader):
         pixels = noise(10, 6, 4, 3)
         samples = [
-            {"p0.bin": p.tobytes(), "p1.bin": p.tobytes(), "same.f32": np.float32(i).tobytes()}
+            {"p0.bin": p.tobytes(), "p1.bin": p.tobytes(), "same.f32": np.float32(i / 16).tobytes()}
             for i, p in enumerate(pixels)
         ]
         directory = write_set(tmp_path / "set", samples, [10], kind="pairs")
         for batch in open_shards(directory, batch_size=4, device="cuda", options=LoadOptions(loader=loader)).epoch(0):
-            assert batch.components["same"].cpu().tolist() == batch.ids.tolist()
+            assert batch.components["same"].device.type == "cuda"
+            assert (16 * batch.components["same"].cpu()).tolist() == batch.ids.tolist()
 
     def test_memory_is_not_used_again_before_the_device_has_read_it(self, tmp_path, loader):
         directory = write_set(tmp_path / "set", raw_samples(4000, 32, 32), [2000, 2000], image_size=(32, 32))

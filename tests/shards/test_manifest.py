@@ -50,7 +50,7 @@ def test_100_000_shards_are_divided_over_512_ranks(tmp_path):
         ({"name": "pipe:curl"}, "shard name 'pipe:curl'"),
         ({"name": "shard-000001.tar\nshard-000002.tar"}, "is not of the form"),
         ({"name": 1}, "not a manifest of this format"),
-        ({"colour": "red"}, r"unknown keys \['colour'\] of a shard"),
+        ({"colour": "red"}, r"unknown keys \['colour'\] of shard 1"),
         ({"samples": 4}, "the shards add up to 14"),
         ({"samples": "5"}, "not a manifest of this format"),
         ({"sha256": None, "DROP": "sha256"}, "sha256"),
@@ -65,6 +65,97 @@ def test_invalid_shards_are_rejected(tmp_path, change, message):
     with pytest.raises(ShardError, match=message):
         read_manifest(tmp_path)
     assert gc.isenabled()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "shard-000002.tar"}, "shard name shard-000002.tar is listed more than once"),
+        ({"name": "shard-\N{FULLWIDTH DIGIT ONE}00000.tar"}, "is not of the form"),
+        ({"name": f"shard-{'1' * 300}.tar"}, "is not of the form"),
+        ({"name": 1.5}, "name of a shard is 1.5, not of the type str"),
+        ({"samples": True}, "samples of a shard is True, not of the type int"),
+        ({"samples": 5.0}, "samples of a shard is 5.0, not of the type int"),
+        ({"samples": -5}, r"samples of shard-000001\.tar is -5, not within 0"),
+        (
+            {"samples": 10**9, "bytes": 10**14},
+            r"samples of shard-000001\.tar is 1000000000, not within 0 and 10,000,000",
+        ),
+        ({"bytes": "64010240"}, "bytes of a shard is '64010240'"),
+        ({"bytes": -1}, r"bytes of shard-000001\.tar is -1, and its 5 samples take at least 64,000"),
+        ({"bytes": 63_999}, r"bytes of shard-000001\.tar is 63999"),
+        ({"bytes": 10**16}, r"bytes of shard-000001\.tar is 10000000000000000"),
+        ({"sha256": "0" * 63}, r"sha256 of shard-000001\.tar is '0+', not 64 hexadecimal digits"),
+        ({"sha256": "0" * 63 + "g"}, "not 64 hexadecimal digits"),
+        ({"sha256": "A" * 64}, "not 64 hexadecimal digits"),
+        ({"sha256": 64}, "sha256 of a shard is 64, not of the type str"),
+        ({"bytes": None, "DROP": "bytes"}, r"keys \['bytes'\] of shard 1 are missing"),
+    ],
+)
+def test_each_value_of_a_shard_is_checked(tmp_path, change, message):
+    test_invalid_shards_are_rejected(tmp_path, change, message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": True}, "format version True"),
+        ({"format_version": 1.0}, "format version 1.0"),
+        ({"kind": ["images"]}, "unknown kind"),
+        ({"encoding": 1}, "unknown encoding 1"),
+        ({"components": ["image"]}, "components .* do not belong"),
+        ({"components": {"image": "png"}}, "components .* do not belong"),
+        ({"image_size": 64}, "image_size is 64"),
+        ({"image_size": [64]}, "image_size is"),
+        ({"image_size": [64, 64, 3]}, "image_size is"),
+        ({"image_size": [64, 0]}, "image_size is"),
+        ({"image_size": [-64, -64]}, "image_size is"),
+        ({"image_size": [True, 64]}, "image_size is"),
+        ({"image_size": [64.0, 64]}, "image_size is"),
+        ({"image_size": "64"}, "image_size is"),
+        ({"image_size": {"0": 64, "1": 64}}, "image_size is"),
+        ({"image_size": [10**6, 10**6]}, "an image may have at most 89,478,485 pixels"),
+        ({"image_size": [4000, 2000]}, "its 5 samples take at least 120,002,560"),
+        ({"samples": 15.0}, "samples is 15.0, but the shards add up to 15"),
+        ({"samples": "15"}, "samples is '15'"),
+        ({"samples": 10**9}, "samples is 1000000000"),
+        ({"source": 1}, "source is 1, not an object"),
+        ({"source": []}, "source is "),
+        ({"colour": "red"}, r"unknown keys \['colour'\]"),
+    ],
+)
+def test_each_value_of_a_manifest_is_checked(tmp_path, change, message):
+    content = json.loads(manifest(3, samples=5).to_json()) | change
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(
+        ShardError, match=rf"{tmp_path}/manifest\.json is not a manifest.*{message}.*pack again"
+    ) as found:
+        read_manifest(tmp_path)
+    assert len(str(found.value)) < 500 + len(str(tmp_path))
+
+
+def test_the_order_of_the_components_is_checked(tmp_path):
+    content = json.loads(manifest(1, samples=5).to_json())
+    components = {"same": "same.f32", "p0": "p0.bin", "p1": "p1.bin"}
+    (tmp_path / MANIFEST).write_text(json.dumps(content | {"kind": "pairs", "components": components}))
+    with pytest.raises(ShardError, match="do not belong to pairs as raw"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["kind", "components", "encoding", "image_size", "samples", "source", "shards"])
+def test_a_missing_key_is_named(tmp_path, key):
+    content = json.loads(manifest(3, samples=5).to_json())
+    del content[key]
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(ShardError, match=rf"keys \['{key}'\] are missing"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[]", "null", "1", "", "NaN", "1" * 5000])
+def test_text_that_is_not_an_object_is_rejected(tmp_path, text):
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(ShardError, match=r"manifest\.json (cannot be read as JSON|is not a manifest)"):
+        read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("shards", [None, 3, ["shard-000000.tar"], [["a", 1, 2, "b"]], {"shard-000000.tar": 1}])
