@@ -14,8 +14,9 @@ import functools
 import logging
 import random
 import re
+import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -24,6 +25,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from fastdps.errors import ConfigError, FastDPSError, ShardError, did_you_mean
 from fastdps.shards.credentials import has_credentials, hide_in, without_credentials
+from fastdps.shards.web import TooLargeError, is_on_web, read_web
 
 T = TypeVar("T")
 
@@ -39,6 +41,8 @@ ATTEMPTS = 9
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 #: Failures are logged as warnings from this attempt on.
 _WARN_FROM = 4
+#: The limit of manifests, indexes and records of packing: a manifest of 1.6 million shards. Larger ones are not read.
+MAX_SMALL_BYTES = 256 << 20
 #: Seconds without data after which a connection counts as dropped.
 SILENCE_S = 20.0
 
@@ -83,19 +87,27 @@ class Store:
         return unquote(last) if self._is_web else last
 
     def read(self, name: str) -> bytes:
-        """Return the content of a small file."""
+        """Return the content of a small file, of at most `MAX_SMALL_BYTES`."""
         file_system, path = self._at(name)
-        return self._asked(name, "read", lambda: file_system.cat_file(path))
+
+        def get() -> bytes:
+            if self._is_web:
+                return _run(file_system, read_web, path, None, MAX_SMALL_BYTES)
+            if (size := int(file_system.info(path)["size"])) > MAX_SMALL_BYTES:
+                raise TooLargeError(f"has {size:,} bytes, more than the {MAX_SMALL_BYTES:,} that were expected")
+            found: bytes = file_system.cat_file(path)
+            return found
+
+        return self._asked(name, "read", get)
 
     def exists(self, name: str) -> bool:
         """Return whether a small file exists."""
         file_system, path = self._at(name)
 
         def look_up() -> bool:  # fsspec's `exists`, and on web servers its `info`, report any failure as absence
+            if self._is_web:
+                return _run(file_system, is_on_web, path)
             try:
-                if self._is_web:
-                    file_system.cat_file(path, start=0, end=1)
-                    return True
                 return bool(file_system.info(path)["type"] == "file")
             except FileNotFoundError:
                 return False
@@ -122,7 +134,10 @@ class Store:
             stop = min(at + PIECE_BYTES, size)
 
             def get(start: int = at, stop: int = stop) -> bytes:
-                found: bytes = file_system.cat_file(path, start=start, end=stop)
+                if self._is_web:
+                    found = _run(file_system, read_web, path, (start, stop), size)
+                else:
+                    found = file_system.cat_file(path, start=start, end=stop)
                 if len(found) == size:  # the server ignored the range
                     return found[start:]
                 if len(found) != stop - start:
@@ -202,6 +217,8 @@ class Store:
                 return call()
             except FileNotFoundError:
                 raise kind(f"{what} does not exist. Check the URL, and that the set is complete.") from None
+            except TooLargeError as error:
+                raise kind(f"{what} {error}. Check the URL, and upload the file again.") from None
             except _REFUSED as error:
                 reason, cause = self._without_credentials(error)
                 raise kind(f"{what} cannot be {done}: {reason}. Check the URL and the access rights.") from cause
@@ -277,12 +294,23 @@ def read_text(location: Location, name: str) -> str:
     """Return the text of a small file. Raises `OSError` or `UnicodeDecodeError`, and for a store `ShardError`."""
     if isinstance(location, Store):
         return location.read(name).decode("utf-8")
+    state = (location / name).stat()
+    if not stat.S_ISREG(state.st_mode) or state.st_size > MAX_SMALL_BYTES:
+        raise OSError(f"it is not a file of at most {MAX_SMALL_BYTES:,} bytes")
     return (location / name).read_text(encoding="utf-8")
 
 
 def has_file(location: Location, name: str) -> bool:
     """Return whether a location has a file of this name."""
     return location.exists(name) if isinstance(location, Store) else (location / name).is_file()
+
+
+def _run(file_system: Any, request: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
+    """Return the result of an asynchronous request, run in fsspec's thread."""
+    from fsspec.asyn import sync
+
+    result: T = sync(file_system.loop, request, file_system, *arguments)
+    return result
 
 
 def _opened(url: str) -> tuple[Any, str]:

@@ -10,7 +10,7 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -77,6 +77,20 @@ def _serving(handler) -> Iterator[int]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def answering(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[int]:
+    """Start a server that answers each GET as `answer` does, until the client disconnects, and yield its port."""
+
+    class Answering(_Quiet):
+        def do_GET(self):
+            with contextlib.suppress(ConnectionError):
+                answer(self)
+            self.close_connection = True
+
+    with _serving(Answering) as port:
+        yield port
 
 
 class Faults:
