@@ -5,7 +5,8 @@
 All processes of a machine share the directory, also those of other jobs and other sets; SET is derived from the set's
 content. Readers hold a shared flock on the tar, the downloader an exclusive flock on the partial file, so each shard is
 downloaded once. Unlocked shards stay until room is needed, then the least recently used go first. Locks end with their
-process, even a killed one.
+process, even a killed one. Each process verifies the checksum and the index of a cached shard before its first use, and
+downloads damaged ones again.
 
 Each process may hold its share of the cache size and evicts only unlocked files. So there is always room for the next
 shard, and no process waits for another one of its job.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import shutil
 import threading
@@ -41,6 +43,10 @@ POLL_S = 0.05
 ROOM_TIMEOUT_S = 300.0
 #: Share of the free disk space that the cache takes by default.
 DEFAULT_SHARE = 0.5
+
+_log = logging.getLogger(__name__)
+#: The stamps of the cached shards that this process has downloaded or verified.
+_verified: set[tuple[str, int, int, int]] = set()
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,16 @@ class StagedSet:
         tar = self.directory / shard.name
         while not is_cancelled.is_set():
             if (held := open_shared(tar, shard.bytes)) is not None:
-                return held
+                try:
+                    if self._is_sound(tar, held, shard):
+                        return held
+                except BaseException:
+                    os.close(held)
+                    raise
+                _log.warning("%s is damaged in the cache; downloading it again", tar)
+                for path in (tar, tar.with_name(shard.index_name)):
+                    path.unlink(missing_ok=True)
+                os.close(held)
             with open_partial(tar) as descriptor:
                 if descriptor is not None:
                     self._make_room(tar, descriptor, shard, is_cancelled)
@@ -140,6 +155,22 @@ class StagedSet:
                     continue
             _pause(is_cancelled)  # another process is downloading it
         raise CancelledError
+
+    def _is_sound(self, tar: Path, descriptor: int, shard: Shard) -> bool:
+        """Return whether a cached shard has its checksum, and its index fits. Files are read once in a process."""
+        if (stamp := _stamp(tar, descriptor)) in _verified:
+            return True
+        with open(descriptor, "rb", closefd=False) as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                return False
+        expected = index_of(descriptor, self.store / shard.name).encode()
+        try:
+            if tar.with_name(shard.index_name).read_bytes() != expected:
+                return False
+        except OSError:
+            return False
+        _verified.add(stamp)
+        return True
 
     def _download(self, tar: Path, descriptor: int, shard: Shard, is_cancelled: threading.Event) -> None:
         """Download a shard into its partial file, write its index, and rename it."""
@@ -166,6 +197,7 @@ class StagedSet:
         # Under the lock, so that `_make_room` of another process sees the file under exactly one name.
         with cache_lock(self._cache.directory), write_errors(tar):
             partial_path(tar).rename(tar)
+            _verified.add(_stamp(tar, descriptor))
 
     def _make_room(self, tar: Path, descriptor: int, shard: Shard, is_cancelled: threading.Event) -> None:
         """Reserve the bytes of a shard for its partial file; evict the least recently used shards for it."""
@@ -282,6 +314,12 @@ class Prefetch:
         if not self._visits[shard.name]:
             with contextlib.suppress(Exception):  # the fetch failed, and `wait` has raised its error
                 os.close(self._held.pop(shard.name).result())
+
+
+def _stamp(tar: Path, descriptor: int) -> tuple[str, int, int, int]:
+    """Return a value that changes when a shard is replaced or written to."""
+    state = os.fstat(descriptor)
+    return str(tar), state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def _pause(is_cancelled: threading.Event) -> None:

@@ -52,6 +52,55 @@ def test_a_damaged_file_of_the_cache_is_downloaded_again(raw, tmp_path):
     assert_same(batches(loader), before)
 
 
+def flip_tar(tar):
+    content = bytearray(tar.read_bytes())
+    content[700] ^= 1
+    tar.write_bytes(content)
+
+
+def cut_index(tar):
+    index = tar.with_suffix(".idx")
+    index.write_text(index.read_text()[:-9])
+
+
+def index_of_another(tar):
+    tar.with_suffix(".idx").write_text(tar.with_name("shard-000000.tar").with_suffix(".idx").read_text())
+
+
+@pytest.mark.parametrize("damage", [flip_tar, cut_index, index_of_another])
+def test_a_damaged_cache_is_found_by_the_next_job(raw, tmp_path, monkeypatch, caplog, damage):
+    """Files of the right size with other bytes; the process that downloaded them trusts them."""
+    directory, url = raw
+    cache = Cache(tmp_path / "cache", 1 << 30)
+    options = LoadOptions(cache=cache)
+    expected = batches(open_shards(directory, batch_size=4))
+    assert_same(batches(open_shards(url, batch_size=4, options=options)), expected)
+    tar = next(cache.directory.rglob("shard-000002.tar"))
+    sound = tar.read_bytes()
+    damage(tar)
+    monkeypatch.setattr(staging, "_verified", set())  # as in a new process
+    assert_same(batches(open_shards(url, batch_size=4, options=options)), expected)
+    assert tar.read_bytes() == sound
+    assert tar.with_suffix(".idx").read_bytes() == (directory / "shard-000002.idx").read_bytes()
+    assert "shard-000002.tar is damaged in the cache; downloading it again" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_a_cached_shard_is_verified_once_in_a_process(raw, tmp_path, monkeypatch):
+    _, url = raw
+    options = LoadOptions(cache=Cache(tmp_path / "cache", 1 << 30))
+    read = []
+    digest = staging.hashlib.file_digest
+    monkeypatch.setattr(staging.hashlib, "file_digest", lambda file, name: (read.append(1), digest(file, name))[1])
+    loader = open_shards(url, batch_size=4, options=options)
+    batches(loader)
+    assert len(read) == 0  # they were verified as they came
+    monkeypatch.setattr(staging, "_verified", set())
+    for epoch in range(3):
+        batches(loader, epoch)
+    assert len(read) == len(loader.manifest.shards)
+
+
 def test_an_epoch_that_is_left_leaves_nothing_behind(raw, tmp_path):
     directory, url = raw
     loader = open_shards(
