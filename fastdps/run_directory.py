@@ -9,6 +9,7 @@ RUN/scores.json          results of `fastdps evaluate`
 RUN/details.json         further results on held-out images, for the report (see `fastdps.evaluation.examples`)
 RUN/examples/            pictures of wrong choices of the adapted metric, named in `details.json`
 RUN/report.html          the page of `fastdps report`
+RUN/run.lock             held by the process that trains in the run or evaluates it, and removed when it ends
 """
 
 from __future__ import annotations
@@ -16,13 +17,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from fastdps.errors import ConfigError, FastDPSError
+from fastdps.run_schema import CONFIG, DETAILS, RECORD, RECORDS, SCORES
 from fastdps.runtime.files import write_errors
+from fastdps.runtime.json_files import check, parse_json, read_object
+from fastdps.runtime.locks import locked
+
+_EVALUATE = "Remove it and run `fastdps evaluate` again."
 
 #: Version of the format of `details.json`, which `fastdps.evaluation.examples` describes.
 DETAILS_VERSION = 1
@@ -63,8 +71,9 @@ class RunDirectory:
 
     def metrics(self) -> list[Path]:
         """Return the paths of the metrics, in the order of the contexts: the files in `metrics`, or one file."""
-        per_context = sorted(self.metric_of(0).parent.glob("*.safetensors"), key=lambda path: int(path.stem))
-        return per_context or [self.metric]
+        found = self.metric_of(0).parent.glob("*.safetensors")
+        per_context = [path for path in found if path.stem.isdecimal() and path.stem.isascii()]
+        return sorted(per_context, key=lambda path: int(path.stem)) or [self.metric]
 
     def checkpoints_of(self, number: int | None) -> Path:
         """Return `checkpoints`, or its subdirectory of a context if contexts are trained one after another."""
@@ -91,6 +100,33 @@ class RunDirectory:
         """The path of `report.html`."""
         return self.path / "report.html"
 
+    @contextmanager
+    def locked(self, activity: str) -> Iterator[None]:
+        """Keep all other processes from training in the run or evaluating it.
+
+        The lock ends with its owner, also if that is killed. The directory is created if it is missing.
+
+        Args:
+            activity: What this process does in the run, such as "training", for the error of the other process.
+
+        Raises:
+            ConfigError: Another process holds the lock, or the directory cannot be created.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be a run directory: {error}. Choose another --out.") from error
+
+        def conflict(owner: str) -> ConfigError:
+            return ConfigError(
+                f"{self.path} is in use by another {owner or 'process'}. Wait until it ends or stop it, or choose "
+                "another run directory."
+            )
+
+        owner = f"{activity} (process {os.getpid()} on {socket.gethostname()})"
+        with locked(self.path / "run.lock", conflict, owner=owner):
+            yield
+
     def create(self, *, overwrite: bool) -> bool:
         """Create the directory, and with `overwrite` remove the files of an earlier run.
 
@@ -116,16 +152,45 @@ class RunDirectory:
         """Return the content of `config.json`.
 
         Raises:
-            FastDPSError: The directory is not a run, or the file is not JSON.
+            FastDPSError: The directory is not a run, or the file is damaged.
         """
-        try:
-            return json.loads(self.config.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        content = read_object(self.config, CONFIG, "Restore it, or train again with --overwrite.")
+        if content is None:
             raise FastDPSError(
                 f"{self.path} is not a run: it has no {self.config.name}. Start one with `fastdps train`."
-            ) from None
-        except ValueError as error:
-            raise FastDPSError(f"{self.config} is not JSON: {error}. Train again.") from error
+            )
+        return content
+
+    def read_scores(self) -> dict[str, Any] | None:
+        """Return the content of `scores.json`, None before the run is scored.
+
+        Raises:
+            FastDPSError: The file is damaged, or holds the scores of another run.
+        """
+        scores = read_object(self.scores, SCORES, _EVALUATE)
+        if scores is not None:
+            rankings = self.read_config()["rankings"]
+            bapps = scores["bapps"] or {}
+            tests = [bapps[test].values() for test in ("2afc", "jnd", "averages") if bapps]
+            subsets = [subset for test in tests for subset in test if subset]
+            if bool(scores["contexts"]) != bool(scores["summary"]):
+                raise FastDPSError(f"{self.scores} is damaged: it has no summary, or no contexts. {_EVALUATE}")
+            if any(row["ranking"] not in rankings for row in scores["contexts"]) or any(
+                len(subset["contexts"]) != max(1, len(rankings)) for subset in subsets
+            ):
+                raise FastDPSError(f"{self.scores} holds the scores of another run: it has other contexts. {_EVALUATE}")
+        return scores
+
+    def read_details(self) -> dict[str, Any] | None:
+        """Return the content of `details.json`, None without it or if another version of the format wrote it.
+
+        Raises:
+            FastDPSError: The file is damaged.
+        """
+        content = read_object(self.details, {"format_version": int}, _EVALUATE)
+        if content is None or content["format_version"] != DETAILS_VERSION:
+            return None
+        return read_object(self.details, DETAILS, _EVALUATE)
 
     def append_log(self, record: dict[str, Any]) -> None:
         """Append a record to `log.jsonl`."""
@@ -138,16 +203,36 @@ class RunDirectory:
             os.truncate(self.log, text.rfind(b"\n") + 1)
 
     def read_log(self) -> list[dict[str, Any]]:
-        """Return the records of `log.jsonl`, oldest first, without the steps that were repeated after a resume."""
-        if not self.log.exists():
-            return []
+        """Return the records of `log.jsonl`, oldest first, without the steps that were repeated after a resume.
+
+        An incomplete last line, which an interrupted run leaves, is ignored.
+
+        Raises:
+            FastDPSError: Another line is damaged.
+        """
         records: list[dict[str, Any]] = []
-        for line in self.log.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
+        for number, line in enumerate(self._log_lines(), start=1):
+            try:
+                record = parse_json(line.decode())
+                check(record, RECORD)
+                check(record, RECORDS.get(record["event"], {}))
+            except ValueError as error:
+                raise FastDPSError(
+                    f"{self.log} is damaged: line {number}: {error}. Remove that line, or the file."
+                ) from error
             if record["event"] == "resume":
                 records = [earlier for earlier in records if not _is_undone(earlier, record)]
             records.append(record)
         return records
+
+    def _log_lines(self) -> list[bytes]:
+        """Return the complete lines of `log.jsonl`."""
+        try:
+            return self.log.read_bytes().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise FastDPSError(f"{self.log} cannot be read: {error.strerror}. Remove it.") from error
 
 
 @dataclass(frozen=True)

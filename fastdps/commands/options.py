@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastdps.errors import ConfigError, FastDPSError, StoppedError, did_you_mean
+from fastdps.runtime.files import printable
 from fastdps.runtime.signals import Terminated, raise_on_sigterm
 from fastdps.shards.storage import Location, locate
 
 if TYPE_CHECKING:
     from fastdps.shards.cache import Cache
 
+#: Exit status when the reader of the output ends before it, as in `fastdps report --help | head`: 128 + SIGPIPE.
+BROKEN_PIPE = 141
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?")
 
@@ -55,22 +60,44 @@ def run_command(command: Callable[[], None], *, can_resume: bool = False) -> int
         can_resume: After a signal, print that the same command resumes.
 
     Returns:
-        0; 1 after a `FastDPSError`, which is printed without a traceback; 128 + the number of the signal that stopped
-        the command.
+        0; 1 after a `FastDPSError`, which is printed without a traceback, or if the output cannot be written; 128 + the
+        number of the signal that stopped the command; `BROKEN_PIPE` if nobody reads the output any more.
     """
     try:
         with raise_on_sigterm():
             command()
+            sys.stdout.flush()  # here, and not at exit, where Python prints a traceback of its own
     except FastDPSError as error:
         stopped = isinstance(error, StoppedError)
         if is_main_rank() or not error.everywhere:
-            print(error if stopped else f"error: {error}", file=sys.stderr)
+            print(printable(str(error) if stopped else f"error: {error}"), file=sys.stderr)
         return error.exit_status if isinstance(error, StoppedError) else 1
+    except OSError as error:
+        if not _is_of_output(error):
+            raise
+        return _output_failed(error)
     except KeyboardInterrupt as stop:
         message, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
         print(f"{message}; run the same command again to resume" if can_resume else message, file=sys.stderr)
         return status
     return 0
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Return whether an error is of the standard output: errors of files name them, or are `FastDPSError`."""
+    return error.filename is None and error.errno in (None, errno.EPIPE, errno.ENOSPC, errno.EIO)
+
+
+def _output_failed(error: OSError) -> int:
+    """Discard the rest of the output, so that Python does not fail on it at exit, and return the exit status."""
+    with contextlib.suppress(OSError, ValueError):  # a test may have replaced the output by one without descriptor
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    if isinstance(error, BrokenPipeError):
+        return BROKEN_PIPE
+    print(f"error: the output cannot be written: {error.strerror}.", file=sys.stderr)
+    return 1
 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:
@@ -117,6 +144,14 @@ class Parser(argparse.ArgumentParser):
             if flag.startswith("--") and not any(option.startswith(flag) for option in known):
                 self.error(f"unknown option {flag}.{did_you_mean(flag, known)}")
         return super().parse_known_args(args, namespace)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """As in argparse, but help that cannot be printed ends as the output of a command does."""
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            status = _output_failed(error)
+        super().exit(status, message)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Check a value against the choices; argparse calls this for sub-commands too."""

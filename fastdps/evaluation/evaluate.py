@@ -7,13 +7,13 @@ RUN, judged sets     --> agreement with people -----------> scores.json
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-from fastdps.errors import ConfigError
-from fastdps.evaluation.examples import Details, find_examples, write_details
+from fastdps.errors import ConfigError, FastDPSError
+from fastdps.evaluation.examples import Details, find_examples, replace_examples, write_details
 from fastdps.evaluation.judgements import score_judgements
 from fastdps.evaluation.options import EvaluationOptions
 from fastdps.evaluation.run_scores import RunScores, read_scores
@@ -21,10 +21,11 @@ from fastdps.evaluation.tally import Tally, tally_choices
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.run_directory import RunDirectory
-from fastdps.runtime.files import write_json
+from fastdps.runtime.files import remove_partial, write_json
 from fastdps.runtime.processes import Distributed, join_processes
 from fastdps.shards.storage import Location, LocationLike, locate
-from fastdps.training.recipes import TrainConfig, config_from_json
+from fastdps.training.recipes import TrainConfig
+from fastdps.training.run_config import read_settings
 
 
 def evaluate(
@@ -49,7 +50,8 @@ def evaluate(
         The scores of the run.
 
     Raises:
-        ConfigError: There is nothing to score on, or a set is of the wrong kind.
+        ConfigError: There is nothing to score on, a set is of the wrong kind, or another process trains in the run or
+            evaluates it.
         ShardError: A shard set is missing or damaged.
         FastDPSError: The run is missing or damaged, or its metric gives NaN.
 
@@ -61,8 +63,10 @@ def evaluate(
     if shards is None and bapps is None:
         raise ConfigError("nothing to score on: give --shards with held-out images, --bapps, or both.")
     options, directory = options or EvaluationOptions(), RunDirectory(Path(run))
-    config = config_from_json(directory.read_config()["config"])
-    with join_processes() as processes:
+    directory.read_config()  # raises if it is not a run, before the lock creates the directory
+    with join_processes() as processes, ExitStack() as stack:
+        processes.broadcast(lambda: stack.enter_context(directory.locked("evaluation")))
+        config = read_settings(directory)
         baseline, adapted = load_metrics(directory, config, processes)
         scores = read_scores(directory) or RunScores.unscored(config, directory)
         details = None
@@ -75,10 +79,22 @@ def evaluate(
             agreement = score_judgements(baseline, adapted, locate(bapps), processes, options)
             scores = replace(scores, bapps=agreement)
         if processes.is_main_process:
-            write_json(directory.scores, scores.to_dict())
-            if details:
-                write_details(directory, details)
+            _write(directory, scores, details)
     return scores
+
+
+def _write(run: RunDirectory, scores: RunScores, details: Details | None) -> None:
+    """Write scores and details so that a crash at any time never leaves the scores of one set with details of another.
+
+    The earlier details are removed first and the new ones written last; in between there are none.
+    """
+    remove_partial(run.scores)
+    remove_partial(run.details)
+    if details:
+        replace_examples(run, details.examples)
+    write_json(run.scores, scores.to_dict())
+    if details:
+        write_details(run, details)
 
 
 def load_metrics(
@@ -102,10 +118,28 @@ def load_metrics(
     with processes.one_per_node_first():
         adapted = [PerceptualMetric.load(path).to(processes.device) for path in run.metrics()]
         backbone = adapted[0].backbone
+        _require_same_run(run, config, adapted)
         if config.trains_backbone:
             backbone = Backbone(config.backbone, taps=config.taps)
     baseline = PerceptualMetric(backbone, comparison=config.comparison).to(processes.device)
     return baseline, adapted
+
+
+def _require_same_run(run: RunDirectory, config: TrainConfig, adapted: Sequence[PerceptualMetric]) -> None:
+    """Raise `FastDPSError` if the metrics are not those that the settings of the run describe."""
+    wanted = [tuple(ranking) for ranking in run.read_config()["rankings"]]
+    found = [ranking for metric in adapted for ranking in metric.rankings]
+    described = [(metric.backbone.name, metric.comparison) for metric in adapted]
+    if not set(found) <= set(wanted) or set(described) != {(config.backbone, config.comparison)}:
+        raise FastDPSError(
+            f"{run.path} holds the metric of another run: its contexts, backbone or comparison differ from "
+            f"{run.config}. Restore it or train again with --overwrite."
+        )
+    if found != wanted:
+        raise FastDPSError(
+            f"{run.path} has metrics of {len(found)} of its {len(wanted)} contexts: its training has not ended. Run "
+            "the same `fastdps train` command again, which resumes it."
+        )
 
 
 def _score_contexts(

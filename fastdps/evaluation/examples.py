@@ -33,7 +33,7 @@ from fastdps.evaluation.tally import EVALUATION_SEED, Tally, evaluation_views
 from fastdps.loading.spec import Batch
 from fastdps.metric.perceptual import PerceptualMetric, all_distances
 from fastdps.run_directory import DETAILS_VERSION, RunDirectory
-from fastdps.runtime.files import atomic_write, write_json
+from fastdps.runtime.files import PARTIAL, atomic_write, fsync_directory, write_errors, write_json
 
 #: Number of contexts shown, of wrong choices per context, and the longest side of a picture in pixels.
 CONTEXTS, CHOICES, LONGEST_SIDE = 4, 3, 96
@@ -149,14 +149,31 @@ class Details:
     examples: Sequence[Example]
 
 
+def replace_examples(run: RunDirectory, examples: Sequence[Example]) -> None:
+    """Write the pictures, and put them in place of those of an earlier evaluation, whose `details.json` is removed.
+
+    An interruption while they are written changes nothing. Raises `FastDPSError`.
+    """
+    new = run.examples.with_name(run.examples.name + PARTIAL)
+    shutil.rmtree(new, ignore_errors=True)
+    with write_errors(run.examples):
+        try:
+            new.mkdir()
+            for example in examples:
+                for file, pixels in example.pictures.items():
+                    with atomic_write(new / file) as opened:
+                        opened.write(_png(pixels))
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        run.details.unlink(missing_ok=True)
+        fsync_directory(run.path)
+        shutil.rmtree(run.examples, ignore_errors=True)
+        new.replace(run.examples)
+
+
 def write_details(run: RunDirectory, details: Details) -> None:
-    """Write `details.json` and the pictures, and remove earlier pictures. Raises `FastDPSError`."""
-    shutil.rmtree(run.examples, ignore_errors=True)
-    run.examples.mkdir(exist_ok=True)
-    for example in details.examples:
-        for file, pixels in example.pictures.items():
-            with atomic_write(run.examples / file) as opened:
-                opened.write(_png(pixels))
+    """Write `details.json`. Raises `FastDPSError`."""
     write_json(
         run.details,
         {

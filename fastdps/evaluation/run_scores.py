@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -221,11 +220,10 @@ class RunScores:
 
 def read_scores(run: RunDirectory) -> RunScores | None:
     """Read the scores of a run; None if it has none. Raises `FastDPSError` for a damaged file."""
+    content = run.read_scores()
     try:
-        return RunScores.from_dict(json.loads(run.scores.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        return None if content is None else RunScores.from_dict(content)
+    except TypeError as error:  # unknown keys
         raise FastDPSError(
-            f"{run.scores} cannot be read as scores: {error!r}. Remove it and run `fastdps evaluate` again."
+            f"{run.scores} cannot be read as scores: {error}. Remove it and run `fastdps evaluate` again."
         ) from error

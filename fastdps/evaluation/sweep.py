@@ -20,7 +20,8 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from os import PathLike
@@ -37,11 +38,26 @@ from fastdps.evaluation.evaluate import evaluate
 from fastdps.evaluation.run_scores import RunScores, read_scores
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.files import write_json, write_text
-from fastdps.training.recipes import SETTINGS, TrainConfig, config_from_json, get_recipe
+from fastdps.runtime.json_files import Anything, Filled, Maybe, Number, Values, check, parse_json
+from fastdps.training.recipes import SETTINGS, TrainConfig, get_recipe
 from fastdps.training.run import train
+from fastdps.training.run_config import read_settings
 
 #: Number of resamples of a bootstrap confidence interval, and its confidence level.
 RESAMPLES, CONFIDENCE = 2000, 0.95
+#: Largest number of cases; they are all named before the first one is run.
+MOST_CASES = 10_000
+_CASE = re.compile(r"[\w.,+=-]{0,200}", re.ASCII)
+_SCHEMA = {
+    "shards": str,
+    "held_out": str,
+    "grid": Values(Filled(Anything())),
+    "settings?": Values(Anything()),
+    "contexts?": str,
+    "contexts_seed?": Number(0, 2**63 - 1),
+    "validation?": Maybe(str),
+    "bapps?": Maybe(str),
+}
 COLUMNS = ("case", "ranking", "baseline_accuracy", "adapted_accuracy", "improved")
 
 
@@ -115,31 +131,48 @@ class SweepProgress:
 def read_grid(path: Path) -> Grid:
     """Read a grid file and check all of it. Raises `ConfigError`, which names the problem."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        unknown = sorted(set(data) - {f.name for f in fields(Grid)})
-        if unknown:
-            raise ConfigError(f"{path}: unknown keys {', '.join(unknown)}.")
+        data = parse_json(path.read_text(encoding="utf-8"))
+        check(data, _SCHEMA)
+        if unknown := sorted(set(data) - {f.name for f in fields(Grid)}):
+            raise ValueError(f"unknown keys {', '.join(unknown)}.")
         grid = Grid(**data)
+        check_grid(grid)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not a grid: {error}") from error
-    for key, values in grid.grid.items():
-        if not isinstance(values, list) or not values:
-            raise ConfigError(f"{path}: {key} in the grid must be a list of values.")
+    return grid
+
+
+def check_grid(grid: Grid) -> None:
+    """Raise `ConfigError` if a setting, a value or the name of a case cannot be used."""
     for key in (*grid.grid, *grid.settings):
         if key not in SETTINGS:
-            raise ConfigError(f"{path}: {key} is not a setting. Known: {', '.join(SETTINGS)}.")
-    for settings in grid.cases().values():
+            raise ConfigError(f"{key} is not a setting. Known: {', '.join(SETTINGS)}.")
+    for key, values in grid.grid.items():
+        if not isinstance(values, list | tuple) or not values:
+            raise ConfigError(f"{key} in the grid must be a list of values, not {values!r}.")
+    if (count := math.prod(map(len, grid.grid.values()))) > MOST_CASES:
+        raise ConfigError(f"the grid has {count:,} cases, more than {MOST_CASES:,}. Divide it into several grids.")
+    cases = grid.cases()
+    if len(cases) < count:
+        raise ConfigError("a value comes twice in the list of a setting. Remove the second one.")
+    for name, settings in cases.items():
+        if not _CASE.fullmatch(name):
+            raise ConfigError(
+                f"the case {name[:100]!r} cannot be the name of a directory: values may have letters, digits and "
+                "_ . , + - only, and 200 characters together."
+            )
         config_of(settings)
-    return grid
+    select_rankings(grid.contexts, NAMES, grid.contexts_seed)
 
 
 def config_of(settings: Mapping[str, Any]) -> TrainConfig:
     """Return the complete settings of a case. Raises `ConfigError` for values that cannot be used."""
-    return get_recipe(
-        settings.get("recipe", "fast"), {key: value for key, value in settings.items() if key != "recipe"}
-    )
+    recipe = settings.get("recipe", "fast")
+    if not isinstance(recipe, str):
+        raise ConfigError(f"recipe must be a name, not {recipe!r}.")
+    return get_recipe(recipe, {key: value for key, value in settings.items() if key != "recipe"})
 
 
 def sweep(
@@ -160,6 +193,7 @@ def sweep(
         FastDPSError: A case fails, as `fastdps.train` and `fastdps.evaluate` do.
     """
     grid = grid if isinstance(grid, Grid) else read_grid(Path(grid))
+    check_grid(grid)
     out, progress = Path(out), progress or SweepProgress()
     rankings = select_rankings(grid.contexts, NAMES, grid.contexts_seed)
     cases = grid.cases()
@@ -189,7 +223,7 @@ def refuse_other_settings(run: RunDirectory, settings: Mapping[str, Any], rankin
     """Raise `ConfigError` if a finished case was run with other settings or contexts than the grid has now."""
     before = run.read_config()
     same_contexts = [tuple(ranking) for ranking in before["rankings"]] == rankings
-    if config_from_json(before["config"]) != config_of(settings) or not same_contexts:
+    if read_settings(run) != config_of(settings) or not same_contexts:
         raise ConfigError(
             f"{run.path} was finished with other settings or contexts than the grid has now. Choose another --out, or "
             "remove that directory to run the case again."

@@ -5,7 +5,6 @@ It is a mapping, written as JSON and as Markdown beside the exported file.
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -71,6 +70,11 @@ def describe(metric: PerceptualMetric, place: ContextLocation | None, run: RunDi
             "versions": config["versions"],
         }
         contexts = config["rankings"]
+        if card["context"] and card["context"] not in contexts:
+            raise FastDPSError(
+                f"{run.path} holds the metric of another run: {run.config} does not have the context "
+                f"{','.join(card['context'])}. Restore it or train again with --overwrite."
+            )
         card["scores"] = _scores(run, card["context"], contexts.index(card["context"]) if card["context"] else 0)
     return card
 
@@ -83,20 +87,17 @@ def _scores(run: RunDirectory, context: list[str] | None, number: int) -> dict[s
         context: The ranking, None for judgements.
         number: Index of the context in the run, which is its index in the scores on human judgement.
     """
-    if not run.scores.exists():
+    scores = run.read_scores()
+    if scores is None:
         return None
-    try:
-        scores = json.loads(run.scores.read_text(encoding="utf-8"))
-        row: Mapping[str, Any] = next((row for row in scores["contexts"] if row["ranking"] == context), {})
-        bapps = scores["bapps"] and {
-            test: {
-                name: {"baseline": subset["baseline"], "adapted": subset["contexts"][number], "human": subset["human"]}
-                for name, subset in scores["bapps"][test].items()
-            }
-            for test in ("2afc", "jnd")
+    row: Mapping[str, Any] = next((row for row in scores["contexts"] if row["ranking"] == context), {})
+    bapps = scores["bapps"] and {
+        test: {
+            name: {"baseline": subset["baseline"], "adapted": subset["contexts"][number], "human": subset["human"]}
+            for name, subset in scores["bapps"][test].items()
         }
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise FastDPSError(f"{run.scores} is damaged: {error!r}. Run `fastdps evaluate` again.") from error
+        for test in ("2afc", "jnd")
+    }
     return {name: row.get(name) for name in ("baseline_accuracy", "adapted_accuracy")} | {"bapps": bapps}
 
 

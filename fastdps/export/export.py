@@ -17,7 +17,7 @@ from fastdps.export.program import ExportedProgram
 from fastdps.export.write import Verified, write_verified
 from fastdps.metric.load import Context, load_with_location
 from fastdps.run_directory import RunDirectory
-from fastdps.runtime.files import write_json, write_text
+from fastdps.runtime.files import json_text
 
 #: The formats by their name, as on the command line.
 FORMATS: Mapping[str, Format] = {form.name: form for form in (LpipsCheckpoint(), OnnxModel(), ExportedProgram())}
@@ -120,10 +120,13 @@ def export(
     loaded, place = load_with_location(source, context)
     directory = Path(fspath(source))
     run = RunDirectory(directory) if place is not None and directory.is_dir() else None
-    card = describe(loaded.metric, place, run)
-    verified = write_verified(loaded.metric, form, path, card)
-    card = finish(card, form, loaded.metric, path.name, verified)
+    known = describe(loaded.metric, place, run)
     markdown, as_json = paths_beside(path)
-    write_text(markdown, to_markdown(card))
-    write_json(as_json, card)
+
+    def cards(verified: Verified) -> dict[Path, str]:
+        card = finish(known, form, loaded.metric, path.name, verified)
+        return {markdown: to_markdown(card), as_json: json_text(card)}
+
+    verified = write_verified(loaded.metric, form, path, known, cards)
+    card = finish(known, form, loaded.metric, path.name, verified)
     return ExportResult(path, markdown, as_json, card, verified)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from fastdps.errors import FastDPSError
 from fastdps.export.format import Distances, Format
 from fastdps.metric.image_metric import smallest_side
 from fastdps.metric.perceptual import PerceptualMetric
-from fastdps.runtime.files import fsync_directory, write_errors
+from fastdps.runtime.files import fsync_directory, write_errors, write_text
 
 #: Tolerance of distances: both libraries sum thousands of float32 values, in different orders.
 ABSOLUTE, RELATIVE = 1e-5, 1e-4
@@ -35,14 +35,23 @@ class Verified(NamedTuple):
     largest_distance: float
 
 
-def write_verified(metric: PerceptualMetric, form: Format, path: Path, card: Mapping[str, Any]) -> Verified:
-    """Write a metric, read it back with the other library, and give the file its name if the distances agree.
+def write_verified(
+    metric: PerceptualMetric,
+    form: Format,
+    path: Path,
+    card: Mapping[str, Any],
+    beside: Callable[[Verified], Mapping[Path, str]] = lambda _: {},
+) -> Verified:
+    """Write a metric, read it back with the other library, and give the file its name once distances agree.
+
+    The file gets its name last, so an interrupted export leaves no file without a card or with the card of another.
 
     Args:
         metric: A metric in one context.
         form: The format.
         path: The file.
         card: Its model card, for formats that can hold metadata.
+        beside: Returns the texts of the files to write beside it.
 
     Returns:
         The result of the comparison.
@@ -60,6 +69,13 @@ def write_verified(metric: PerceptualMetric, form: Format, path: Path, card: Map
             unverified = Path(directory) / path.name
             form.write(metric, unverified, card)
             verified = verify(metric, form, form.read_back(metric, unverified))
+            texts = beside(verified)
+            for target, text in texts.items():
+                write_text(Path(directory) / target.name, text)
+            path.unlink(missing_ok=True)
+            for target in texts:
+                (Path(directory) / target.name).replace(target)
+            fsync_directory(path.parent)
             unverified.replace(path)
         fsync_directory(path.parent)
     return verified

@@ -32,6 +32,7 @@ from fastdps.metric.distances import Moments, compared_channels, distances, mome
 from fastdps.metric.precision import Precision, autocast
 from fastdps.metric.weights import tensors_sha256
 from fastdps.runtime.files import atomic_write
+from fastdps.runtime.json_files import Filled, check, parse_json
 
 FORMAT = "fastdps-metric"
 FORMAT_VERSION = 1
@@ -162,8 +163,8 @@ class PerceptualMetric(nn.Module):
         metadata, tensors = _read(Path(path))
         try:
             included = {INCLUDED: True, PRETRAINED: False}[metadata["backbone_weights"]]
-            taps = tuple(json.loads(metadata["taps"]))
-            rankings = [tuple(ranking) for ranking in json.loads(metadata["rankings"])]
+            taps = tuple(parse_json(metadata["taps"]))
+            rankings = _rankings_in(metadata)
             name, expected, comparison = (metadata[key] for key in ("backbone", "backbone_sha256", "comparison"))
             weights = _checked_weights(tensors.pop("weights"), path)
         except (KeyError, TypeError, ValueError) as error:
@@ -229,9 +230,19 @@ def read_rankings(path: str | Path) -> list[Ranking]:
     """
     metadata, _ = _read(Path(path), tensors=False)
     try:
-        return [tuple(ranking) for ranking in json.loads(metadata["rankings"])]
+        return _rankings_in(metadata)
     except (KeyError, TypeError, ValueError) as error:
         raise FastDPSError(f"{path} is incomplete: {error!r} in its metadata. Restore it or train again.") from error
+
+
+def _rankings_in(metadata: dict[str, str]) -> list[Ranking]:
+    """Return the rankings in the metadata of a file, all of the same names. Raises `KeyError` or `ValueError`."""
+    rankings = parse_json(metadata["rankings"])
+    check(rankings, [Filled(str)], "rankings")
+    for ranking in rankings:
+        if len(set(ranking)) != len(ranking) or set(ranking) != set(rankings[0]):
+            raise ValueError(f"{ranking} is not a ranking")
+    return [tuple(ranking) for ranking in rankings]
 
 
 def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -20,6 +20,7 @@ from fastdps.packing.fragment import Reject
 from fastdps.packing.options import Share
 from fastdps.packing.target import Directory, Target
 from fastdps.runtime.files import PARTIAL
+from fastdps.runtime.json_files import Maybe, check, parse_json
 from fastdps.shards.format import MANIFEST, Shard
 
 LEDGER = "progress.jsonl"
@@ -27,6 +28,11 @@ REJECTS = "rejects.jsonl"
 #: Seconds between two uploads of a ledger to object storage, which cannot append to files.
 SAVE_EVERY_S = 10.0
 
+_RECORD = {
+    "number": int,
+    "shard": Maybe({"name": str, "samples": int, "bytes": int, "sha256": str}),
+    "rejects": [{"id": int, "item": str, "reason": str}],
+}
 _LEDGER_NAME = re.compile(r"progress(?:-\d+-of-(\d+))?\.jsonl")
 _PART_REJECTS = re.compile(r"rejects-\d+-of-\d+\.jsonl")
 _SHARD_FILE = re.compile(r"shard-(\d+)\.(tar|idx)(\..*)?")
@@ -67,7 +73,8 @@ class Ledger:
         for name in filter(is_ledger, self._target.sizes()):
             if lines := self._lines(name):
                 try:
-                    before = json.loads(lines[0])
+                    before = parse_json(lines[0])
+                    check(before, {})
                 except ValueError as error:
                     raise self._damaged(name, error) from error
                 require_same_identity(self._target, before, self._identity)
@@ -86,12 +93,12 @@ class Ledger:
         found: dict[int, list[ShardRecord]] = {}
         for name in filter(is_ledger, sorted(sizes)):
             for record in self._records_of(name):
-                if self._is_own(record.number) and _is_complete(record, sizes):
+                if self._is_own(record.number) and _is_complete(record, sizes) and is_still_valid(record):
                     known = found.setdefault(record.number, [])
                     known += [record] if record not in known else []
         for number in sorted(found):
             matching = self._matching_record(found[number])
-            if matching is not None and is_still_valid(matching):
+            if matching is not None:
                 self._add(matching)
 
     def begin(self) -> None:
@@ -178,8 +185,8 @@ class Ledger:
 
     def _records_of(self, name: str) -> list[ShardRecord]:
         try:
-            return [_parse(json.loads(line)) for line in self._lines(name)[1:]]
-        except (ValueError, TypeError, KeyError) as error:
+            return [_parse(parse_json(line)) for line in self._lines(name)[1:]]
+        except (ValueError, TypeError) as error:
             raise self._damaged(name, error) from error
 
     def _lines(self, name: str) -> list[str]:
@@ -256,7 +263,9 @@ def _is_complete(record: ShardRecord, sizes: Mapping[str, int]) -> bool:
     return shard is None or (sizes.get(shard.name) == shard.bytes and shard.index_name in sizes)
 
 
-def _parse(content: dict[str, Any]) -> ShardRecord:
+def _parse(content: Any) -> ShardRecord:
+    """Return the record of a parsed line. Raises `ValueError` or, for unknown keys, `TypeError`."""
+    check(content, _RECORD)
     shard = content["shard"]
     return ShardRecord(content["number"], shard and Shard(**shard), [Reject(**reject) for reject in content["rejects"]])
 

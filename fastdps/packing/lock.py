@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from fastdps.errors import FastDPSError
 from fastdps.packing.options import Share
 from fastdps.runtime.files import write_errors
+from fastdps.runtime.locks import locked
 from fastdps.shards.storage import Location, Store
 
 #: The lock file in `out` of one part, which excludes a second run of the same part.
@@ -31,31 +29,15 @@ def only_run(out: Location, share: Share | None = None) -> Iterator[None]:
         return
     with write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
 
-    def lock(path: Path, flags: int, operation: int, who: str) -> int:
-        descriptor = os.open(path, flags, 0o666)
-        stack.callback(os.close, descriptor)
-        with contextlib.suppress(OSError):  # some network file systems cannot lock directories
-            try:
-                fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise FastDPSError(
-                    f"{who} is packing into {out}. Wait until it ends, or choose another --out."
-                ) from None
-        return descriptor
+    def conflict(who: str) -> Callable[[str], FastDPSError]:
+        return lambda _: FastDPSError(f"{who} is packing into {out}. Wait until it ends, or choose another --out.")
 
-    with ExitStack() as stack:
-        lock(out, os.O_RDONLY, fcntl.LOCK_SH if share else fcntl.LOCK_EX, "another run")
+    with locked(out, conflict("another run"), shared=share is not None):
         if share:
-            own = out / _LOCK.format(share.suffix)
-            lock(own, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX, f"another run of part {share}")
-            stack.callback(own.unlink, missing_ok=True)
+            with locked(out / _LOCK.format(share.suffix), conflict(f"another run of part {share}")):
+                yield
         else:
             for left in out.glob(_LOCK.format("-*-of-*")):  # left by parts that were killed
                 left.unlink()
-        yield
+            yield

@@ -56,6 +56,11 @@ class ShardPlan:
         """The file name of the tar."""
         return f"shard-{self.number:06d}.tar"
 
+    @property
+    def ids(self) -> range:
+        """The sample ids of the items."""
+        return range(self.first_id, self.first_id + len(self.items))
+
     def item(self, sample_id: int) -> Any:
         """Return the item of a sample id."""
         return self.items[sample_id - self.first_id]

@@ -42,14 +42,14 @@ class SetInProgress:
         if self.is_finished:
             self._ledger.remove_all()
         else:
-            self._ledger.read(self._rejects_unchanged)
+            self._ledger.read(lambda record: self._fits(record) and self._rejects_unchanged(record))
             if self._own_shards():
                 self._ledger.begin()
 
     def read_progress(self) -> None:
         """Read the finished shards of all runs, without changing any file."""
         if not self.is_finished:
-            self._ledger.read()
+            self._ledger.read(self._fits)
 
     @property
     def planned(self) -> int:
@@ -149,6 +149,21 @@ class SetInProgress:
             source=plan.identity,
             shards=shards,
         )
+
+    def _fits(self, record: ShardRecord) -> bool:
+        """Return True if a record agrees with the plan and its files with the record. Others are packed again."""
+        if not 0 <= record.number < len(self.plan.shards):
+            return False
+        plan, shard = self.plan.shards[record.number], record.shard
+        rejected = {reject.id: reject.item for reject in record.rejects}
+        if len(rejected) < len(record.rejects) or not set(rejected) <= set(plan.ids):
+            return False
+        if any(self.plan.source.name(plan.item(sample_id)) != item for sample_id, item in rejected.items()):
+            return False
+        samples = len(plan.items) - len(rejected)
+        if shard is None:
+            return samples == 0
+        return shard.name == plan.name and shard.samples == samples > 0 and self.target.holds(shard)
 
     def _rejects_unchanged(self, record: ShardRecord) -> bool:
         """Return True if all rejected items of a shard are still unreadable. A repaired item belongs in the shard."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -10,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from fastdps.errors import ShardError
 from fastdps.packing.writer import Draft
 from fastdps.runtime.files import PARTIAL, fsync_directory, fsync_file, write_errors, write_text
+from fastdps.shards.format import Shard, index_of
 from fastdps.shards.storage import Location, Store
 
 
@@ -41,6 +44,10 @@ class Target(ABC):
     @abstractmethod
     def read(self, name: str) -> bytes | None:
         """Return the content of a small file, or None if it is missing."""
+
+    @abstractmethod
+    def holds(self, shard: Shard) -> bool:
+        """Return whether the files of a finished shard are as it says, as far as that is known without a download."""
 
     @abstractmethod
     def local(self, name: str, size: int) -> AbstractContextManager[Path]:
@@ -105,6 +112,17 @@ class Directory(Target):
             return (self.location / name).read_bytes()
         except FileNotFoundError:
             return None
+
+    def holds(self, shard: Shard) -> bool:
+        """Compare the checksum of the tar, and the index with the tar."""
+        try:
+            with (self.location / shard.name).open("rb") as tar:
+                if hashlib.file_digest(tar, "sha256").hexdigest() != shard.sha256:
+                    return False
+                index = index_of(tar.fileno(), self.location / shard.name)
+                return (self.location / shard.index_name).read_text() == index
+        except (OSError, ValueError, ShardError):
+            return False
 
     def local(self, name: str, size: int) -> AbstractContextManager[Path]:
         """See `Target`."""
@@ -178,6 +196,10 @@ class Remote(Target):
     def read(self, name: str) -> bytes | None:
         """See `Target`."""
         return self.location.read(name) if self.location.exists(name) else None
+
+    def holds(self, shard: Shard) -> bool:
+        """Compare the size of the tar, and that there is an index."""
+        return self.size(shard.name) == shard.bytes and self.size(shard.index_name) is not None
 
     @contextmanager
     def local(self, name: str, size: int) -> Iterator[Path]:

@@ -60,7 +60,7 @@ class ShardWriter:
         self._size = 0
         self._is_finished = False
         with write_errors(self._path):
-            self._file: BinaryIO = self._tar.open("wb")
+            self._file: BinaryIO = self._tar.open("xb")
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -86,7 +86,7 @@ class ShardWriter:
         with write_errors(self._path):
             fsync_file(self._file)
             self._file.close()
-            with self._index.open("wb") as index:
+            with self._index.open("xb") as index:
                 index.write(index_text(self._lines).encode())
                 fsync_file(index)
         self._is_finished = True

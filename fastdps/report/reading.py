@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 
 from fastdps.errors import FastDPSError
 from fastdps.report.charts import Line
-from fastdps.run_directory import DETAILS_VERSION, RunDirectory
+from fastdps.run_directory import RunDirectory
+from fastdps.runtime.json_files import parse_json, read_object
 from fastdps.shards.credentials import without_credentials
 from fastdps.shards.storage import locate
 
@@ -81,8 +81,8 @@ class RunRecord:
     def evaluate_command(self) -> str:
         """The command that scores the contexts, on the directory `val` beside the training images if it exists."""
         train = locate(self.config["data"]["shards"])
-        held_out = train.with_name("val") if isinstance(train, Path) else None
-        shards = shlex.quote(str(held_out)) if train.name == "train" and held_out and held_out.is_dir() else "HELD_OUT"
+        held_out = train.with_name("val") if isinstance(train, Path) and train.name == "train" else None
+        shards = shlex.quote(str(held_out)) if held_out and held_out.is_dir() else "HELD_OUT"
         return f"fastdps evaluate {shlex.quote(str(self.run.path))} --shards {shards}"
 
     @property
@@ -143,7 +143,12 @@ class RunRecord:
                 "Run `fastdps evaluate` again."
             )
         path = self.run.examples / name
-        return path.read_bytes() if path.is_file() else None
+        if path.is_symlink() or self.run.examples.is_symlink():
+            raise FastDPSError(f"{path} is a link; a report shows files of the run only. Evaluate again.")
+        try:
+            return path.read_bytes() if path.is_file() else None
+        except OSError as error:
+            raise FastDPSError(f"{path} cannot be read: {error.strerror}. Evaluate again.") from error
 
     def layers(self) -> Layers | None:
         """Return the weights by layer, None before training has ended. Raises `FastDPSError` for damaged files."""
@@ -151,19 +156,32 @@ class RunRecord:
         if not all(path.is_file() for path in paths):
             return None
         rows: list[NDArray[np.float64]] = []
+        rankings: list[list[str]] = []
         for path in paths:
             try:
                 with safe_open(path, framework="np") as file:
                     metadata, weights = file.metadata(), file.get_tensor("weights").astype(np.float64)
-                channels, taps = json.loads(metadata["channels"]), json.loads(metadata["taps"])
+                channels, taps, own = (parse_json(metadata[key]) for key in ("channels", "taps", "rankings"))
                 kinds = metadata["comparison"].split("+")
                 ends = np.cumsum(channels)[:-1]
+                if len(weights) != max(1, len(own)) or len(channels) != len(taps) * len(kinds):
+                    raise ValueError("weights, rankings and taps do not fit together")
+                if not np.isfinite(weights).all():
+                    raise ValueError("weights are not finite")
                 by_layer = np.stack([part.sum(axis=1) for part in np.split(weights, ends, axis=1)], axis=1)
+                rankings += [list(ranking) for ranking in own]
             except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
                 raise FastDPSError(
                     f"{path} cannot be read as a metric: {error!r}. Restore it or train again."
                 ) from error
             rows.append(by_layer / by_layer.sum(axis=1, keepdims=True).clip(min=1e-30))
+        if any(ranking not in self.config["rankings"] for ranking in rankings):
+            raise FastDPSError(
+                f"{paths[0]} is the metric of another run: {self.run.config} does not have its contexts. Restore it or "
+                "train again with --overwrite."
+            )
+        if rankings != self.config["rankings"]:  # the training of some contexts has not ended
+            return None
         names = [f"layer {tap}" if len(kinds) == 1 else f"layer {tap}, {kind}" for kind in kinds for tap in taps]
         return Layers(names, np.concatenate(rows), np.array(channels) / sum(channels))
 
@@ -182,16 +200,23 @@ def read_run(path: Path) -> RunRecord:
     """
     run = RunDirectory(path)
     config = run.read_config()
-    details = _read_json(run.details)
-    if details and details.get("format_version") != DETAILS_VERSION:
+    details, log, scores = run.read_details(), run.read_log(), run.read_scores()
+    if details and not _fit(scores, details):
         details = None
-    try:
-        log = run.read_log()
-    except (ValueError, KeyError) as error:
-        raise FastDPSError(f"{run.log} is damaged: {error!r}. Remove its last line, or the file.") from error
     _hide_credentials(config.get("data"))
     _hide_credentials((details or {}).get("held_out"))
-    return RunRecord(run, config, _read_json(run.scores), details, log)
+    return RunRecord(run, config, scores, details, log)
+
+
+def _fit(scores: dict[str, Any] | None, details: dict[str, Any]) -> bool:
+    """Return whether details belong to the same evaluation as the scores: both have the same accuracies.
+
+    An evaluation by version 0.1.0 that was killed could leave the details of an earlier one.
+    """
+    keys = ("baseline_accuracy", "adapted_accuracy")
+    rows = {tuple(row["ranking"]): row for row in scores["contexts"]} if scores else {}
+    examples = [(rows.get(tuple(example["ranking"])), example) for example in details["examples"]]
+    return all(row and all(row[key] == example[key] for key in keys) for row, example in examples)
 
 
 def _hide_credentials(data: Any) -> None:
@@ -203,24 +228,9 @@ def _hide_credentials(data: Any) -> None:
 
 def read_bench(path: Path) -> dict[str, Any]:
     """Read results of `python -m bench --json`. Raises `FastDPSError` if the file is missing or holds other content."""
-    results = _read_json(path)
+    results = read_object(path, {}, "Measure again with `python -m bench --json FILE`.")
     if results is None:
         raise FastDPSError(f"{path} does not exist. Measure with `python -m bench --json {shlex.quote(str(path))}`.")
     if results.get("format") != "fastdps-bench":
         raise FastDPSError(f"{path} does not hold results of the bench. Measure with `python -m bench --json FILE`.")
     return results
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object, None if there is no file. Raises `FastDPSError` for other content."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise FastDPSError(
-            f"{path} cannot be read as JSON: {error}. Create it again with `fastdps evaluate`."
-        ) from error
-    if not isinstance(content, dict):
-        raise FastDPSError(f"{path} is not a JSON object. Create it again with `fastdps evaluate`.")
-    return content

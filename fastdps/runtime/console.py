@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from fastdps.runtime.files import printable
+
 Item = TypeVar("Item")
 Show = Callable[[dict[str, Any]], None]
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
@@ -38,22 +40,23 @@ def is_quiet() -> bool:
 def print_result(text: str) -> None:
     """Print a result to standard output."""
     if not is_quiet():
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 def print_notice(text: str) -> None:
     """Print a message about the progress of a command to standard error."""
     if not is_quiet():
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
-def _progress(label: str, console: Console) -> Progress:
+def _progress(console: Console) -> Progress:
+    """Return a display whose tasks have a field "label". Labels and descriptions are never taken for markup."""
     return Progress(
-        TextColumn(label),
+        TextColumn("{task.fields[label]}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         console=console,
     )
 
@@ -85,8 +88,8 @@ def training_display(*, steps: int, epochs: int, enabled: bool) -> Iterator[Show
     elif not console.is_terminal:
         yield lambda record: print(format_step(record, epochs=epochs), file=console.file, flush=True)
     else:
-        with _progress("adapting", console) as progress:
-            task = progress.add_task("", total=steps)
+        with _progress(console) as progress:
+            task = progress.add_task("", total=steps, label="adapting")
             yield lambda record: progress.update(
                 task, completed=record["step"], description=format_step(record, epochs=epochs), refresh=True
             )
@@ -133,7 +136,7 @@ class Counter:
         self._total, self._done, self._found = total, found, found
         self._started_s = self._shown_s = time.perf_counter()
         if self._progress:
-            self._task = self._progress.add_task("", total=total, completed=found)
+            self._task = self._progress.add_task("", total=total, completed=found, label=printable(self._what))
 
     def advance(self, items: int) -> None:
         """Count further items as processed."""
@@ -147,7 +150,7 @@ class Counter:
             self._shown_s = now_s
             left_s = (self._total - self._done) / max(items_per_s, 1e-9)
             print(
-                f"{self._what} {self._done:,}/{self._total:,}  {rate}  {left_s:.0f} s left",
+                f"{printable(self._what)} {self._done:,}/{self._total:,}  {rate}  {left_s:.0f} s left",
                 file=self._console.file,
                 flush=True,
             )
@@ -166,7 +169,7 @@ def counter(what: str, *, unit: str, enabled: bool = True) -> Iterator[Counter]:
     if not enabled or is_quiet():
         yield Counter(what, unit, None, None)
     elif console.is_terminal:
-        with _progress(what, console) as progress:
+        with _progress(console) as progress:
             yield Counter(what, unit, console, progress)
     else:
         yield Counter(what, unit, console, None)
@@ -194,7 +197,9 @@ class TextTable:
     """A table for the terminal. Names and paths in its cells are never taken for markup."""
 
     def __init__(self, columns: Sequence[Column], title: str | None = None) -> None:
-        self._table = Table(title=None if title is None else Text(title, "table.title"), title_justify="left")
+        self._table = Table(
+            title=None if title is None else Text(printable(title), "table.title"), title_justify="left"
+        )
         for column in columns:
             self._table.add_column(
                 Text(column.heading),
@@ -213,13 +218,21 @@ class TextTable:
 
     def print(self) -> None:
         """Print the table to the standard output."""
-        Console().print(self._table)
+        _Output().print(self._table)
 
 
 def print_line(*parts: str | Styled, wrap: bool = True) -> None:
     """Print a line of text to the standard output; without `wrap` it is left to the terminal to break it."""
-    Console().print(Text.assemble(*map(_text, parts)), soft_wrap=not wrap)
+    _Output().print(Text.assemble(*map(_text, parts)), soft_wrap=not wrap)
+
+
+class _Output(Console):
+    """The standard output. Rich ends the process when nobody reads it; here the command decides."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error on."""
+        raise BrokenPipeError
 
 
 def _text(part: str | Styled) -> Text:
-    return Text(part) if isinstance(part, str) else Text(part.text, part.style)
+    return Text(printable(part)) if isinstance(part, str) else Text(printable(part.text), part.style)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fastdps.errors import ConfigError, FastDPSError
+from fastdps.runtime.locks import create_locked, remove_abandoned
 
 #: Suffix of the name of an incomplete file.
 PARTIAL = ".partial"
@@ -32,6 +34,9 @@ def write_errors(path: Path) -> Iterator[None]:
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a file for an atomic write: temporary file, fsync, rename. If the context raises, the file is removed.
 
+    The temporary file has a random name and must not exist, so a link that someone planted is never written through. A
+    process that was killed leaves its temporary file; the next write of the same file removes it.
+
     Args:
         path: The final name.
 
@@ -45,10 +50,11 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         >>> with atomic_write(Path("scores.json")) as file:  # doctest: +SKIP
         ...     file.write(b"{}")
     """
-    temporary = path.with_name(path.name + PARTIAL)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}{PARTIAL}")
     with write_errors(path):
+        remove_partial(path)
         try:
-            with temporary.open("wb") as file:
+            with create_locked(temporary) as file:
                 yield file
                 fsync_file(file)
             temporary.replace(path)
@@ -59,6 +65,23 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         fsync_directory(path.parent)
 
 
+def remove_partial(path: Path) -> None:
+    """Remove the temporary files of a file that killed processes left; those of running processes are locked."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(path.parent):
+            if name.startswith(path.name + ".") and name.endswith(PARTIAL):
+                remove_abandoned(path.with_name(name))
+
+
+def printable(text: str) -> str:
+    r"""Return a text with file names in valid Unicode. Undecodable bytes become escapes such as `\xff`."""
+    try:
+        content = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character, from a JSON file
+        content = text.encode("utf-8", "backslashreplace")
+    return content.decode("utf-8", "backslashreplace")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically; see `atomic_write`."""
     with atomic_write(path) as file:
@@ -67,7 +90,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file atomically; see `atomic_write`."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json_text(content))
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """Return the text of a JSON file."""
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def fsync_file(file: BinaryIO) -> None:

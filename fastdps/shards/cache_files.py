@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastdps.runtime.files import PARTIAL, write_errors
+from fastdps.runtime.locks import is_same_file
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def open_shared(tar: Path, size: int) -> int | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         state = os.fstat(descriptor)
-        if _is_same_file(tar, descriptor):
+        if is_same_file(tar, descriptor):
             if state.st_size == size and tar.with_suffix(".idx").exists():
                 os.utime(descriptor, ns=(time.time_ns(), state.st_mtime_ns))  # the access time orders evictions
                 return descriptor
@@ -98,14 +99,14 @@ def open_partial(tar: Path) -> Iterator[int | None]:
 
     path = partial_path(tar)
     with write_errors(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
             return
-        if not _is_same_file(path, descriptor):  # renamed or removed since it was opened
+        if not is_same_file(path, descriptor):  # renamed or removed since it was opened
             yield None
             return
         if tar.exists():  # finished before we opened it, and still locked by its downloader when `open_shared` looked
@@ -128,7 +129,7 @@ def cache_lock(directory: Path) -> Iterator[None]:
 
     path = directory / "lock"
     with write_errors(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -139,11 +140,3 @@ def cache_lock(directory: Path) -> Iterator[None]:
 def partial_path(tar: Path) -> Path:
     """Return the path of a shard that is being downloaded."""
     return tar.with_name(tar.name + PARTIAL)
-
-
-def _is_same_file(path: Path, descriptor: int) -> bool:
-    """Return whether a path still names the file that was opened by it."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

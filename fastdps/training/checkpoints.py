@@ -5,7 +5,7 @@
 A file holds the tensors of the training, and as metadata, all strings:
 
     format, format_version    FORMAT and FORMAT_VERSION
-    state                     JSON: the rest of the state
+    state                     JSON: the rest of the state, and the hash of the run's settings (see `SETTINGS`)
     sha256                    of the tensors and the state
 """
 
@@ -28,6 +28,8 @@ from fastdps.runtime.files import PARTIAL, atomic_write
 
 FORMAT = "fastdps-checkpoint"
 FORMAT_VERSION = 1
+#: Key of the state: the hash of the settings, contexts and data. Checkpoints of version 0.1.0 do not have it.
+SETTINGS = "settings_sha256"
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,33 @@ class Checkpoints:
             old.unlink(missing_ok=True)
         return path
 
-    def newest(self, report: Callable[[str], None]) -> Checkpoint | None:
-        """Return the newest intact checkpoint or None; `report` gets a message for each newer, damaged one."""
+    def newest(self, report: Callable[[str], None], settings_sha256: str | None = None) -> Checkpoint | None:
+        """Return the newest intact checkpoint.
+
+        Args:
+            report: Called with a message for each damaged newer checkpoint.
+            settings_sha256: The hash of the settings of the training that resumes; None accepts any.
+
+        Returns:
+            The checkpoint, or None if there is none.
+
+        Raises:
+            ConfigError: The checkpoint belongs to a training with other settings or data.
+        """
         for path in self.paths():
             try:
-                return Checkpoint.load(path)
+                found = Checkpoint.load(path)
             except CheckpointError as error:
                 report(f"{error} Resuming from the checkpoint before it.")
+                continue
+            before = found.state.get(SETTINGS)
+            if None not in (before, settings_sha256) and before != settings_sha256:
+                raise ConfigError(
+                    f"{path} belongs to a training with other settings or data than this run: two trainings wrote into "
+                    "one directory. Remove the checkpoints that are not of this run, or pass --overwrite to train from "
+                    "scratch."
+                )
+            return found
         return None
 
 

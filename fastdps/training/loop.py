@@ -27,7 +27,7 @@ from fastdps.runtime.processes import Processes
 from fastdps.runtime.signals import stop_request
 from fastdps.training.agreement import Agreement, LossGuard
 from fastdps.training.best_epoch import BestEpoch, validation_scores
-from fastdps.training.checkpoints import Checkpoint, CheckpointPolicy, Checkpoints
+from fastdps.training.checkpoints import SETTINGS, Checkpoint, CheckpointPolicy, Checkpoints
 from fastdps.training.progress import Meter, Progress
 from fastdps.training.recipes import TrainConfig
 from fastdps.training.step import Execution, Stepper, learning_rate_factor
@@ -89,8 +89,11 @@ class TrainingLoop:
         self._best = BestEpoch(task.contexts, trains_backbone=config.trains_backbone)
         self._progress = Progress()
         self._saved: Path | None = None
+        self._settings_sha256: str | None = None
 
-    def fit(self, loader: ShardLoader, validation: Validation | None = None) -> PerceptualMetric:
+    def fit(
+        self, loader: ShardLoader, validation: Validation | None = None, *, settings_sha256: str | None = None
+    ) -> PerceptualMetric:
         """Train to the end, from the newest checkpoint.
 
         The main process shows each log line and appends it to the log of the run.
@@ -98,16 +101,19 @@ class TrainingLoop:
         Args:
             loader: The training set.
             validation: If given, each context ends with the state of its best epoch.
+            settings_sha256: Hash of the settings of the run, recorded in checkpoints and compared on resume.
 
         Returns:
             The adapted metric, the same on every process.
 
         Raises:
+            ConfigError: The newest checkpoint belongs to a training with other settings.
             StoppedError: A signal stopped the training, after a checkpoint was saved.
             TrainingError: The loss is not finite, memory is exhausted, or another process is gone.
             ShardError: A shard cannot be read.
             SampleError: A sample cannot be decoded.
         """
+        self._settings_sha256 = settings_sha256
         self._resume()
         self._stepper.start()
         progress, total_steps = self._progress, self._total_steps(loader)
@@ -282,12 +288,14 @@ class TrainingLoop:
             "processes": self._processes.num_processes,
             "best_epochs": self._best.epochs,
             "scaler": self._stepper.scaler.state_dict(),
+            SETTINGS: self._settings_sha256,
         }
         self._saved = self._checkpoints.save(self._progress.step, Checkpoint(tensors, state))
 
     def _resume(self) -> None:
         """Resume from the newest checkpoint, if any; rank 0 reads it for all."""
-        found: Checkpoint | None = self._processes.broadcast(lambda: self._checkpoints.newest(self._processes.warn))
+        warn, settings = self._processes.warn, self._settings_sha256
+        found: Checkpoint | None = self._processes.broadcast(lambda: self._checkpoints.newest(warn, settings))
         if found is None:
             return
         state, own = found.state, self._processes.num_processes

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from fastdps.contexts.interpolation import Interpolation
 from fastdps.errors import ConfigError, did_you_mean
+from fastdps.runtime.json_files import Maybe, check
 
 Variant = Literal["baseline", "lin", "tune", "scratch"]
 Comparison = Literal["spatial", "mean", "sort", "spatial+mean", "spatial+sort"]
@@ -17,6 +18,18 @@ LossName = Literal["expected_error", "cross_entropy"]
 PairsName = Literal["all", "one"]
 HeadInit = Literal["constant", "lpips"]
 Decay = Literal["cosine", "linear"]
+
+#: The types of settings that are not a choice of names: a schema of `fastdps.runtime.json_files`, and its description.
+_TYPES: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("recipe", "backbone"), (str, "a name")),
+    "taps": (Maybe([int]), "a list of whole numbers"),
+    "sync_loss": (bool, "true or false"),
+    **dict.fromkeys(("epochs", "batch_size", "seed"), (int, "a whole number")),
+    "max_steps": (Maybe(int), "a whole number above 0"),
+    **dict.fromkeys(("initial_weight", "initial_temperature", "dropout"), (float, "a number")),
+    **dict.fromkeys(("learning_rate", "backbone_learning_rate"), (float, "a number")),
+    "adam_betas": ([float], "two numbers in [0, 1)"),
+}
 
 
 @dataclass(frozen=True)
@@ -77,10 +90,15 @@ class TrainConfig:
         for name, hint in get_type_hints(TrainConfig).items():
             if (known := get_args(hint)) and isinstance(known[0], str) and getattr(self, name) not in known:
                 raise ConfigError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
-        for name in ("epochs", "batch_size"):
-            if not isinstance(getattr(self, name), int):
-                raise ConfigError(f"{name} must be a whole number, not {getattr(self, name)!r}.")
-        if self.max_steps is not None and (not isinstance(self.max_steps, int) or self.max_steps < 1):
+        for name, (schema, what) in _TYPES.items():
+            value = getattr(self, name)
+            try:
+                check(list(value) if isinstance(value, tuple) else value, schema)
+            except ValueError:
+                raise ConfigError(f"{name} must be {what}, not {value!r}.") from None
+        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise ConfigError(f"adam_betas must be two numbers in [0, 1), not {self.adam_betas!r}.")
+        if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"max_steps must be a whole number above 0, not {self.max_steps!r}.")
         for name in (
             "epochs",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -140,7 +141,8 @@ def train(
         The finished run.
 
     Raises:
-        ConfigError: A setting cannot be used, or `out` holds a run with other settings or data.
+        ConfigError: A setting cannot be used, `out` holds a run with other settings or data, or another process trains
+            in `out` or evaluates it.
         ShardError: A shard set is missing or damaged.
         WeightsNotFoundError: The weights of the backbone are not found.
         StoppedError: A signal stopped the training after it saved a checkpoint.
@@ -173,7 +175,8 @@ def _run(
 ) -> None:
     """Join the processes of the job, and train in the run directory."""
     processes = join_processes(stall_timeout_s=options.stall_timeout_s, trackers=options.trackers, directory=run.path)
-    with processes, deterministic_algorithms(options.execution.deterministic):
+    with processes, ExitStack() as stack, deterministic_algorithms(options.execution.deterministic):
+        processes.broadcast(lambda: stack.enter_context(run.locked("training")))
         if processes.broadcast(lambda: run.create(overwrite=overwrite)) and options.resume == "never":
             raise ConfigError(
                 f"{run.path} already holds a run. Choose another --out, pass --overwrite to replace it, or resume it "
@@ -216,7 +219,7 @@ def _train_tasks(
     own_contexts = options.parallel == "contexts"
     team: Processes = SingleProcess(processes) if own_contexts else processes
     loader = data.open(data.shards, whole, config, team)
-    processes.broadcast(lambda: begin(run, describe(config, rankings, data, loader)))
+    settings: str = processes.broadcast(lambda: begin(run, describe(config, rankings, data, loader)))
     paths = [run.metric_of(number) if several else run.metric for number in range(len(tasks))]
     left: list[int] = processes.broadcast(lambda: [number for number, path in enumerate(paths) if not path.exists()])
     if not left:
@@ -241,7 +244,7 @@ def _train_tasks(
                 execution=options.execution,
                 checkpoints=options.checkpoints,
             )
-            loop.fit(loader, _validation(config, task, data, team))
+            loop.fit(loader, _validation(config, task, data, team), settings_sha256=settings)
         if team.process_index == 0:
             paths[number].parent.mkdir(exist_ok=True)
             metric.save(paths[number], include_backbone=config.trains_backbone)

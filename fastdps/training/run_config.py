@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -20,6 +21,9 @@ from fastdps.shards.format import read_manifest
 from fastdps.shards.storage import Location
 from fastdps.training.recipes import TrainConfig, config_from_json
 from fastdps.training.tasks import Task
+
+#: What a run and its resumption must have in common of the data.
+_DATA = ("size", "sha256", "validation_sha256")
 
 
 @dataclass(frozen=True)
@@ -55,26 +59,29 @@ class RunData:
         return loader
 
 
-def begin(run: RunDirectory, description: dict[str, Any]) -> None:
+def begin(run: RunDirectory, description: dict[str, Any]) -> str:
     """Write `config.json` of a new run, or check that the run to resume has the same settings, and repair its log.
 
     Args:
         run: The run directory.
         description: The content of `config.json`, see `describe`.
 
+    Returns:
+        The hash of the settings in `config.json`, see `settings_sha256`.
+
     Raises:
         ConfigError: The run has other settings or data; the message names each difference.
     """
     if not run.config.exists():
         write_json(run.config, description)
-        return
+        return settings_sha256(run.read_config())
     before, now = run.read_config(), json.loads(json.dumps(description))
-    old, new = config_from_json(before["config"]).to_json(), description["config"]
+    old, new = read_settings(run).to_json(), description["config"]
     differing = [f"{name} was {old[name]} and is now {new[name]}" for name in new if old[name] != new[name]]
     if before["rankings"] != now["rankings"]:
         differing.append(f"there were {len(before['rankings'])} contexts, and not the same as now")
     old, new = before["data"], now["data"]
-    names = [name for name in ("size", "sha256", "validation_sha256") if old.get(name) != new[name]]
+    names = [name for name in _DATA if old.get(name) != new[name]]
     differing += [f"the data's {name} was {old.get(name)} and is now {new[name]}" for name in names]
     if differing:
         raise ConfigError(
@@ -82,6 +89,25 @@ def begin(run: RunDirectory, description: dict[str, Any]) -> None:
             "--overwrite to replace it."
         )
     run.repair_log()
+    return settings_sha256(before)
+
+
+def read_settings(run: RunDirectory) -> TrainConfig:
+    """Return the settings of a run. Raises `FastDPSError`, which names the file, if it is missing or damaged."""
+    try:
+        return config_from_json(run.read_config()["config"])
+    except ConfigError as error:
+        raise ConfigError(f"{run.config}: {error}") from error
+
+
+def settings_sha256(content: Mapping[str, Any]) -> str:
+    """Return a hash of what a run learns from: settings, contexts and data, from the content of `config.json`.
+
+    It does not change when a later version resumes the run, because `config.json` is written once.
+    """
+    data = {name: content["data"].get(name) for name in _DATA}
+    settings = {"config": content["config"], "rankings": content["rankings"], "data": data}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def describe(config: TrainConfig, rankings: Sequence[Ranking], data: RunData, loader: ShardLoader) -> dict[str, Any]:

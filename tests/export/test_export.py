@@ -59,16 +59,28 @@ def run(tmp_path_factory, weights_dir):
         patch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
         PerceptualMetric(Backbone("alexnet"), weights, RANKINGS).save(run.metric)
     data = {"source": {"name": "folder"}, "samples": 1234, "size": 64, "sha256": "ab" * 32, "shards": "/home/me/data"}
-    settings = {"variant": "lin", "recipe": "fast", "epochs": 40, "backbone": "alexnet"}
+    settings = {"variant": "lin", "recipe": "fast", "epochs": 40, "backbone": "alexnet", "comparison": "spatial"}
     versions = {"fastdps": "0.1.0"}
-    config = {"config": settings, "rankings": RANKINGS, "data": data, "versions": versions}
+    config = {
+        "config": settings,
+        "rankings": RANKINGS,
+        "data": data | {"validation": None},
+        "versions": versions,
+        "machine": {},
+    }
     run.config.write_text(json.dumps(config))
     rows = [
         {"ranking": RANKINGS[k], "baseline_accuracy": 0.4 + k / 100, "adapted_accuracy": 0.8 + k / 100} for k in (0, 1)
     ]
-    subset = {"baseline": 0.6, "contexts": [0.61, 0.62, 0.63], "human": 0.7, "samples": 9}
-    bapps = {"2afc": {"cnn": subset}, "jnd": {"cnn": {**subset, "human": None}}, "averages": {}}
-    run.scores.write_text(json.dumps({"contexts": rows, "bapps": bapps}))
+    change = {"baseline": 0.6, "adapted": 0.62, "change": 0.02}
+    subset = {**change, "contexts": [0.61, 0.62, 0.63], "human": 0.7, "samples": 9}
+    averages = dict.fromkeys(("distort", "real", "all", "jnd"))
+    bapps = {"2afc": {"cnn": subset}, "jnd": {"cnn": {**subset, "human": None}}, "averages": averages}
+    summary = {"contexts": 2, "improved_fraction": 1.0, "baseline_accuracy": 0.4, "adapted_accuracy": 0.8}
+    names = {name: settings[name] for name in ("backbone", "variant", "comparison", "recipe")}
+    speed = dict.fromkeys(("images_per_s", "triplets_per_s", "data_wait_fraction"))
+    scores = {**names, "contexts": rows, "summary": summary, "bapps": bapps, "throughput": speed}
+    run.scores.write_text(json.dumps(scores))
     return run
 
 
@@ -264,10 +276,10 @@ def test_scores_that_are_not_whole_are_named(run, tmp_path, capsys):
     broken.path.mkdir()
     for name in ("config", "metric"):
         getattr(broken, name).write_bytes(getattr(run, name).read_bytes())
-    broken.scores.write_text('{"contexts": []}')
+    broken.scores.write_text(json.dumps(json.loads(run.scores.read_text()) | {"bapps": []}))
     argv = ["export", str(broken.path), "--context", ",".join(RANKINGS[0]), "--format", "lpips"]
     assert main([*argv, "--out", str(tmp_path / "m.pth")]) == 1
-    assert "scores.json is damaged: KeyError('bapps')" in capsys.readouterr().err
+    assert "scores.json is damaged: bapps must be an object, not list" in capsys.readouterr().err
 
 
 def test_every_format_is_a_choice():

@@ -61,7 +61,8 @@ def make_run(
         {"ranking": ranking, "baseline_accuracy": b, "adapted_accuracy": a}
         for ranking, b, a in zip(rankings, before.tolist(), after.tolist(), strict=True)
     ]
-    scores: dict[str, Any] = {"contexts": [], "summary": None, "bapps": None, "throughput": speed()}
+    names = {name: SETTINGS[name] for name in ("backbone", "variant", "comparison", "recipe")}
+    scores: dict[str, Any] = {**names, "contexts": [], "summary": None, "bapps": None, "throughput": speed()}
     if scored:
         scores |= {"contexts": contexts, "summary": _summary(before, after)}
     if bapps:

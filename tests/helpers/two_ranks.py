@@ -21,8 +21,8 @@ def recording_epoch(self, epoch, *args, **options):
         yield batch
 
 
-def recording_fit(self, *args):
-    metric = original_fit(self, *args)
+def recording_fit(self, *args, **options):
+    metric = original_fit(self, *args, **options)
     assert self._processes.num_processes == 2
     torch.save({"ids": seen, "weights": metric.weights}, out / f"rank{self._processes.process_index}.pt")
     return metric

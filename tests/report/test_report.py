@@ -262,7 +262,14 @@ def test_a_comparison_says_which_runs_are_not_scored_and_that_others_do_not_comp
     ("damage", "message"),
     [
         (lambda run: (run / "scores.json").write_text("{"), "scores.json cannot be read as JSON"),
-        (lambda run: (run / "scores.json").write_text("[]"), "scores.json is not a JSON object"),
+        (lambda run: (run / "scores.json").write_text("[]"), "scores.json is damaged: the content must be an"),
+        (
+            lambda run: (run / "config.json").write_text("[" * 50_000),
+            "config.json cannot be read as JSON: it is",
+        ),
+        (lambda run: change(run, "details.json", pairs=[{}]), "details.json is damaged: pairs[0].closer is missing"),
+        (lambda run: change(run, "config.json", rankings=[]), "scores.json holds the scores of another run"),
+        (lambda run: write_metric(run / "metric.safetensors", np.ones((1, 1152)), [NAMES[::-1]]), "of another run"),
         (lambda run: (run / "config.json").unlink(), "is not a run"),
         (lambda run: (run / "log.jsonl").write_text("{}\n"), "log.jsonl is damaged"),
         (lambda run: (run / "metric.safetensors").write_bytes(b"x"), "cannot be read as a metric"),
@@ -275,6 +282,21 @@ def test_damaged_runs_are_errors(tmp_path, capsys, damage, message):
     damage(run)
     assert report(run) == 1
     assert message in capsys.readouterr().err
+
+
+def change(run, name: str, **values) -> None:
+    content = json.loads((run / name).read_text())
+    (run / name).write_text(json.dumps(content | values))
+
+
+def test_an_incomplete_last_line_of_the_log_is_ignored(tmp_path):
+    """A run that is training may be read while it writes the line."""
+    run = make_run(tmp_path / "run")
+    before = read_run(run).log
+    with (run / "log.jsonl").open("a") as file:
+        file.write('{"event": "st')
+    assert read_run(run).log == before
+    assert report(run) == 0
 
 
 def picture_from(run, name: str) -> None:

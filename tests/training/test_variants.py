@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from fastdps.commands import cli
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import sample_rankings
-from fastdps.evaluation.sweep import bootstrap, read_grid
+from fastdps.errors import ConfigError
+from fastdps.evaluation.sweep import Grid, bootstrap, read_grid, sweep
 from fastdps.metric.lpips_format import heads_to_lpips
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.weights import DIGESTS, tensors_sha256
@@ -244,7 +245,25 @@ def test_a_sweep_sums_up_the_agreement_with_people(leaves, tmp_path):
     ("changes", "message"),
     [
         ({"grid": {"colour": [1]}}, "colour is not a setting"),
-        ({"grid": {"seed": 1}}, "must be a list"),
+        ({"grid": {"seed": 1}}, "grid.seed must be a list"),
+        ({"grid": {"seed": []}}, "grid.seed must be a list with at least one item"),
+        ({"grid": [1]}, "grid must be an object"),
+        ({"grid": {"seed": [1, 1]}}, "comes twice"),
+        ({"grid": {"seed": list(range(101)), "epochs": list(range(1, 102))}}, "10,201 cases"),
+        ({"grid": {"backbone": ["../../x"]}}, r"the case 'backbone=../../x' cannot be the name of a directory"),
+        ({"grid": {"backbone": ["a\\b"]}}, "cannot be the name of a directory"),
+        ({"grid": {"backbone": ["x" * 300]}}, "cannot be the name of a directory"),
+        ({"grid": {"backbone": [7]}}, "backbone must be a name, not 7"),
+        ({"grid": {"learning_rate": ["0.1"]}}, "learning_rate must be a number, not '0.1'"),
+        ({"grid": {"taps": [[1, "4"]]}}, "taps must be a list of whole numbers"),
+        ({"grid": {"recipe": [["fast"]]}}, "recipe must be a name"),
+        ({"settings": {"epochs": True}}, "epochs must be a whole number, not True"),
+        ({"settings": [["epochs", 1]]}, "settings must be an object"),
+        ({"settings": {"adam_betas": [0.5]}}, "adam_betas must be two numbers"),
+        ({"shards": None}, "shards must be a text, not null"),
+        ({"contexts": 24}, "contexts must be a text, not int"),
+        ({"contexts": "colour"}, "colour"),
+        ({"contexts_seed": -1}, "contexts_seed is -1"),
         ({"grid": {"judge": ["jury"]}}, "judge must be one of"),
         ({"shard": "x"}, "unknown keys shard"),
     ],
@@ -252,6 +271,20 @@ def test_a_sweep_sums_up_the_agreement_with_people(leaves, tmp_path):
 def test_a_wrong_grid_is_refused_before_anything_runs(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         read_grid(grid_file(tmp_path, tmp_path / "grid.json", **changes))
+
+
+def test_a_case_never_runs_outside_of_the_sweep(tmp_path):
+    grid = Grid("shards", "held_out", {"backbone": ["../../x"]})
+    with pytest.raises(ValueError, match="cannot be the name of a directory"):
+        sweep(grid, tmp_path / "a" / "sweep")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["[]", "[" * 100_000, "{", "7", '{"shards": "\\ud800"}', "null"])
+def test_a_grid_that_is_not_an_object_is_refused(tmp_path, text):
+    (tmp_path / "grid.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"grid\.json is not a grid"):
+        read_grid(tmp_path / "grid.json")
 
 
 def test_bootstrap_interval():

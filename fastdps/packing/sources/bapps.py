@@ -19,7 +19,8 @@ import numpy as np
 
 from fastdps.errors import FastDPSError
 from fastdps.packing.sources.folder import read_file, require_directory
-from fastdps.packing.sources.source import Dataset, Sample, Source, printable
+from fastdps.packing.sources.source import Dataset, Sample, Source
+from fastdps.runtime.files import printable
 from fastdps.shards.format import COMPONENTS, SCALARS
 from fastdps.shards.images import Image, UnreadableItemError
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fastdps.errors import FastDPSError
-from fastdps.packing.sources.source import Sample, Source, check_file_size, printable
+from fastdps.packing.sources.source import Sample, Source, check_file_size
+from fastdps.runtime.files import printable
 from fastdps.shards.images import UnreadableItemError
 
 #: Extensions of image files, in lower case. Other files are ignored.

@@ -82,8 +82,3 @@ def check_file_size(size: int) -> None:
     """Raise `UnreadableItemError` for a file of more than `MAX_FILE_BYTES` bytes."""
     if size > MAX_FILE_BYTES:
         raise UnreadableItemError(f"has {size:,} bytes; an image may have at most {MAX_FILE_BYTES:,}")
-
-
-def printable(path: str) -> str:
-    r"""Return a file name in valid Unicode. Undecodable bytes become escapes such as `\xff`."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

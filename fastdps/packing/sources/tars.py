@@ -14,7 +14,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from fastdps.errors import FastDPSError
 from fastdps.packing.sources.folder import EXTENSIONS, is_image_name
-from fastdps.packing.sources.source import Sample, Source, check_file_size, printable
+from fastdps.packing.sources.source import Sample, Source, check_file_size
+from fastdps.runtime.files import printable
 from fastdps.shards.images import UnreadableItemError
 from fastdps.shards.tar_headers import read_members
 

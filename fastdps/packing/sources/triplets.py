@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from fastdps.errors import FastDPSError
 from fastdps.packing.sources.folder import read_file
-from fastdps.packing.sources.source import Sample, Source, printable
+from fastdps.packing.sources.source import Sample, Source
+from fastdps.runtime.files import printable
 from fastdps.shards.format import COMPONENTS, SCALARS
 from fastdps.shards.images import Image, UnreadableItemError
 
@@ -94,10 +95,20 @@ def _csv_rows(text: str) -> Iterator[Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
         raise ValueError(f"its first line must name the columns {', '.join(COLUMNS)}; {', '.join(missing)} are missing")
+    if twice := [name for name in COLUMNS if (reader.fieldnames or []).count(name) > 1]:
+        raise ValueError(f"its first line names the columns {', '.join(twice)} more than once")
     for cells in reader:
         if None in cells or None in cells.values():
             raise ValueError(f"line {reader.line_num} does not have {len(reader.fieldnames or ())} cells")
         yield Row(reader.line_num, {name: cells[name] for name in COLUMNS})
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object. Raises `ValueError` if it has one of the columns twice."""
+    names = [name for name, _ in pairs]
+    if twice := [name for name in COLUMNS if names.count(name) > 1]:
+        raise ValueError(f"{', '.join(twice)} comes twice")
+    return dict(pairs)
 
 
 def _jsonl_rows(text: str) -> Iterator[Row]:
@@ -105,8 +116,8 @@ def _jsonl_rows(text: str) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            cells = json.loads(line)
-        except ValueError as error:
+            cells = json.loads(line, object_pairs_hook=_object)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"line {number} is not JSON: {error}") from error
         if not isinstance(cells, dict) or any(name not in cells for name in COLUMNS):
             raise ValueError(f"line {number} must be an object with {', '.join(COLUMNS)}")

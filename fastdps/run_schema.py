@@ -1,0 +1,85 @@
+"""The schemas of the JSON files in a run directory (see `fastdps.runtime.json_files`). Further keys are ignored."""
+
+from __future__ import annotations
+
+from fastdps.runtime.json_files import Filled, Maybe, Number, Values
+
+_SHARE = Number(0, 1)
+_RANKING = [str]
+_ACCURACIES = {"baseline_accuracy": _SHARE, "adapted_accuracy": _SHARE}
+_COUNT = Number(0, 2**63)
+
+CONFIG = {
+    "config": {"recipe": str, "variant": str, "backbone": str, "comparison": str},
+    "rankings": [_RANKING],
+    "data": {
+        "shards": str,
+        "validation": Maybe(str),
+        "size": Maybe(int),
+        "samples": int,
+        "source": {"name?": str},
+        "sha256": str,
+        "validation_sha256?": Maybe(str),
+    },
+    "versions": Values(str),
+    "machine": Values(str),
+}
+
+_SUBSET = {
+    "samples": int,
+    "human": Maybe(_SHARE),
+    "baseline": _SHARE,
+    "adapted": _SHARE,
+    "change": Number(-1, 1),
+    "contexts": [_SHARE],
+    "of?": [str],
+}
+SCORES = {
+    "backbone": str,
+    "variant": str,
+    "comparison": str,
+    "recipe": str,
+    "contexts": [{"ranking": _RANKING, **_ACCURACIES}],
+    "summary": Maybe({"contexts": int, "improved_fraction": _SHARE, **_ACCURACIES}),
+    "bapps": Maybe(
+        {
+            "2afc": Values(_SUBSET),
+            "jnd": Values(_SUBSET),
+            "averages": {name: Maybe(_SUBSET) for name in ("distort", "real", "all", "jnd", "*")},
+        }
+    ),
+    "throughput": {
+        "images_per_s": Maybe(_COUNT),
+        "triplets_per_s": Maybe(_COUNT),
+        "data_wait_fraction": Maybe(float),
+    },
+}
+
+_VIEW = {
+    "distortion": str,
+    "parameters": Values(float),
+    "file": str,
+    "baseline_distance": float,
+    "adapted_distance": float,
+}
+DETAILS = {
+    "held_out": {"shards": str, "samples": int, "draws": int, "sha256": str},
+    "pairs": [{"closer": str, "farther": str, "contexts": int, **_ACCURACIES}],
+    "examples": [
+        {
+            "ranking": _RANKING,
+            **_ACCURACIES,
+            "searched": int,
+            "wrong": [{"sample": int, "reference": str, "closer": _VIEW, "farther": _VIEW}],
+        }
+    ],
+}
+
+#: A record of `log.jsonl`, and further keys by its event.
+RECORD = {"event": str, "step": Number(0, 2**63), "context?": int}
+_SPEED = {"images_per_s": _COUNT, "triplets_per_s": _COUNT, "data_wait_fraction": float}
+RECORDS = {
+    "step": {"loss": float, "accuracy": float, **_SPEED},
+    "validation": {"accuracies": Filled(_SHARE)},
+    "end": {"processes": int, **_SPEED},
+}
