@@ -24,7 +24,7 @@ from fastdps.shards.format import (
     read_manifest,
     sample_key,
 )
-from fastdps.shards.images import UnreadableItemError, decode
+from fastdps.shards.images import UnreadableItemError, decode, has_stray_bytes
 from fastdps.shards.storage import Location, Store, read_text
 from fastdps.shards.tar_headers import read_members
 
@@ -216,6 +216,8 @@ def _find_fault(member: Member, content: bytes, manifest: Manifest) -> str | Non
         pixels = decode(content)
     except UnreadableItemError as error:
         return str(error)
+    if has_stray_bytes(content):
+        return "has bytes between the segments of its JPEG header, at which DALI can crash; pack it again"
     if size and pixels.shape[:2] != size:
         return f"is {pixels.shape[1]} x {pixels.shape[0]} pixels, not {size[1]} x {size[0]}"
     return None

@@ -155,11 +155,37 @@ def header_fault(data: bytes) -> str | None:
             height, width = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
     if not width * height:
         return "cannot be decoded: it is not a JPEG or PNG, or its header is damaged"
+    if has_stray_bytes(data):
+        return "cannot be decoded safely: bytes that belong to no segment are between the segments of its header"
     if width * height > (Pillow.MAX_IMAGE_PIXELS or width * height):
         return f"cannot be decoded: it has {width} x {height} pixels, so it may be a decompression bomb"
     if has_too_many_scans(data):
         return f"cannot be decoded: it has more than {MAX_SCANS} scans, so it may be a decompression bomb"
     return None
+
+
+def has_stray_bytes(data: bytes) -> bool:
+    """Return True for a JPEG with bytes other than 0xFF between the segments before its first scan.
+
+    libjpeg skips them. DALI 2.4 does not: its decoder raises an error while its threads still decode other images of
+    the batch, which has crashed the process.
+    """
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    at = 2
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:
+            return True
+        marker = data[at + 1]
+        if marker in (_START_OF_SCAN[1], _END_OF_IMAGE):
+            return False
+        at += 1 if marker == 0xFF else 2 if marker in _WITHOUT_LENGTH else 2 + _length(data, at)
+    return False
+
+
+def _length(data: bytes, at: int) -> int:
+    """Return the length field of the segment at a position of a JPEG."""
+    return int.from_bytes(data[at + 2 : at + 4], "big")
 
 
 def _is_decoded_in_one_scan(data: bytes) -> bool:
@@ -184,7 +210,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
             at += 1 if marker == 0xFF else 2
             continue
         yield marker, at
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        at += 2 + _length(data, at)
 
 
 def _raise_only_on_bombs() -> None:
@@ -311,6 +337,8 @@ def _is_plain_jpeg(data: bytes) -> bool:
         try:
             with Pillow.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.format != "JPEG" or image.mode not in ("RGB", "L") or _orientation(image) in _UPRIGHT:
+                    return False
+                if has_stray_bytes(data):
                     return False
                 image.load()
         except Exception as error:  # Pillow's decoders raise many types on damaged data
