@@ -14,7 +14,7 @@ ifneq ($(wildcard ../shared/imagenet-sample),)
 export FASTDPS_TEST_DATA ?= $(abspath ../shared)
 endif
 
-.PHONY: venv demo test test-slow lint docs bench faults clean
+.PHONY: venv demo test test-slow lint docs bench faults attacks clean
 
 venv: $(VENV)/ready
 
@@ -49,6 +49,11 @@ ROUNDS ?= 5
 faults: venv
 	PYTHONPATH=tests:. FASTDPS_WEIGHTS=$${FASTDPS_WEIGHTS:-$${FASTDPS_TEST_DATA:+$$FASTDPS_TEST_DATA/weights}} \
 	  $(BIN)/python tests/faults/training_faults.py --rounds $(ROUNDS)
+
+# Mutated shard sets and runs from fixed seeds, ATTACKS times as many as `make test` has, with their counts.
+ATTACKS ?= 5
+attacks: venv
+	FASTDPS_ATTACKS=$(ATTACKS) $(BIN)/python -m pytest tests/attacks -s -q
 
 # The site: the guides, and the API from the docstrings. NO_MKDOCS_2_WARNING turns off a notice of the theme's.
 docs: venv

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -27,7 +28,8 @@ from fastdps.training.recipes import get_recipe
 from fastdps.training.run_config import read_settings
 from helpers.made_up_runs import CHANNELS, make_run
 
-CASES = 200
+#: Mutated runs; `make attacks` raises it.
+CASES = 200 * int(os.environ.get("FASTDPS_ATTACKS", "1"))
 RANKINGS = [list(NAMES), list(NAMES[::-1])]
 JSON_FILES = ("config.json", "scores.json", "details.json")
 #: Values that no file should hold at most places.
