@@ -26,7 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
@@ -69,6 +71,7 @@ class DaliReader:
     def __init__(self, spec: ReadSpec) -> None:
         self._spec = spec
         self._idle_decoders: list[_Decoder] = []
+        self._checked: dict[Path, NDArray[np.bool_]] = {}  # by shard, the samples whose headers have been checked
 
     def read(self, segments: Iterator[Segment]) -> Generator[Loaded, None, None]:
         """Yield the batches of the segments; DALI prepares the next ones while the caller uses one."""
@@ -90,7 +93,7 @@ class DaliReader:
         """Yield decoded batches; the next one is being decoded while the caller uses one."""
         decoder = self._idle_decoders.pop() if self._idle_decoders else _Decoder(self._spec)
         for batch in members:
-            refused = _refused_sample(self._spec, batch)  # while DALI decodes the batch before
+            refused = self._refused_sample(batch)  # while DALI decodes the batch before
             done = decoder.finish()
             if refused is None:
                 decoder.start(batch)
@@ -107,6 +110,27 @@ class DaliReader:
         self._idle_decoders.append(decoder)  # not after an error or an early end: it may still be working
         if done is not None:
             yield done
+
+    def _refused_sample(self, batch: _DaliBatch) -> FastDPSError | None:
+        """Return the error about the first member that DALI must not decode, or None. DALI itself has no limits.
+
+        A sample is checked once: in the first epoch that has it.
+        """
+        encoded = [
+            (component, members)
+            for component, members in zip(self._spec.components, batch.outputs, strict=True)
+            if not component.is_scalar
+        ]
+        start = 0
+        for index, rows in batch.segment.batch_slices(batch.number):
+            checked = self._checked.setdefault(index.tar, np.zeros(len(index.ids), np.bool_))
+            for position in (~checked[rows]).nonzero()[0].tolist():
+                for component, members in encoded:
+                    if fault := header_fault(members.at(start + position).tobytes()):
+                        return sample_error(index, int(rows[position]), component.place, fault)
+            checked[rows] = True
+            start += len(rows)
+        return None
 
 
 def _to_device(scalars: Tensor, device: torch.device) -> Tensor:
@@ -260,18 +284,6 @@ def _outputs(
         raise
     pipeline.release_outputs()  # frees the slot in the queue; the outputs stay valid
     return outputs
-
-
-def _refused_sample(spec: ReadSpec, batch: _DaliBatch) -> FastDPSError | None:
-    """Return the error about the first member that DALI must not decode, or None. DALI itself has no limits."""
-    for component, members in zip(spec.components, batch.outputs, strict=True):
-        if component.is_scalar:
-            continue
-        for number in range(len(batch.ids)):
-            if fault := header_fault(members.at(number).tobytes()):
-                index, row = batch.segment.samples(batch.number)[number]
-                return sample_error(index, row, component.place, fault)
-    return None
 
 
 def _find_failed_sample(spec: ReadSpec, segment: Segment, number: int, message: str) -> FastDPSError | None:
