@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from fastdps.contexts.interpolation import Interpolation
 from fastdps.errors import ConfigError, did_you_mean
-from fastdps.runtime.json_files import Maybe, check
+from fastdps.runtime.json_files import Maybe, Number, check
 
 Variant = Literal["baseline", "lin", "tune", "scratch"]
 Comparison = Literal["spatial", "mean", "sort", "spatial+mean", "spatial+sort"]
@@ -27,7 +27,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("epochs", "batch_size", "seed"), (int, "a whole number")),
     "max_steps": (Maybe(int), "a whole number above 0"),
     **dict.fromkeys(("initial_weight", "initial_temperature", "dropout"), (float, "a number")),
-    **dict.fromkeys(("learning_rate", "backbone_learning_rate"), (float, "a number")),
+    **dict.fromkeys(("learning_rate", "backbone_learning_rate"), (Number(-1e300, 1e300), "a number")),
     "adam_betas": ([float], "two numbers in [0, 1)"),
 }
 

@@ -43,14 +43,20 @@ def test_names_and_commands():
     assert {"--multi_gpu", "--num_processes=3"} <= set(launch)
 
 
+RATES = ("images_per_s", "triplets_per_s", "data_wait_fraction")
+STEP = {"event": "step", "epoch": 1, "step": 1, "loss": 0.5, "accuracy": 0.5, **dict.fromkeys(RATES, 1.0)}
+
+
 def fake_run(monkeypatch, out, *, processes, seen):
     """Replace a launch by one that writes the log of a training at 200 images/s."""
 
     def run(command, *, env, **_):
         seen.append((command, env["OMP_NUM_THREADS"]))
         out.mkdir(exist_ok=True)
-        RunDirectory(out).append_log({"event": "step", "images_per_s": 1.0})
-        RunDirectory(out).append_log({"event": "end", "processes": processes, "images_per_s": 200.0})
+        RunDirectory(out).append_log(STEP)
+        RunDirectory(out).append_log(
+            {"event": "end", "step": 30, "processes": processes, **dict.fromkeys(RATES, 200.0)}
+        )
         return SimpleNamespace(returncode=0, stdout="", stderr="")
 
     monkeypatch.setattr(scaling.subprocess, "run", run)
