@@ -262,7 +262,7 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, str], dict[str
         raise FastDPSError(f"{path} does not exist. `fastdps train` writes it when training ends.") from None
     except (OSError, SafetensorError) as error:
         raise FastDPSError(f"{path} cannot be read as a metric: {error}. Restore it or train again.") from error
-    if tensors and metadata.get(_HASH, actual := tensors_sha256(state)) != actual:
+    if tensors and _HASH in metadata and (actual := tensors_sha256(state)) != metadata[_HASH]:
         raise FastDPSError(
             f"{path} is damaged: the hash of its tensors is {actual}, but its metadata say {metadata[_HASH]}. Restore "
             "it or train again."

@@ -4,7 +4,6 @@ import hashlib
 import io
 import os
 import pickle
-import socket
 import subprocess
 import sys
 import tarfile
@@ -16,7 +15,7 @@ import torchvision
 
 import fastdps
 from fastdps.errors import WeightsMismatchError
-from fastdps.metric import weights, weights_from_index
+from fastdps.metric import weights_from_index
 
 NAME = "alexnet-owt-7be5be79.pth"
 
@@ -32,22 +31,9 @@ class Command:
 
 
 @pytest.fixture
-def checkpoints(monkeypatch, tmp_path):
+def checkpoints(no_network):
     """The cache of torch.hub, without network and without other sources."""
-
-    def refuse(*_, **__):
-        raise OSError("no network in this test")
-
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setattr(
-        weights_from_index,
-        "_download_package",
-        lambda _: (_ for _ in ()).throw(weights_from_index.UnavailableError("offline")),
-    )
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.delenv(weights.VARIABLE, raising=False)
-    directory = tmp_path / "torch" / "hub" / "checkpoints"
+    directory = no_network / "torch" / "hub" / "checkpoints"
     directory.mkdir(parents=True)
     return directory
 

@@ -6,7 +6,6 @@ import io
 import pickle
 import re
 import shutil
-import socket
 
 import numpy as np
 import pytest
@@ -20,25 +19,6 @@ from fastdps.metric import weights, weights_from_index
 from fastdps.metric.backbones import Backbone
 
 KEYS = ["features.0.weight", "features.0.bias"]
-
-
-@pytest.fixture
-def no_network(monkeypatch, tmp_path):
-    """An empty cache, no directory of weights, and no network."""
-
-    def refuse(*_, **__):
-        raise OSError("no network in this test")
-
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setattr(
-        weights_from_index,
-        "_download_package",
-        lambda _: (_ for _ in ()).throw(weights_from_index.UnavailableError("offline")),
-    )
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.delenv(weights.VARIABLE, raising=False)
-    return tmp_path
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg16"])

