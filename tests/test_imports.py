@@ -34,6 +34,7 @@ DOORS = {
     "argparse": "commands",
     "shtab": "commands/completion.py",
     "fsspec": "shards/storage.py",
+    "pyarrow": "shards/tables.py",
     "aiohttp": "shards/storage.py",
     "ray": "packing/on_ray.py",
     "nvidia": "loading/dali.py",

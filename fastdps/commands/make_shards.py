@@ -14,6 +14,7 @@ from fastdps.packing.executor import Executor, LocalExecutor
 from fastdps.packing.ledger import REJECTS
 from fastdps.packing.options import SAMPLES_PER_SHARD, SIZE, PackOptions, Share
 from fastdps.packing.pack import PackProgress, PackResult, merge, pack
+from fastdps.packing.sources.judged_rows import HOLDOUT_BY
 from fastdps.packing.sources.registry import COUNT, SOURCES, open_source
 from fastdps.packing.sources.source import Dataset
 from fastdps.runtime.console import counter, print_result, quiet_mode
@@ -21,7 +22,13 @@ from fastdps.shards.format import Encoding
 from fastdps.shards.images import Fit
 
 #: Options that only some kinds of source take, and the setting of each.
-_OPTIONS_OF_KINDS = {"source": "path", "download": "download", "count": "count"}
+_OPTIONS_OF_KINDS = {
+    "source": "path",
+    "download": "download",
+    "count": "count",
+    "by": "by",
+    "holdout_by": "holdout_by",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("kind", choices=list(SOURCES), help="kind of data to pack")
     add("--source", type=Path, metavar="PATH", help="directory of the data; for imagenet also one of the tars; for "
-        "triplets a .csv or .jsonl file with ref, p0, p1, judge, and paths relative to the file")  # fmt: skip
+        "triplets and judgements a file with ref, p0, p1, judge, and paths relative to the file")  # fmt: skip
     add("--out", required=True, type=location, metavar="DIR",
         help="directory of the shard sets, or a URL such as s3://BUCKET/NAME")  # fmt: skip
     add("--size", type=int, help=f"side of the square images in pixels (default {SIZE}; not with keep)")
@@ -49,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--splits", nargs="+", metavar="NAME", help="splits to pack (default: all; for stl10 and svhn: train and test)")
     add("--holdout", type=float, default=0.0, metavar="FRACTION", help="fraction of train that becomes OUT/val")
+    add("--holdout-by", choices=HOLDOUT_BY,
+        help="for judgements: what --holdout divides (default image: no image is in both)")  # fmt: skip
+    add("--by", metavar="COLUMN", help="for judgements: the column that says who judged")
     add("--samples-per-shard", type=int, default=SAMPLES_PER_SHARD, metavar="N", help=f"default {SAMPLES_PER_SHARD}")
     add("--seed", type=int, default=0, help="seed of the order, and of dead leaves")
     add("--max-rejects", type=float, default=0.01, metavar="FRACTION",
@@ -130,9 +140,11 @@ def _check(arguments: argparse.Namespace) -> None:
     settings = SOURCES[arguments.kind].settings
     for option, setting in _OPTIONS_OF_KINDS.items():
         if getattr(arguments, option) is not None and setting not in settings:
-            raise ConfigError(f"{arguments.kind} takes no --{option}.")
+            raise ConfigError(f"{arguments.kind} takes no --{option.replace('_', '-')}.")
     if "path" in settings and arguments.source is None:
         raise ConfigError(f"{arguments.kind} needs --source PATH.")
+    if arguments.holdout_by is not None and not arguments.holdout:
+        raise ConfigError("--holdout-by says what --holdout divides; give --holdout FRACTION, too.")
     if arguments.encoding == "keep" and arguments.size is not None:
         raise ConfigError("--encoding keep leaves images as they are; omit --size here, and give it when loading.")
     if arguments.workers is not None and arguments.workers < 1:
@@ -147,6 +159,7 @@ def _source(arguments: argparse.Namespace) -> Dataset:
     """Return the source of the data that the options describe."""
     given = {"path": arguments.source, "download": bool(arguments.download), "count": arguments.count}
     given |= {"size": arguments.size or SIZE, "seed": arguments.seed}
+    given |= {"by": arguments.by, "holdout_by": arguments.holdout_by or HOLDOUT_BY[0]}
     taken = SOURCES[arguments.kind].settings
     return open_source(arguments.kind, **{name: value for name, value in given.items() if name in taken})
 

@@ -40,8 +40,8 @@ from fastdps.loading.checks import check_votes
 from fastdps.loading.members import sample_error
 from fastdps.loading.segments import Segment
 from fastdps.loading.spec import Component, Loaded, ReadSpec
-from fastdps.shards.format import INDEX_HEADER
 from fastdps.shards.images import header_fault
+from fastdps.shards.index import INDEX_HEADER
 
 READ_AHEAD_BATCHES = 2
 #: DALI's message about a sample of a batch that it cannot decode.

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdps.errors import SampleError, ShardError
-from fastdps.shards.format import INDEX_HEADER, SCALARS, Manifest, Shard
+from fastdps.shards.format import SCALARS, Manifest, Shard
+from fastdps.shards.index import INDEX_HEADER
 from fastdps.shards.tar_headers import BLOCK
 
 _NAME_FIELD, _SIZE_FIELD = slice(0, 100), slice(124, 136)  # of a tar header (ustar)

@@ -102,7 +102,7 @@ def _members(source: Source, sample: Sample, options: PackOptions) -> Iterable[t
         if isinstance(value, float):
             raise TypeError(f"a source of {source.kind} returned a number for {component}, which must be an image")
         extension, content = pack_image(value, options.encoding, options.size, options.fit)
-        yield extension if source.kind == "images" else f"{component}.{extension}", content
+        yield extension if COMPONENTS[source.kind] == ("image",) else f"{component}.{extension}", content
 
 
 def _append(data: bytearray, sample_id: int, extension: str, content: bytes) -> Member:

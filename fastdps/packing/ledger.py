@@ -21,10 +21,12 @@ from fastdps.packing.options import Share
 from fastdps.packing.target import Directory, Target
 from fastdps.runtime.files import PARTIAL
 from fastdps.runtime.json_files import Maybe, check, parse_json
-from fastdps.shards.format import MANIFEST, Shard
+from fastdps.shards.format import JUDGEMENTS, MANIFEST, SAMPLES, Shard
 
 LEDGER = "progress.jsonl"
 REJECTS = "rejects.jsonl"
+#: The rows of a judgement file that give no judgement: {"row", "reason"}, one per line.
+REJECTED_ROWS = "rejected_rows.jsonl"
 #: Seconds between two uploads of a ledger to object storage, which cannot append to files.
 SAVE_EVERY_S = 10.0
 
@@ -35,6 +37,7 @@ _RECORD = {
 }
 _LEDGER_NAME = re.compile(r"progress(?:-\d+-of-(\d+))?\.jsonl")
 _PART_REJECTS = re.compile(r"rejects-\d+-of-\d+\.jsonl")
+_OWN_FILES = {MANIFEST, REJECTS, REJECTED_ROWS, SAMPLES, JUDGEMENTS}
 _SHARD_FILE = re.compile(r"shard-(\d+)\.(tar|idx)(\..*)?")
 
 
@@ -228,7 +231,7 @@ def clear_set(target: Target) -> None:
     The manifest goes first, so that an interruption leaves no set that looks complete.
     """
     for name in (MANIFEST, *target.sizes(), *target.unfinished()):
-        own = name in (MANIFEST, REJECTS) or _PART_REJECTS.fullmatch(name) or is_ledger(name)
+        own = name in _OWN_FILES or _PART_REJECTS.fullmatch(name) or is_ledger(name)
         if own or _SHARD_FILE.fullmatch(name) or name.endswith(PARTIAL):
             target.remove(name)
     target.clear()

@@ -16,7 +16,7 @@ from fastdps.packing.ledger import clear_set
 from fastdps.packing.lock import only_run
 from fastdps.packing.options import PackOptions, Share
 from fastdps.packing.plan import HOLDOUT_SOURCE, HOLDOUT_SPLIT, SetPlan, plan_sets
-from fastdps.packing.set_in_progress import SetInProgress
+from fastdps.packing.set_in_progress import SetInProgress, refuse_rows
 from fastdps.packing.sources.folder import Folder
 from fastdps.packing.sources.source import Dataset
 from fastdps.packing.target import target_at
@@ -171,7 +171,7 @@ def merge(
             )
         _refuse_rejects(sets, options)
         for one in sets:
-            one.finish()
+            _finish(one, sets, options)
         return _result(out, sets)
 
 
@@ -210,10 +210,11 @@ def _pack_missing(sets: list[SetInProgress], options: PackOptions, executor: Exe
         _refuse_rejects(sets, options)
 
     _refuse_rejects(sets, options)
+    refuse_rows(sets, options)
     remaining = Counter(work.split for work in works)
     for one in sets:
         if not remaining[one.plan.name]:
-            one.finish()
+            _finish(one, sets, options)
     if not works:
         return
     with contextlib.closing(executor.run(works, record_chunk)) as done:
@@ -221,7 +222,13 @@ def _pack_missing(sets: list[SetInProgress], options: PackOptions, executor: Exe
             by_name[work.split].add(record)
             remaining[work.split] -= 1
             if not remaining[work.split]:
-                by_name[work.split].finish()
+                _finish(by_name[work.split], sets, options)
+
+
+def _finish(one: SetInProgress, sets: list[SetInProgress], options: PackOptions) -> None:
+    """Complete a set, unless too many rows of a judgement file were lost with rejected images."""
+    refuse_rows(sets, options)
+    one.finish()
 
 
 def _refuse_rejects(sets: list[SetInProgress], options: PackOptions) -> None:

@@ -101,7 +101,8 @@ def plan_sets(dataset: Dataset, options: PackOptions, wanted: Collection[str] | 
 
     Args:
         dataset: The data set.
-        options: Options of packing. With a holdout, a fraction of the split "train" becomes "val".
+        options: Options of packing. With a holdout, a fraction of the split "train" becomes "val"; see also
+            `Dataset.hold_out`.
         wanted: The splits to pack; None for all.
 
     Returns:
@@ -111,8 +112,10 @@ def plan_sets(dataset: Dataset, options: PackOptions, wanted: Collection[str] | 
         ConfigError: The data set lacks a wanted split; or, with a holdout, it has no "train" or already has a "val",
             or one of the two would be empty.
     """
-    sources = _chosen(dataset.splits(), wanted)
-    if options.holdout and (HOLDOUT_SOURCE not in sources or HOLDOUT_SPLIT in sources):
+    divided = dataset.hold_out(options.holdout, options.seed) if options.holdout else None
+    sources = _chosen(dataset.splits() if divided is None else divided, wanted)
+    moved = options.holdout if divided is None else 0.0
+    if moved and (HOLDOUT_SOURCE not in sources or HOLDOUT_SPLIT in sources):
         raise ConfigError(
             f"--holdout moves a fraction of {HOLDOUT_SOURCE} to {HOLDOUT_SPLIT}, and this source has "
             f"{', '.join(sources)}. Omit --holdout, or choose other splits with --splits."
@@ -122,8 +125,8 @@ def plan_sets(dataset: Dataset, options: PackOptions, wanted: Collection[str] | 
         items = source.items()
         origin = {"kind": source.kind, **source.describe(), "items": len(items), "listing": _listing(source, items)}
         order = np.random.Generator(np.random.Philox(options.seed)).permutation(len(items))
-        held_out = round(options.holdout * len(items)) if name == HOLDOUT_SOURCE else 0
-        if options.holdout and name == HOLDOUT_SOURCE and not 0 < held_out < len(items):
+        held_out = round(moved * len(items)) if name == HOLDOUT_SOURCE else 0
+        if moved and name == HOLDOUT_SOURCE and not 0 < held_out < len(items):
             raise ConfigError(
                 f"a holdout of {options.holdout} of {len(items)} items leaves a split without samples. "
                 "Choose another fraction."

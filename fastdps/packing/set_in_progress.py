@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from fastdps.errors import FastDPSError
 from fastdps.packing.fragment import Reject, make_fragment
-from fastdps.packing.ledger import Ledger, ShardRecord, read_rejects, require_same_identity
+from fastdps.packing.ledger import REJECTED_ROWS, Ledger, ShardRecord, read_rejects, require_same_identity
 from fastdps.packing.options import PackOptions, Share
 from fastdps.packing.plan import SetPlan, ShardPlan, WorkChunk
+from fastdps.packing.set_tables import lost_rows, set_tables
+from fastdps.packing.sources.judged_rows import RejectedRow
 from fastdps.packing.target import Target
 from fastdps.packing.work import ShardWork
-from fastdps.shards.format import MANIFEST, Manifest, component_extensions, read_manifest
+from fastdps.shards.format import (
+    MANIFEST,
+    Manifest,
+    Table,
+    component_extensions,
+    read_manifest,
+)
 
+#: The key of the manifest's `source` for what became of the rows of a judgement file; not a part of the identity.
+RESULT = "result"
+#: Rejected rows that a message names.
+SHOWN_ROWS = 3
 #: Missing shards that the message of a failed merge names.
 SHOWN_SHARDS = 10
 
@@ -32,7 +49,8 @@ class SetInProgress:
     def require_same_identity(self) -> None:
         """Raise `ConfigError` when the target holds a set, or part of one, with another identity."""
         if self.is_finished:
-            require_same_identity(self.target, read_manifest(self.target.location).source, self.plan.identity)
+            before = {key: value for key, value in read_manifest(self.target.location).source.items() if key != RESULT}
+            require_same_identity(self.target, before, self.plan.identity)
         else:
             self._ledger.require_same_identity()
 
@@ -128,8 +146,15 @@ class SetInProgress:
         if self.is_finished or self._share:
             return
         self._ledger.remove_unrecorded()
-        self._ledger.write_rejects(self.rejects)
-        self.target.write(MANIFEST, self._manifest().to_json())
+        rejects = self.rejects
+        self._ledger.write_rejects(rejects)
+        tables, result = set_tables(self.plan, rejects)
+        for name, table in tables.items():
+            self.target.write_bytes(name, table.content)
+        if self.plan.source.judgements() is not None:
+            self.list_rejected_rows()
+        entries = {name: table.entry for name, table in tables.items()}
+        self.target.write(MANIFEST, self._manifest(entries, result).to_json())
         self.is_finished = True
         self._ledger.remove_all()
 
@@ -137,7 +162,20 @@ class SetInProgress:
         share = self._share
         return [shard for shard in self.plan.shards if share is None or share.has(shard.number)]
 
-    def _manifest(self) -> Manifest:
+    def lost_rows(self) -> list[RejectedRow]:
+        """Return the rows of a judgement file that are lost with a rejected image so far."""
+        judged = None if self.is_finished else self.plan.source.judgements()
+        return [] if judged is None else lost_rows(judged, self.rejects)
+
+    def list_rejected_rows(self) -> str:
+        """Write the rows of a judgement file that give no judgement, and return the path or URL of the list."""
+        judged = self.plan.source.judgements()
+        rows = sorted([*(judged.rejected if judged else ()), *self.lost_rows()], key=lambda row: row.row)
+        lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+        self.target.write(REJECTED_ROWS, "".join(lines))
+        return self.target.display_name(REJECTED_ROWS)
+
+    def _manifest(self, tables: Mapping[str, Table], result: Mapping[str, int]) -> Manifest:
         options, plan = self._options, self.plan
         shards = tuple(record.shard for _, record in sorted(self._ledger.records.items()) if record.shard)
         return Manifest(
@@ -146,8 +184,9 @@ class SetInProgress:
             encoding=options.encoding,
             image_size=None if options.size is None else (options.size, options.size),
             samples=sum(shard.samples for shard in shards),
-            source=plan.identity,
+            source={**plan.identity, RESULT: result} if result else plan.identity,
             shards=shards,
+            tables=tables,
         )
 
     def _fits(self, record: ShardRecord) -> bool:
@@ -173,3 +212,22 @@ class SetInProgress:
             if again.rejects != [reject]:
                 return False
         return True
+
+
+def refuse_rows(sets: Sequence[SetInProgress], options: PackOptions) -> None:
+    """Raise `FastDPSError` when more rows of a judgement file give no judgement than allowed."""
+    judged = [(one, rows) for one in sets if not one.is_finished and (rows := one.plan.source.judgements())]
+    if not judged:
+        return
+    first = judged[0][1]
+    rejected = sorted([*first.rejected, *(row for one, _ in judged for row in one.lost_rows())], key=lambda r: r.row)
+    if len(rejected) <= (limit := options.allowed_rejects(first.rows)):
+        return
+    files = [one.list_rejected_rows() for one, _ in judged]
+    shown = "; ".join(f"line {row.row}: {row.reason}" for row in rejected[:SHOWN_ROWS])
+    more = " ..." if len(rejected) > SHOWN_ROWS else ""
+    raise FastDPSError(
+        f"{len(rejected):,} of {first.rows:,} rows were rejected and at most {limit:,} may be: {shown}{more}. "
+        f"All are listed in {', '.join(files)}. Repair them, or allow more with --max-rejects, and run the same "
+        "command again. A changed file starts from scratch with --overwrite."
+    )

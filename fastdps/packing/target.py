@@ -13,8 +13,9 @@ from tempfile import TemporaryDirectory
 
 from fastdps.errors import ShardError
 from fastdps.packing.writer import Draft
-from fastdps.runtime.files import PARTIAL, fsync_directory, fsync_file, write_errors, write_text
-from fastdps.shards.format import Shard, index_of
+from fastdps.runtime.files import PARTIAL, fsync_directory, fsync_file, write_bytes, write_errors
+from fastdps.shards.format import Shard
+from fastdps.shards.index import index_of
 from fastdps.shards.storage import Location, Store
 
 
@@ -54,8 +55,12 @@ class Target(ABC):
         """Return a context manager that yields the path of a file of `size` bytes on this machine."""
 
     @abstractmethod
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file atomically."""
+
     def write(self, name: str, text: str) -> None:
-        """Write a small file atomically."""
+        """Write a small text file atomically."""
+        self.write_bytes(name, text.encode())
 
     @abstractmethod
     def remove(self, name: str) -> None:
@@ -129,11 +134,11 @@ class Directory(Target):
         del size
         return nullcontext(self.location / name)
 
-    def write(self, name: str, text: str) -> None:
+    def write_bytes(self, name: str, content: bytes) -> None:
         """See `Target`."""
         with write_errors(self.location):
             self.location.mkdir(parents=True, exist_ok=True)
-        write_text(self.location / name, text)
+        write_bytes(self.location / name, content)
 
     def append(self, name: str, line: str) -> None:
         """Append a line to a file and flush it to disk."""
@@ -211,9 +216,9 @@ class Remote(Target):
                     file.write(piece)
             yield path
 
-    def write(self, name: str, text: str) -> None:
+    def write_bytes(self, name: str, content: bytes) -> None:
         """See `Target`."""
-        self.location.write(name, text.encode())
+        self.location.write(name, content)
 
     def remove(self, name: str) -> None:
         """See `Target`."""

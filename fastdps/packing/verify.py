@@ -15,7 +15,6 @@ from fastdps.packing.ledger import is_ledger
 from fastdps.packing.target import target_at
 from fastdps.runtime.console import track
 from fastdps.shards.format import (
-    INDEX_HEADER,
     MANIFEST,
     SCALARS,
     SHARD_NAME,
@@ -25,6 +24,7 @@ from fastdps.shards.format import (
     sample_key,
 )
 from fastdps.shards.images import UnreadableItemError, decode, has_stray_bytes
+from fastdps.shards.index import INDEX_HEADER
 from fastdps.shards.storage import Location, Store, read_text
 from fastdps.shards.tar_headers import read_members
 

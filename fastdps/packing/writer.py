@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 from fastdps.packing.fragment import TAR_END, Fragment, Member
 from fastdps.runtime.files import PARTIAL, fsync_file, write_errors
-from fastdps.shards.format import Shard, index_text
+from fastdps.shards.format import Shard
+from fastdps.shards.index import index_text
 
 
 @dataclass(frozen=True)

@@ -82,10 +82,15 @@ def printable(text: str) -> str:
     return content.decode("utf-8", "backslashreplace")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically; see `atomic_write`."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically; see `atomic_write`."""
-    with atomic_write(path) as file:
-        file.write(text.encode())
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

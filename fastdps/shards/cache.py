@@ -30,7 +30,8 @@ from pathlib import Path
 from fastdps.errors import ConfigError, FastDPSError, ShardError
 from fastdps.runtime.files import fsync_file, user_cache, write_errors, write_text
 from fastdps.shards.cache_files import cache_lock, list_tars, open_partial, open_shared, partial_path
-from fastdps.shards.format import Manifest, Shard, index_of
+from fastdps.shards.format import Manifest, Shard
+from fastdps.shards.index import index_of
 from fastdps.shards.storage import Store
 
 #: Concurrent downloads of a process: one stream of an object store gives some 100 MB/s. docs/scaling.md says what more

@@ -1,8 +1,10 @@
-"""The files of a shard set: names, manifest and index. Imports no torch, so that packing starts fast.
+"""The files of a shard set: names and manifest. Imports no torch, so that packing starts fast.
 
     DIR/shard-000000.tar    WebDataset: members KEY.COMPONENT, KEY = the sample id in nine digits
     DIR/shard-000000.idx    DALI index v1.2: one line per sample, "EXT OFFSET SIZE NAME" for each component
-    DIR/manifest.json       the content of the set, and the size and sha256 of every shard
+    DIR/samples.parquet     the name of each sample in its source, see `tables.py`
+    DIR/judgements.parquet  of judgement sets: what people said about the images, see `judgements.py`
+    DIR/manifest.json       the content of the set, and the size and sha256 of every shard and table
 
 A sample id is the position of the sample in the (shuffled) packing order. Ids are unique in a set and ascend from shard
 to shard. The id of a rejected source file is missing.
@@ -13,35 +15,37 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from operator import ge, itemgetter
 from typing import Any, Literal, get_args
 
 from fastdps.errors import ShardError
 from fastdps.shards.storage import Location, locate, read_text
-from fastdps.shards.tar_headers import BLOCK, parse_size
+from fastdps.shards.tar_headers import BLOCK
 
-FORMAT_VERSION = 1
+#: The version that is written. Version 1, which has no tables, is read as well.
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-INDEX_HEADER = "v1.2"
+#: The tables of a set: the names of its samples, and the judgements of a judgement set.
+SAMPLES, JUDGEMENTS = "samples.parquet", "judgements.parquet"
 SHARD_NAME = re.compile(r"shard-[0-9]{6,18}\.tar")
 #: Limits of what a manifest may state, which bound the memory of its reader: 80 MB for the order of a shard's samples,
 #: and the limit that Pillow has for an image.
 MAX_SHARD_SAMPLES = 10_000_000
 MAX_PIXELS = 89_478_485
 MAX_SHARD_BYTES = 1 << 50
-_MEMBER = re.compile(rb"(\d{9,18})\.((?:[a-z0-9]+\.)?[a-z0-9]+)")  # key and extension of a member
+MAX_TABLE_ROWS = 1 << 30
+MAX_TABLE_BYTES = 1 << 34
 _HEX = re.compile("[0-9a-f]*")
 _shown = reprlib.Repr()  # values in messages, shortened
 _shown.maxstring = _shown.maxlong = _shown.maxother = 80
 
-Kind = Literal["images", "triplets", "pairs"]
+Kind = Literal["images", "triplets", "pairs", "judgements"]
 Encoding = Literal["raw", "jpeg", "png", "keep"]
 
 #: The components of a sample, by kind of set.
@@ -49,6 +53,7 @@ COMPONENTS: dict[Kind, tuple[str, ...]] = {
     "images": ("image",),
     "triplets": ("ref", "p0", "p1", "judge"),
     "pairs": ("p0", "p1", "same"),
+    "judgements": ("image",),
 }
 #: Components that are a little-endian float32 (a share of votes in [0, 1]) instead of an image.
 SCALARS = frozenset({"judge", "same"})
@@ -59,14 +64,15 @@ IMAGE_EXTENSIONS: dict[Encoding, str] = {"raw": "bin", "jpeg": "jpg", "png": "pn
 def component_extensions(kind: Kind, encoding: Encoding) -> dict[str, str]:
     """Return the extension of each component's member after the sample id, alternatives joined by ";".
 
-    Members of `images` have the image extension (`bin`), others include the component's name (`ref.bin`, `judge.f32`).
+    Members of sets with one image a sample have the image extension (`bin`), others include the component's name
+    (`ref.bin`, `judge.f32`).
 
     Example:
         >>> component_extensions("pairs", "raw")
         {'p0': 'p0.bin', 'p1': 'p1.bin', 'same': 'same.f32'}
     """
     image = IMAGE_EXTENSIONS[encoding]
-    if kind == "images":
+    if COMPONENTS[kind] == ("image",):
         return {"image": image}
     return {
         name: f"{name}.f32" if name in SCALARS else ";".join(f"{name}.{ext}" for ext in image.split(";"))
@@ -102,6 +108,21 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table of a shard set, a Parquet file.
+
+    Attributes:
+        rows: The number of rows.
+        bytes: The size of the file.
+        sha256: The checksum of the file.
+    """
+
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of `manifest.json`.
 
@@ -114,6 +135,7 @@ class Manifest:
         source: The source of the samples and the options of packing.
         shards: The shards.
         format_version: The version of the format.
+        tables: The tables by file name: `SAMPLES`, and `JUDGEMENTS` for a judgement set. Empty in version 1.
     """
 
     kind: Kind
@@ -124,61 +146,20 @@ class Manifest:
     source: dict[str, Any]
     shards: tuple[Shard, ...]
     format_version: int = FORMAT_VERSION
+    tables: Mapping[str, Table] = field(default_factory=dict)
 
     def content_sha256(self) -> str:
-        """Return a hash of the content of the shards, which does not depend on the location of the set."""
-        return hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+        """Return a hash of the shards and judgements, which does not depend on the location of the set."""
+        hashes = [shard.sha256 for shard in self.shards]
+        hashes += [table.sha256 for name, table in self.tables.items() if name == JUDGEMENTS]
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
     def to_json(self) -> str:
         """Return the text of `manifest.json`, which is deterministic."""
         content = {"format_version": self.format_version, **asdict(self)}
+        if self.format_version == 1:
+            del content["tables"]
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-
-
-def index_of(tar: int, source: object) -> str:
-    """Return the text of the index of a shard, made from the headers of its tar.
-
-    Args:
-        tar: The descriptor of the open tar.
-        source: The path or URL of the shard, for messages.
-
-    Raises:
-        ShardError: The tar is not a shard: a header has an invalid size or name, the samples do not ascend, or the
-            tar ends within a member.
-    """
-    samples: dict[bytes, list[str]] = {}
-    at, end, last = 0, os.fstat(tar).st_size, -1
-    while name := (header := os.pread(tar, BLOCK, at))[:100].rstrip(b"\0"):
-        try:
-            key, extension, size = _member_of(name, header, end - at)
-        except ValueError as error:
-            raise ShardError(f"{source} is not a shard: at byte {at}, {error}. Pack the set again.") from error
-        if key not in samples:
-            if int(key) <= last:
-                raise ShardError(
-                    f"{source} is not a shard: at byte {at}, sample {int(key)} does not come after sample {last}. "
-                    "Pack the set again."
-                )
-            last = int(key)
-        samples.setdefault(key, []).append(f"{extension} {at + BLOCK} {size} {name.decode()}")
-        at += BLOCK + -(-size // BLOCK) * BLOCK
-    return index_text([" ".join(members) for members in samples.values()])
-
-
-def _member_of(name: bytes, header: bytes, left: int) -> tuple[bytes, str, int]:
-    """Return the key, extension and size of a member, `left` bytes before the end. Raises `ValueError` if invalid."""
-    found = _MEMBER.fullmatch(name)
-    if found is None or header[156:157] not in (b"0", b"\0"):
-        raise ValueError(f"{name!r} is not the file of a sample")
-    size = parse_size(header[124:136])
-    if BLOCK + size > left:
-        raise ValueError(f"{name.decode()} has {size} bytes, and the tar ends before")
-    return found[1], found[2].decode(), size
-
-
-def index_text(lines: Sequence[str]) -> str:
-    """Return the text of an index with one line per sample."""
-    return f"{INDEX_HEADER} {len(lines)}\n" + "".join(line + "\n" for line in lines)
 
 
 def read_manifest(location: str | Location) -> Manifest:
@@ -234,13 +215,13 @@ def _manifest_of(data: Any) -> Manifest:
     if not isinstance(data, dict):
         raise ValueError(f"expected an object, found {_shown.repr(data)}")
     version = data.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise ValueError(
-            f"format version {_shown.repr(version)}, but this fastdps reads {FORMAT_VERSION}; update fastdps"
+            f"format version {_shown.repr(version)}, but this fastdps reads 1 to {FORMAT_VERSION}; update fastdps"
         )
-    _check_keys(data, [f.name for f in fields(Manifest)], "")
+    _check_keys(data, [f.name for f in fields(Manifest) if version > 1 or f.name != "tables"], "")
     kind, encoding, components = data["kind"], data["encoding"], data["components"]
-    if kind not in get_args(Kind):
+    if kind not in get_args(Kind) or (kind == "judgements" and version == 1):
         raise ValueError(f"unknown kind {_shown.repr(kind)}")
     if encoding not in get_args(Encoding):
         raise ValueError(f"unknown encoding {_shown.repr(encoding)}")
@@ -254,7 +235,8 @@ def _manifest_of(data: Any) -> Manifest:
     shards = _shards_of(data["shards"], sum(_tar_bytes(name, 3 * pixels) for name in components))
     if (total := sum(shard.samples for shard in shards)) != data["samples"] or type(data["samples"]) is not int:
         raise ValueError(f"samples is {_shown.repr(data['samples'])}, but the shards add up to {total}")
-    return Manifest(**{**data, "image_size": size, "shards": shards})
+    tables = _tables_of(data.get("tables", {}), kind, data["samples"])
+    return Manifest(**{**data, "image_size": size, "shards": shards, "tables": tables})
 
 
 def _image_size_of(size: Any) -> tuple[int, int] | None:
@@ -317,6 +299,31 @@ def _shards_of(entries: Any, sample_bytes: int) -> tuple[Shard, ...]:
             f"(at most {MAX_SHARD_BYTES:,})"
         )
     return tuple(map(Shard, *columns))
+
+
+def _tables_of(entries: Any, kind: Kind, samples: int) -> dict[str, Table]:
+    """Return the tables of a manifest."""
+    if type(entries) is not dict:
+        raise ValueError(f"tables is {_shown.repr(entries)}, not an object")
+    known = (SAMPLES, JUDGEMENTS) if kind == "judgements" else (SAMPLES,)
+    if unknown := sorted(set(entries) - set(known)):
+        raise ValueError(f"tables has {_shown.repr(unknown)}, and a set of {kind} may have {', '.join(known)}")
+    if kind == "judgements" and (missing := [name for name in known if name not in entries]):
+        raise ValueError(f"tables lacks {', '.join(missing)}")
+    keys = [f.name for f in fields(Table)]
+    for name, entry in entries.items():
+        if type(entry) is not dict:
+            raise ValueError(f"{name} of tables is {_shown.repr(entry)}, not an object")
+        _check_keys(entry, keys, f" of {name}")
+        for key, most in (("rows", MAX_TABLE_ROWS), ("bytes", MAX_TABLE_BYTES)):
+            if type(entry[key]) is not int or not 0 <= entry[key] <= most:
+                raise ValueError(f"{key} of {name} is {_shown.repr(entry[key])}, not within 0 and {most:,}")
+        digest = entry["sha256"]
+        if type(digest) is not str or len(digest) != 64 or not _HEX.fullmatch(digest):
+            raise ValueError(f"sha256 of {name} is {_shown.repr(digest)}, not 64 hexadecimal digits")
+    if SAMPLES in entries and entries[SAMPLES]["rows"] != samples:
+        raise ValueError(f"rows of {SAMPLES} is {entries[SAMPLES]['rows']}, and the set has {samples} samples")
+    return {name: Table(**entries[name]) for name in known if name in entries}
 
 
 def _check_keys(found: dict[str, Any], wanted: Sequence[str], where: str) -> None:

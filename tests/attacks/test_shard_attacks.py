@@ -24,7 +24,8 @@ import pytest
 from fastdps.errors import FastDPSError
 from fastdps.packing.sources.tars import TarImages
 from fastdps.packing.verify import check_set
-from fastdps.shards.format import index_of, read_manifest
+from fastdps.shards.format import read_manifest
+from fastdps.shards.index import index_of
 from helpers.damaged_tars import NEGATIVE, SIZE, TimeLimitExceeded, time_limit, with_field
 from helpers.packed import encoded, photo
 from helpers.shard_sets import described, open_set, raw_samples, write_set

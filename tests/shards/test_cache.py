@@ -12,7 +12,8 @@ from fastdps.errors import ConfigError
 from fastdps.loading.loader import LoadOptions, open_shards
 from fastdps.shards import cache_files
 from fastdps.shards.cache import Cache, StagedSet
-from fastdps.shards.format import index_of, read_manifest
+from fastdps.shards.format import read_manifest
+from fastdps.shards.index import index_of
 from fastdps.shards.storage import open_store
 from helpers.cached_sets import SIZES, assert_same, batches, bytes_of, files_in, two_shards, write_kind
 from helpers.servers import Faults, failing_proxy

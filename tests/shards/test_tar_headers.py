@@ -8,7 +8,7 @@ import pytest
 from fastdps.commands.check_shards import check_shards
 from fastdps.errors import FastDPSError, ShardError
 from fastdps.packing.sources.tars import TarImages
-from fastdps.shards.format import index_of
+from fastdps.shards.index import index_of
 from fastdps.shards.tar_headers import MAX_EXTENDED_BYTES, parse_size, read_members
 from helpers.damaged_tars import NEGATIVE, SIZE, time_limit, with_field
 from helpers.shard_sets import described, raw_samples, rewrite_manifest, write_set

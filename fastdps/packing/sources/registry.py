@@ -14,6 +14,8 @@ from fastdps.packing.sources.bapps import Bapps
 from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.packing.sources.folder import Folder
 from fastdps.packing.sources.imagenet import ImageNet
+from fastdps.packing.sources.judged_rows import HoldoutBy
+from fastdps.packing.sources.judgements import JudgementFile
 from fastdps.packing.sources.source import Dataset
 from fastdps.packing.sources.torchvision_sets import stl10, svhn
 from fastdps.packing.sources.triplets import Triplets
@@ -32,6 +34,8 @@ class SourceSettings:
         count: The number of images that are drawn; None for the default, `COUNT`.
         size: The side of drawn images, in pixels.
         seed: The seed of drawn images.
+        by: The column of a judgement file whose value is the judge; None for no judges.
+        holdout_by: What a holdout of judgements divides: "image", "row" or "judge".
     """
 
     path: Path | None = None
@@ -39,6 +43,8 @@ class SourceSettings:
     count: int | None = None
     size: int = SIZE
     seed: int = 0
+    by: str | None = None
+    holdout_by: HoldoutBy = "image"
 
     @property
     def required_path(self) -> Path:
@@ -74,6 +80,9 @@ SOURCES: dict[str, SourceKind] = {
     ),
     "folder": SourceKind(lambda s: Folder(s.required_path)),
     "triplets": SourceKind(lambda s: Triplets(s.required_path)),
+    "judgements": SourceKind(
+        lambda s: JudgementFile(s.required_path, s.by, s.holdout_by), ("path", "by", "holdout_by")
+    ),
     "deadleaves": SourceKind(
         lambda s: DeadLeaves(COUNT if s.count is None else s.count, s.size, s.seed), ("count", "size", "seed")
     ),
@@ -88,17 +97,22 @@ def open_source(
     count: int | None = None,
     size: int = SIZE,
     seed: int = 0,
+    by: str | None = None,
+    holdout_by: HoldoutBy = "image",
 ) -> Dataset:
     """Return the data set of a kind, ready to be packed. No image is read yet.
 
     Args:
-        kind: A name in `SOURCES`: imagenet, bapps, stl10, svhn, folder, triplets or deadleaves.
+        kind: A name in `SOURCES`: imagenet, bapps, stl10, svhn, folder, triplets, judgements or deadleaves.
         path: The directory of the data set. imagenet also takes one of the official tars, triplets takes a .csv or
-            .jsonl file with the columns ref, p0, p1 and judge. deadleaves takes none.
+            .jsonl file with the columns ref, p0, p1 and judge; judgements also takes .parquet and further columns, see
+            `fastdps.packing.sources.judgement_formats`. deadleaves takes none.
         download: Download missing files to `path` (stl10 and svhn).
         count: The number of images to draw (deadleaves); 1500 by default.
         size: The side of the images to draw, in pixels (deadleaves); at least 8.
         seed: The seed of the images to draw (deadleaves).
+        by: The column whose value is the judge (judgements); None for no judges.
+        holdout_by: What a holdout divides (judgements): "image", "row" or "judge".
 
     Returns:
         The data set, for `fastdps.packing.pack.pack`.
@@ -113,7 +127,7 @@ def open_source(
     if kind not in SOURCES:
         raise ConfigError(f"{kind!r} is not a kind of source: {', '.join(SOURCES)}.{did_you_mean(kind, SOURCES)}")
     source_kind = SOURCES[kind]
-    settings = SourceSettings(None if path is None else Path(path), download, count, size, seed)
+    settings = SourceSettings(None if path is None else Path(path), download, count, size, seed, by, holdout_by)
     default = SourceSettings()
     for setting in dataclasses.fields(SourceSettings):
         is_given = getattr(settings, setting.name) != getattr(default, setting.name)

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from fastdps.packing.sources.judged_rows import JudgedRows
 from fastdps.shards.format import Kind
 from fastdps.shards.images import Image, UnreadableItemError
 
@@ -35,12 +36,28 @@ class Dataset(ABC):
             FastDPSError: The data set does not exist.
         """
 
+    def hold_out(self, fraction: float, seed: int) -> Mapping[str, Source] | None:
+        """Divide the split "train" into "train" and "val", for a data set whose items cannot be divided one by one.
+
+        Args:
+            fraction: The fraction that goes to "val", in (0, 1).
+            seed: The seed of the choice.
+
+        Returns:
+            The sources by split; None to have the items divided one by one.
+
+        Raises:
+            FastDPSError: The data set does not exist, or one of the splits would be empty.
+        """
+        del fraction, seed
+        return None
+
 
 class Source(Dataset):
     """A source of samples of one kind. As a data set it has one split, "train".
 
     Attributes:
-        kind: The kind of the samples: "images", "triplets" or "pairs".
+        kind: The kind of the samples: "images", "triplets", "pairs" or "judgements".
     """
 
     kind: ClassVar[Kind] = "images"
@@ -72,6 +89,10 @@ class Source(Dataset):
 
         It identifies the item in `rejects.jsonl`. The digest of all names tells whether the source has changed.
         """
+
+    def judgements(self) -> JudgedRows | None:
+        """Return the judgements about the items; None for a source of another kind than "judgements"."""
+        return None
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
