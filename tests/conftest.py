@@ -47,6 +47,12 @@ def lpips_example() -> Path:
     return real_data("lpips-example")
 
 
+@pytest.fixture(scope="session")
+def judgements() -> Path:
+    """Three sets of human judgements: food/triplets.csv, materials/train.csv and objects/triplets.csv, with images."""
+    return real_data("judgements")
+
+
 _numbers = itertools.count()
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 

@@ -18,7 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="picture to write, such as grid.png")
     parser.add_argument(
-        "--samples", type=int, metavar="N", help="number of samples (default: 36 images, or 8 rows of several images)"
+        "--samples",
+        type=int,
+        metavar="N",
+        help="number of samples or judgements (default: 36 images, or 8 rows of several images)",
     )
     parser.add_argument("--distort", action="store_true", help="show each image with its six distortions")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of samples, and of the distortions")

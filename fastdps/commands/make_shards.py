@@ -11,15 +11,16 @@ from typing import get_args
 from fastdps.commands.options import Parser, add_quiet, location, run_command
 from fastdps.errors import ConfigError
 from fastdps.packing.executor import Executor, LocalExecutor
-from fastdps.packing.ledger import REJECTS
+from fastdps.packing.ledger import REJECTED_ROWS, REJECTS
 from fastdps.packing.options import SAMPLES_PER_SHARD, SIZE, PackOptions, Share
 from fastdps.packing.pack import PackProgress, PackResult, merge, pack
 from fastdps.packing.sources.judged_rows import HOLDOUT_BY
 from fastdps.packing.sources.registry import COUNT, SOURCES, open_source
 from fastdps.packing.sources.source import Dataset
 from fastdps.runtime.console import counter, print_result, quiet_mode
-from fastdps.shards.format import Encoding
+from fastdps.shards.format import Encoding, Manifest
 from fastdps.shards.images import Fit
+from fastdps.shards.storage import Location
 
 #: Options that only some kinds of source take, and the setting of each.
 _OPTIONS_OF_KINDS = {
@@ -176,12 +177,28 @@ def _executor(arguments: argparse.Namespace) -> Iterator[Executor]:
         yield executor
 
 
+def _print_rows(location: Location, manifest: Manifest) -> None:
+    """Print what became of the rows of a judgement file."""
+    found = {**manifest.source, **manifest.source["result"]}
+    by = f" of {found['judges']:,} judges" if found["judges"] else ""
+    print_result(f"{location}: {found['judgements']:,} judgements{by}, from a file of {found['rows']:,} rows")
+    if found["left_out_rows"]:
+        print_result(f"{found['left_out_rows']:,} rows have images of both splits and are in neither")
+    if found["unjudged_lines"]:
+        print_result(f"{found['unjudged_lines']:,} lines have no answer")
+    if rejected := found["rejected_rows"] + found["lost_rows"]:
+        lost = f", {found['lost_rows']:,} of them with an image" if found["lost_rows"] else ""
+        print_result(f"{rejected:,} rows were rejected{lost}: see {location / REJECTED_ROWS}")
+
+
 def print_summary(result: PackResult) -> None:
     """Print the location and size of each set, the rejects, and what remains to be done."""
     for split, manifest in result.manifests.items():
         size_MiB = sum(shard.bytes for shard in manifest.shards) / 2**20
         shards = len(manifest.shards)
         print_result(f"{result.out / split}: {manifest.samples:,} samples in {shards:,} shards, {size_MiB:,.1f} MiB")
+        if manifest.kind == "judgements":
+            _print_rows(result.out / split, manifest)
         if rejects := result.rejects[split]:
             print_result(f"{len(rejects):,} items were rejected: see {result.out / split / REJECTS}")
     for split, missing in result.missing.items():

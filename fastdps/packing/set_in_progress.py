@@ -164,15 +164,16 @@ class SetInProgress:
 
     def lost_rows(self) -> list[RejectedRow]:
         """Return the rows of a judgement file that are lost with a rejected image so far."""
-        judged = None if self.is_finished else self.plan.source.judgements()
+        judged = self.plan.source.judgements()
         return [] if judged is None else lost_rows(judged, self.rejects)
 
     def list_rejected_rows(self) -> str:
         """Write the rows of a judgement file that give no judgement, and return the path or URL of the list."""
         judged = self.plan.source.judgements()
-        rows = sorted([*(judged.rejected if judged else ()), *self.lost_rows()], key=lambda row: row.row)
-        lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
-        self.target.write(REJECTED_ROWS, "".join(lines))
+        if judged and not self.is_finished:
+            rows = sorted([*judged.rejected, *self.lost_rows()], key=lambda row: row.row)
+            lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+            self.target.write(REJECTED_ROWS, "".join(lines))
         return self.target.display_name(REJECTED_ROWS)
 
     def _manifest(self, tables: Mapping[str, Table], result: Mapping[str, int]) -> Manifest:
@@ -216,8 +217,8 @@ class SetInProgress:
 
 def refuse_rows(sets: Sequence[SetInProgress], options: PackOptions) -> None:
     """Raise `FastDPSError` when more rows of a judgement file give no judgement than allowed."""
-    judged = [(one, rows) for one in sets if not one.is_finished and (rows := one.plan.source.judgements())]
-    if not judged:
+    judged = [(one, rows) for one in sets if (rows := one.plan.source.judgements())]
+    if not judged or all(one.is_finished for one in sets):
         return
     first = judged[0][1]
     rejected = sorted([*first.rejected, *(row for one, _ in judged for row in one.lost_rows())], key=lambda r: r.row)

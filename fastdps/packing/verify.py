@@ -1,4 +1,4 @@
-"""Verify a shard set: manifest, indexes, sizes, checksums, names and order of members, and decoding of all images."""
+"""Verify a shard set: manifest, indexes, sizes, checksums, names and order of members, images, and tables."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fastdps.errors import ShardError
 from fastdps.packing.fragment import Member
 from fastdps.packing.ledger import is_ledger
 from fastdps.packing.target import target_at
+from fastdps.packing.verify_tables import check_tables
 from fastdps.runtime.console import track
 from fastdps.shards.format import (
     MANIFEST,
@@ -38,10 +41,12 @@ class Problem:
     Attributes:
         file: The file, or the set as a whole.
         what: The defect, as a phrase that follows the file's name.
+        is_note: True for an observation about the content, which is not a defect.
     """
 
     file: Location
     what: str
+    is_note: bool = False
 
     def __str__(self) -> str:
         return f"{self.file}: {self.what}"
@@ -80,11 +85,11 @@ def check_set(location: Location, *, quick: bool = False, progress: bool = False
 
     Args:
         location: The directory or URL of the set.
-        quick: Check the manifest, sizes and indexes only, without reading shards.
+        quick: Check the manifest, sizes, indexes and tables only, without reading shards.
         progress: Show the number of checked shards on the console.
 
     Yields:
-        Each problem, as soon as it is found.
+        Each problem, as soon as it is found, and notes about judgements.
 
     Raises:
         ShardError: The storage does not answer.
@@ -99,11 +104,12 @@ def check_set(location: Location, *, quick: bool = False, progress: bool = False
     except ShardError as error:
         yield Problem(location / MANIFEST, str(error))
         return
-    known = {name for shard in manifest.shards for name in (shard.name, shard.index_name)}
+    known = {name for shard in manifest.shards for name in (shard.name, shard.index_name)} | set(manifest.tables)
     for name in sorted(sizes or ()):
-        if name.endswith((".tar", ".idx")) and name not in known:
+        if name.endswith((".tar", ".idx", ".parquet")) and name not in known:
             yield Problem(location / name, "is not in the manifest")
     last_id = -1
+    ids: list[int] = []
     for shard in track(
         manifest.shards, total=len(manifest.shards), what=f"checking {location}", enabled=progress, unit="shards"
     ):
@@ -116,13 +122,18 @@ def check_set(location: Location, *, quick: bool = False, progress: bool = False
             yield Problem(tar, f"has {size} bytes, and the manifest says {shard.bytes}")
         try:
             samples = parse_index(read_text(location, shard.index_name))
-            last_id = _check_samples(samples, shard, manifest, last_id)
+            found = _check_samples(samples, shard, manifest, last_id)
+            last_id = found[-1] if found else last_id
+            ids += found
         except (OSError, ShardError, ValueError) as error:
             yield Problem(index, str(error))
             continue
         if not quick:
             with target.local(shard.name, size) as path:
                 yield from (Problem(tar, what) for what in _check_content(path, samples, shard, manifest))
+    all_ids = np.array(ids, np.int64) if len(ids) == manifest.samples else None
+    for file, what, is_note in check_tables(location, manifest, all_ids):
+        yield Problem(location / file, what, is_note)
 
 
 def parse_index(text: str) -> list[list[Member]]:
@@ -153,11 +164,11 @@ def parse_index(text: str) -> list[list[Member]]:
     return samples
 
 
-def _check_samples(samples: list[list[Member]], shard: Shard, manifest: Manifest, last_id: int) -> int:
-    """Check an index against the manifest and for consistency. Return the last sample id. Raises `ValueError`."""
+def _check_samples(samples: list[list[Member]], shard: Shard, manifest: Manifest, last_id: int) -> list[int]:
+    """Check an index against the manifest and for consistency. Return the sample ids. Raises `ValueError`."""
     if len(samples) != shard.samples:
         raise ValueError(f"has {len(samples)} samples, and the manifest says {shard.samples}")
-    end = 0
+    end, ids = 0, []
     allowed = [extensions.split(";") for extensions in manifest.components.values()]
     for members in samples:
         key = members[0].name.split(".")[0]
@@ -166,6 +177,7 @@ def _check_samples(samples: list[list[Member]], shard: Shard, manifest: Manifest
         if int(key) <= last_id:
             raise ValueError(f"sample {key} does not come after sample {last_id}")
         last_id = int(key)
+        ids.append(last_id)
         if len(members) != len(allowed) or any(m.extension not in a for m, a in zip(members, allowed, strict=False)):
             raise ValueError(f"sample {key} has {[m.extension for m in members]}, expected {allowed}")
         if wrong := [m.name for m in members if m.name != f"{key}.{m.extension}"]:
@@ -176,7 +188,7 @@ def _check_samples(samples: list[list[Member]], shard: Shard, manifest: Manifest
             end = member.offset + member.size
         if end > shard.bytes:
             raise ValueError(f"places {members[-1].name} beyond the end of the shard")
-    return last_id
+    return ids
 
 
 def _check_content(tar: Path, samples: list[list[Member]], shard: Shard, manifest: Manifest) -> Iterator[str]:

@@ -6,7 +6,9 @@ import math
 from contextlib import closing
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from fastdps.contexts.distortions import DISTORTIONS, apply_plan, draw_plan
@@ -18,6 +20,7 @@ from fastdps.runtime.console import counter
 from fastdps.shards.cache import Cache
 from fastdps.shards.format import Kind, read_manifest
 from fastdps.shards.images import Pixels
+from fastdps.shards.judgements import JudgementTable, read_ids, read_judgements
 from fastdps.shards.storage import Location
 
 #: Side in pixels to which images without a common size are resized.
@@ -33,7 +36,7 @@ class GalleryOptions:
     """Options for drawing a gallery.
 
     Attributes:
-        samples: Number of samples, None for 36 images or 8 rows.
+        samples: Number of samples (of a judgement set: of judgements), None for 36 images or 8 rows.
         distort: Show each image with its six distortions.
         seed: Seed of the choice of samples, and of the distortions.
         size: Side in pixels to which images are resized, None for their packed size.
@@ -75,19 +78,27 @@ def draw_gallery(directory: Location, options: GalleryOptions, cache: Cache | No
         raise ConfigError(f"{directory} holds {manifest.kind}; --distort is for sets of images.")
     in_grid = manifest.kind == "images" and not options.distort
     samples = options.samples or (GRID_SAMPLES if in_grid else ROW_SAMPLES)
-    shown = min(samples, manifest.samples)
+    judgements = read_judgements(directory, manifest) if manifest.kind == "judgements" else None
+    total = manifest.samples if judgements is None else len(judgements)
+    shown = min(samples, total)
     own_size = OWN_SIZES_SHOWN_AT if manifest.image_size is None else None
     loader = open_shards(
         directory,
         batch_size=min(samples, BATCH),
         size=options.size or own_size,
-        seed=options.seed,
+        seed=options.seed if judgements is None else None,
         options=LoadOptions(cache=cache),
     )
-    rows = _rows(loader, shown, options)
+    if judgements is None:
+        rows = _rows(loader, shown, options)
+    else:
+        order = np.random.default_rng(options.seed).permutation(total)[:shown]
+        rows = judgement_rows(loader, judgements.select(order), read_ids(directory, manifest))
     if in_grid:
         rows = grid([panel for row in rows for panel in row])
-    title = options.title or f"{directory}: {shown} of {manifest.samples:,} {manifest.kind}"
+    title = options.title or f"{directory}: {shown} of {total:,} {manifest.kind}"
+    if not rows:
+        raise ConfigError(f"{directory} has no {manifest.kind} to draw.")
     sheet = draw_sheet(rows, title)
     return sheet.quantize(options.colors, dither=Image.Dither.NONE) if options.colors else sheet
 
@@ -169,6 +180,34 @@ def judged_rows(batch: Batch, kind: Kind) -> list[list[Panel]]:
                     Panel(_pixels(batch, "p1", n), f"p1: {share:.0%} say same"),
                 ]
             )
+    return rows
+
+
+def judgement_rows(loader: ShardLoader, judgements: JudgementTable, ids: NDArray[np.int64]) -> list[list[Panel]]:
+    """Return one row for each judgement: a, ref and b with the votes; the image of the majority is framed.
+
+    Args:
+        loader: The judgement set in packed order. Only the images of the judgements are loaded.
+        judgements: The judgements.
+        ids: The sample ids of the set, in packed order.
+    """
+    wanted = np.unique(np.concatenate([judgements.ref, judgements.a, judgements.b]))
+    places = [range(place, place + 1) for place in np.searchsorted(ids, wanted).tolist()]
+    pixels: dict[int, Pixels] = {}
+    with closing(loader.epoch(0, left=places)) as batches:
+        for batch in batches:
+            pixels |= {int(batch.ids[n]): _pixels(batch, "image", n) for n in range(len(batch))}
+    columns = (judgements.ref, judgements.a, judgements.b, judgements.votes_a, judgements.votes_b, judgements.judge)
+    rows = []
+    for ref, a, b, votes_a, votes_b, judge in zip(*(column.tolist() for column in columns), strict=True):
+        who = f"\n{judgements.judges[judge]}" if judge >= 0 else ""
+        rows.append(
+            [
+                Panel(pixels[a], f"a {a}: {votes_a:.3g} votes", chosen=votes_a > votes_b),
+                Panel(pixels[ref], f"ref {ref}{who}"),
+                Panel(pixels[b], f"b {b}: {votes_b:.3g} votes", chosen=votes_b > votes_a),
+            ]
+        )
     return rows
 
 

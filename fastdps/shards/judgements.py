@@ -106,14 +106,17 @@ def read_judgements(location: LocationLike, manifest: Manifest | None = None) ->
         raise ShardError(
             f"{location} is a set of {manifest.kind}, without judgements. Pack them with `fastdps pack judgements`."
         )
-    columns = read_table(location, JUDGEMENTS, manifest.tables[JUDGEMENTS], _JUDGEMENTS)
-    table = _table_of(columns)
-    if fault := find_fault(table, _read_ids(location, manifest)):
-        number, what = fault
+    table = load_table(location, manifest)
+    for which, what in find_faults(table, read_ids(location, manifest)):
         raise ShardError(
-            f"{location / JUDGEMENTS}: row {number + 1} {what}. Pack the set again with `fastdps pack judgements`."
+            f"{location / JUDGEMENTS}: row {which[0] + 1} {what}. Pack the set again with `fastdps pack judgements`."
         )
     return table
+
+
+def load_table(location: Location, manifest: Manifest) -> JudgementTable:
+    """Return the judgements of a set without checking their values. Raises `ShardError`."""
+    return _table_of(read_table(location, JUDGEMENTS, manifest.tables[JUDGEMENTS], _JUDGEMENTS))
 
 
 def _table_of(columns: dict[str, Any]) -> JudgementTable:
@@ -125,10 +128,10 @@ def _table_of(columns: dict[str, Any]) -> JudgementTable:
     return JudgementTable(**columns, judge=new[texts.indices], judges=tuple(found))
 
 
-def find_fault(table: JudgementTable, ids: NDArray[np.int64]) -> tuple[int, str] | None:
-    """Return the index of the first invalid judgement of a set with these `ids` and its fault, or None."""
+def find_faults(table: JudgementTable, ids: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], str]]:
+    """Return the faults of the judgements of a set with these sample ids, each with the indices of its judgements."""
     rules = [
-        (~np.isin(column, ids), f"has the sample id {{{name}}} as {name}, which is not in the set")
+        (~np.isin(column, ids), f"has a sample id as {name} that is not in the set")
         for name, column in (("ref", table.ref), ("a", table.a), ("b", table.b))
     ]
     rules += [
@@ -137,11 +140,7 @@ def find_fault(table: JudgementTable, ids: NDArray[np.int64]) -> tuple[int, str]
         (table.votes_a + table.votes_b <= 0, "has no votes"),
         (table.row < 1, "has an invalid line number"),
     ]
-    faults = [(int(wrong.argmax()), what) for wrong, what in rules if wrong.any()]
-    if not faults:
-        return None
-    number, what = min(faults, key=lambda fault: fault[0])
-    return number, what.format(ref=table.ref[number], a=table.a[number], b=table.b[number])
+    return [(np.flatnonzero(wrong), what) for wrong, what in rules if wrong.any()]
 
 
 def _invalid(votes: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -178,8 +177,8 @@ def read_name_columns(location: Location, manifest: Manifest) -> tuple[NDArray[n
     return _ascending(columns["id"], location), columns["name"].to_list()
 
 
-def _read_ids(location: Location, manifest: Manifest) -> NDArray[np.int64]:
-    """Return the ids of `samples.parquet`. Raises `ShardError`."""
+def read_ids(location: Location, manifest: Manifest) -> NDArray[np.int64]:
+    """Return the sample ids of a set, ascending, from `samples.parquet`. Raises `ShardError`."""
     return _ascending(read_table(location, SAMPLES, manifest.tables[SAMPLES], {"id": "int64"})["id"], location)
 
 

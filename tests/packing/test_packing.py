@@ -100,9 +100,10 @@ def test_the_manifest_describes_the_set(tmp_path, source):
     pack(source, tmp_path / "out", options(holdout=0.2, seed=5), workers=1)
     content = json.loads((tmp_path / "out/train/manifest.json").read_text())
     shards = content.pop("shards")
+    tables = content.pop("tables")
     listing = content["source"].pop("listing")
     assert content == {
-        "format_version": 1,
+        "format_version": 2,
         "kind": "images",
         "components": {"image": "bin"},
         "encoding": "raw",
@@ -122,6 +123,8 @@ def test_the_manifest_describes_the_set(tmp_path, source):
         },
     }
     assert len(listing) == 16
+    names = (tmp_path / "out/train/samples.parquet").read_bytes()
+    assert tables == {"samples.parquet": {"rows": 18, "bytes": len(names), "sha256": hashlib.sha256(names).hexdigest()}}
     for shard in shards:
         data = (tmp_path / "out/train" / shard["name"]).read_bytes()
         assert shard == {

@@ -15,6 +15,7 @@ from fastdps.packing.sources.bapps import Bapps
 from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.packing.sources.folder import Folder
 from fastdps.packing.sources.imagenet import ImageNet
+from fastdps.packing.sources.judgements import JudgementFile
 from fastdps.packing.sources.registry import SOURCES, SourceSettings, open_source
 from fastdps.packing.sources.torchvision_sets import stl10, svhn
 from fastdps.packing.sources.triplets import Triplets
@@ -28,6 +29,7 @@ MADE = {
     "svhn": svhn(HERE),
     "folder": Folder(HERE),
     "triplets": Triplets(HERE),
+    "judgements": JudgementFile(HERE),
     "deadleaves": DeadLeaves(count=1500, size=64, seed=0),
 }
 
@@ -46,6 +48,7 @@ def test_a_kind_makes_its_data_set(kind):
 def test_settings_reach_the_data_set():
     assert open_source("stl10", HERE, download=True) == stl10(HERE, download=True)
     assert open_source("svhn", HERE, download=True) == svhn(HERE, download=True)
+    assert open_source("judgements", HERE, by="p", holdout_by="row") == JudgementFile(HERE, "p", "row")
     assert open_source("deadleaves", count=7, size=32, seed=5) == DeadLeaves(count=7, size=32, seed=5)
 
 
@@ -72,7 +75,7 @@ def test_a_row_that_forgets_to_list_its_path_is_an_error():
         SOURCES["folder"].make(SourceSettings())
 
 
-GIVEN = {"path": "x", "download": True, "count": 3, "size": 32, "seed": 1}
+GIVEN = {"path": "x", "download": True, "count": 3, "size": 32, "seed": 1, "by": "person", "holdout_by": "row"}
 REFUSED = [(kind, setting) for kind, row in SOURCES.items() for setting in GIVEN if setting not in row.settings]
 
 
