@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fastdps.errors import FastDPSError, ShardError
 from fastdps.shards.format import Table
+from fastdps.shards.parquet_footer import UNCOMPRESSED, codecs
 from fastdps.shards.storage import Location, Store
 
 #: Rows that are written or read at a time.
@@ -155,36 +156,26 @@ def _columns(content: bytes, schema: Mapping[str, Type], rows: int) -> dict[str,
     from pyarrow import parquet
 
     try:
-        file = parquet.ParquetFile(
-            pa.BufferReader(content), read_dictionary=[name for name, kind in schema.items() if kind.startswith("text")]
-        )
-        found = file.schema_arrow
-        _check_metadata(file.metadata, len(content), rows)
+        if codecs(content) - {UNCOMPRESSED}:
+            raise ValueError("is compressed, and tables of shard sets are not")
+        metadata = parquet.read_metadata(pa.BufferReader(content))
+        if metadata.num_rows != rows:
+            raise ValueError(f"has {metadata.num_rows:,} rows, and the manifest says {rows:,}")
+        found = metadata.schema.to_arrow_schema()
         for name, kind in schema.items():
             if name not in found.names:
                 raise ValueError(f"lacks the column {name}")
-            column = found.field(name).type
-            if pa.types.is_dictionary(column):
-                column = column.value_type
-            if column != _type(kind):
-                raise ValueError(f"has {column} in the column {name}, expected {_type(kind)}")
-        table = file.read(columns=list(schema)).combine_chunks()
-    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
+            if (type_ := found.field(name).type) != _type(kind):
+                raise ValueError(f"has {type_} in the column {name}, expected {_type(kind)}")
+        texts = [name for name, kind in schema.items() if kind.startswith("text")]
+        file = parquet.ParquetFile(pa.BufferReader(content), metadata=metadata, read_dictionary=texts)
+        table = file.read(columns=list(schema))
+        table.validate(full=True)  # indices of texts, which pyarrow does not check when it reads them
+    except (pa.ArrowException, OSError, MemoryError) as error:
         raise ValueError(f"is not a sound Parquet file: {error}") from error
     if table.num_rows != rows:
-        raise ValueError(f"has {table.num_rows:,} rows, and the manifest says {rows:,}")
+        raise ValueError(f"has {table.num_rows:,} rows, and its footer says {rows:,}")
     return {name: _values(table.column(name), name, kind) for name, kind in schema.items()}
-
-
-def _check_metadata(metadata: Any, size: int, rows: int) -> None:
-    """Check, before anything is decoded, that a file cannot become much larger than it is."""
-    if metadata.num_rows != rows:
-        raise ValueError(f"has {metadata.num_rows:,} rows, and the manifest says {rows:,}")
-    for group in range(metadata.num_row_groups):
-        for number in range(metadata.num_columns):
-            column = metadata.row_group(group).column(number)
-            if column.compression != "UNCOMPRESSED" or column.total_uncompressed_size > size:
-                raise ValueError("is compressed, and tables of shard sets are not")
 
 
 def _values(column: Any, name: str, kind: Type) -> Any:
@@ -198,10 +189,7 @@ def _values(column: Any, name: str, kind: Type) -> Any:
         return Texts(np.empty(0, np.int64), ())
     chunk = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.unify_dictionaries().chunks)
     indices = chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    try:
-        return Texts(indices, tuple(chunk.dictionary.to_pylist()))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"has text that is not UTF-8 in the column {name}") from error
+    return Texts(indices, tuple(chunk.dictionary.to_pylist()))
 
 
 class ParquetRows:

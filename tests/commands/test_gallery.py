@@ -14,9 +14,13 @@ from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.bapps import Jnd
 from fastdps.packing.sources.folder import Folder
+from fastdps.packing.sources.registry import open_source
 from fastdps.packing.sources.triplets import Triplets
 from fastdps.report import gallery
 from fastdps.report.pictures import CHOSEN, FRAME, GAP, LINE, Panel, draw_sheet
+from fastdps.shards.format import read_manifest
+from fastdps.shards.judgements import read_ids, read_judgements
+from helpers.judgement_files import judgements_of, names_of, write_csv, write_images
 from helpers.packed import encoded, noise, photo, read_images, write_noise_folder
 
 
@@ -110,6 +114,45 @@ def test_pairs_are_shown_with_their_votes(tmp_path):
     captions = sorted(row[1].caption for row in gallery.judged_rows(batch, "pairs"))
     assert captions == ["p1: 0% say same", "p1: 33% say same", "p1: 67% say same"]
     show(tmp_path / "out/train", tmp_path)
+
+
+@pytest.fixture
+def judged(tmp_path):
+    write_images(tmp_path / "in", 9, side=64)
+    rows = [[f"images/00{n}.png", f"images/00{n + 1}.png", f"images/00{n + 2}.png", n % 5 / 4, 4] for n in range(7)]
+    path = write_csv(tmp_path / "in/a.csv", [[*row, "ann"] for row in rows])
+    pack(open_source("judgements", path, by="person"), tmp_path / "out", PackOptions(samples_per_shard=4), workers=1)
+    return tmp_path / "out/train"
+
+
+def test_judgements_are_shown_with_their_images_and_votes(judged, tmp_path):
+    sheet = show(judged, tmp_path, "--samples", 6, "--seed", 1)
+    packed, rows = read_images(judged, 64), judgements_of(judged)
+    keys = {pixels.tobytes(): name for name, pixels in zip(names_of(judged).values(), packed.values(), strict=True)}
+    shown = [[keys[panel_at(sheet, row, column, rows=6).tobytes()] for column in range(3)] for row in range(6)]
+    assert len({tuple(names) for names in shown}) == 6
+    by_images = {(row["a"], row["ref"], row["b"]): row for row in rows}
+    pitch_y = (sheet.shape[0] - 2 * GAP - LINE) // 6
+    for number, names in enumerate(shown):
+        row = by_images[tuple(names)]
+        top = 2 * GAP + LINE + number * pitch_y - FRAME
+        framed = [bool((sheet[top, GAP + column * (128 + GAP)] == CHOSEN).all()) for column in range(3)]
+        assert framed == [row["votes_a"] > row["votes_b"], False, row["votes_b"] > row["votes_a"]]
+    other = show(judged, tmp_path, "--samples", 6, "--seed", 2)
+    assert (other != sheet).any()
+
+
+def test_captions_of_judgements_name_votes_and_judge(judged):
+    table, ids = read_judgements(judged), read_ids(judged, read_manifest(judged))
+    rows = gallery.judgement_rows(open_shards(judged, batch_size=2, seed=None), table, ids)
+    assert [panel.caption.partition(": ")[2] for panel in rows[1]] == ["3 votes", "", "1 votes"]
+    assert rows[1][1].caption == f"ref {table.ref[1]}\nann"
+    assert len(rows) == 7
+
+
+def test_judgements_are_not_distorted(judged, tmp_path, capsys):
+    assert main(["gallery", str(judged), "--out", str(tmp_path / "x.png"), "--distort"]) == 1
+    assert "holds judgements; --distort is for sets of images" in capsys.readouterr().err
 
 
 def test_images_of_their_own_sizes_are_shown_too(tmp_path):

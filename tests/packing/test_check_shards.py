@@ -167,7 +167,7 @@ def test_an_index_that_is_no_text(capsys, packed_set):
 
 def test_a_manifest_of_a_newer_version(capsys, packed_set):
     rewrite(packed_set / "manifest.json", lambda content: content.update(format_version=3))
-    assert_found(capsys, packed_set, "manifest.json", "format version 2", "update fastdps", quick=True)
+    assert_found(capsys, packed_set, "manifest.json", "format version 3", "update fastdps", quick=True)
 
 
 def test_a_manifest_that_is_cut_or_missing(capsys, packed_set):
