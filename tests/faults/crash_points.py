@@ -16,9 +16,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
+from fastdps.packing.sources.registry import open_source
 from fastdps.packing.sources.source import Source
 from fastdps.shards.images import UnreadableItemError
 
@@ -44,8 +46,21 @@ class Numbers(Source):
         return {"name": "numbers"}
 
 
+def write_judgements(directory: Path) -> None:
+    """Write 12 images, one of them unreadable, and 20 judgements of them, one of them invalid."""
+    directory.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(12):
+        Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(directory / f"{number}.png")
+    (directory / "3.png").write_bytes(b"no image")
+    rows = [",".join(f"{number}.png" for number in draw.choice(12, 3, replace=False)) + ",1" for _ in range(19)]
+    (directory / "judged.csv").write_text("\n".join(["ref,p0,p1,judge", "1.png,2.png,4.png,7", *rows]) + "\n")
+
+
 def pack_all(out: Path, *, overwrite: bool = False) -> None:
-    pack(Numbers(), out, OPTIONS, workers=1, overwrite=overwrite)
+    pack(Numbers(), out / "numbers", OPTIONS, workers=1, overwrite=overwrite)
+    judged = open_source("judgements", out.parent / "source/judged.csv", holdout_by="row")
+    pack(judged, out / "judged", OPTIONS, workers=1, overwrite=overwrite)
 
 
 def digests(out: Path) -> dict[str, str]:
@@ -80,6 +95,7 @@ def crash_at(point: int, out: Path, *, overwrite: bool) -> bool:
 
 def main(root: Path) -> None:
     os.fsync = lambda _: None  # only the order of changes matters, and there are hundreds of runs
+    write_judgements(root / "source")
     pack_all(root / "undisturbed")
     expected = digests(root / "undisturbed")
     for overwrite in (False, True):

@@ -49,7 +49,7 @@ def assert_complete_or_temporary(out: Path, expected: dict[str, str]) -> None:
     for split in (path for path in out.glob("*") if path.is_dir()):
         for path in split.iterdir():
             name = path.relative_to(out).as_posix()
-            if path.suffix in (".tar", ".idx", ".json"):
+            if path.suffix in (".tar", ".idx", ".json", ".parquet"):
                 assert hashlib.sha256(path.read_bytes()).hexdigest() == expected[name], name
             else:
                 assert path.name.endswith(".partial") or path.name in ("progress.jsonl", "rejects.jsonl"), name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,10 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastdps.errors import ConfigError, FastDPSError
+from fastdps.packing.on_ray import pack_shard
 from fastdps.packing.options import PackOptions, Share
 from fastdps.packing.pack import merge, pack
 from fastdps.packing.sources.folder import Folder
 from fastdps.packing.sources.registry import open_source
+from fastdps.packing.work import PackedShard
 from fastdps.shards.format import read_manifest
 from fastdps.shards.judgements import read_judgements, read_names
 from helpers.judgement_files import (
@@ -140,6 +143,20 @@ def test_merged_parts_have_the_bytes_of_one_run(tmp_path, source, expected):
     assert digests(tmp_path / "out") == expected
 
 
+class OnAnotherMachine:
+    """An executor whose workers get their work as bytes, as those of a Ray cluster do."""
+
+    def run(self, works, report):
+        for work in works:
+            packed = pack_shard(pickle.loads(pickle.dumps(work)))
+            yield PackedShard(work, packed.record)
+
+
+def test_workers_of_a_cluster_write_the_same_bytes(tmp_path, source, expected):
+    pack(judged(source), tmp_path / "out", options(holdout=0.3), workers=OnAnotherMachine())
+    assert digests(tmp_path / "out") == expected
+
+
 def test_object_storage_has_the_bytes_of_a_directory(tmp_path, source, expected):
     url, memory = f"memory://{tmp_path.name}/set", fsspec.filesystem("memory")
     try:
@@ -255,8 +272,6 @@ def test_packing_and_the_command_start_without_pyarrow():
 
 
 def test_workers_get_no_judgements(source):
-    import pickle
-
     split = open_source("judgements", source).splits()["train"]
     sent = pickle.loads(pickle.dumps(split))
     assert len(pickle.dumps(split)) < 1000

@@ -137,6 +137,7 @@ def test_the_manifest_describes_the_set(tmp_path, source):
         *(shard["name"] for shard in shards),
         *(shard["name"].replace("tar", "idx") for shard in shards),
         "manifest.json",
+        "samples.parquet",
         "rejects.jsonl",
     }
     assert (tmp_path / "out/train/rejects.jsonl").read_bytes() == b""
