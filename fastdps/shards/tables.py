@@ -187,7 +187,7 @@ def _values(column: Any, name: str, kind: Type) -> Any:
         return column.to_numpy()
     if not column.num_chunks:
         return Texts(np.empty(0, np.int64), ())
-    chunk = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.unify_dictionaries().chunks)
+    chunk = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
     indices = chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     return Texts(indices, tuple(chunk.dictionary.to_pylist()))
 

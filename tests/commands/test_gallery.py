@@ -118,10 +118,14 @@ def test_pairs_are_shown_with_their_votes(tmp_path):
 
 @pytest.fixture
 def judged(tmp_path):
-    write_images(tmp_path / "in", 9, side=64)
-    rows = [[f"images/00{n}.png", f"images/00{n + 1}.png", f"images/00{n + 2}.png", n % 5 / 4, 4] for n in range(7)]
+    """Seven judgements of nine images, packed without a tenth one, so that ids are not positions."""
+    write_images(tmp_path / "in", 10, side=64)
+    (tmp_path / "in/images/009.png").write_bytes(b"no image")
+    rows = [[f"images/00{n}.png", f"images/00{n + 1}.png", f"images/00{n + 2}.png", n % 5 / 4, 4] for n in range(8)]
     path = write_csv(tmp_path / "in/a.csv", [[*row, "ann"] for row in rows])
-    pack(open_source("judgements", path, by="person"), tmp_path / "out", PackOptions(samples_per_shard=4), workers=1)
+    options = PackOptions(samples_per_shard=4, max_rejects=0.2, seed=1)
+    pack(open_source("judgements", path, by="person"), tmp_path / "out", options, workers=1)
+    assert max(names_of(tmp_path / "out/train")) == 9
     return tmp_path / "out/train"
 
 
@@ -138,6 +142,8 @@ def test_judgements_are_shown_with_their_images_and_votes(judged, tmp_path):
         top = 2 * GAP + LINE + number * pitch_y - FRAME
         framed = [bool((sheet[top, GAP + column * (128 + GAP)] == CHOSEN).all()) for column in range(3)]
         assert framed == [row["votes_a"] > row["votes_b"], False, row["votes_b"] > row["votes_a"]]
+    one = show(judged, tmp_path, "--samples", 1, "--seed", 1)
+    assert (panel_at(one, 0, 1, rows=1) == panel_at(sheet, 0, 1, rows=6)).all()
     other = show(judged, tmp_path, "--samples", 6, "--seed", 2)
     assert (other != sheet).any()
 

@@ -15,6 +15,7 @@ from fastdps.errors import ShardError
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.registry import open_source
+from fastdps.shards import tables
 from fastdps.shards.format import COMPONENTS, JUDGEMENTS, SAMPLES, component_extensions, read_manifest
 from fastdps.shards.judgements import JudgementTable, read_judgements, read_names, samples_bytes
 from fastdps.shards.parquet_footer import codecs
@@ -299,6 +300,27 @@ def test_a_table_of_several_row_groups_is_read_whole(tmp_path):
     assert table["row"].to_pylist() == list(range(n))
     assert table["judge"].to_pylist() == judge.to_list()
     assert table["judge"].to_pylist()[:3] == [None, "x", "y"]
+
+
+def test_the_reader_joins_row_groups_with_different_judges(judged, monkeypatch):
+    expected = read_judgements(judged)
+    which = np.argsort(expected.judge, kind="stable")
+    monkeypatch.setattr(tables, "GROUP_ROWS", 7)
+    content = expected.select(which).to_bytes()
+    (judged / JUDGEMENTS).write_bytes(content)
+    entry = {"rows": ROWS, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    rewrite(judged, lambda manifest: manifest["tables"].update({JUDGEMENTS: entry}))
+    assert pq.read_metadata(judged / JUDGEMENTS).num_row_groups == 9
+    found = read_judgements(judged)
+    for field in dataclasses.fields(JudgementTable):
+        if field.name != "judges":
+            assert np.array_equal(getattr(found, field.name), getattr(expected, field.name)[which])
+    assert found.judges == expected.judges
+
+
+def test_tables_store_no_metadata_that_could_differ(packed):
+    for name in (SAMPLES, JUDGEMENTS):
+        assert pq.read_metadata(packed / name).metadata is None
 
 
 def test_the_same_content_gives_the_same_bytes(packed):
