@@ -228,7 +228,7 @@ def test_tpips_takes_no_other_judge(tmp_path):
         packed(path, by="p0_path")
 
 
-# ---- files that are none of these ----
+# ---- files without judgements ----
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_a_judgement_set_has_the_components_of_an_image_set():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tables": None}, "tables is None, not an object"),
+        ({"tables": 3}, "tables is 3, not an object"),
         ({"tables": []}, r"tables is \[\], not an object"),
         ({"tables": {}}, "tables lacks samples.parquet, judgements.parquet"),
         ({"kind": "images"}, r"tables has \['judgements.parquet'\], and a set of images may have samples.parquet"),
