@@ -169,14 +169,15 @@ class RunDirectory:
         """
         scores = read_object(self.scores, SCORES, _EVALUATE)
         if scores is not None:
-            rankings = self.read_config()["rankings"]
+            config = self.read_config()
+            rankings, judges = config["rankings"], config.get("judges", [])
             bapps = scores["bapps"] or {}
             tests = [bapps[test].values() for test in ("2afc", "jnd", "averages") if bapps]
             subsets = [subset for test in tests for subset in test if subset]
             if bool(scores["contexts"]) != bool(scores["summary"]):
                 raise FastDPSError(f"{self.scores} is damaged: it has no summary, or no contexts. {_EVALUATE}")
             if any(row["ranking"] not in rankings for row in scores["contexts"]) or any(
-                len(subset["contexts"]) != max(1, len(rankings)) for subset in subsets
+                len(subset["contexts"]) != max(1, len(rankings), len(judges)) for subset in subsets
             ):
                 raise FastDPSError(f"{self.scores} holds the scores of another run: it has other contexts. {_EVALUATE}")
         return scores

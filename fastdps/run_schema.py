@@ -12,6 +12,7 @@ _COUNT = Number(0, 2**63)
 CONFIG = {
     "config": {"recipe": str, "variant": str, "backbone": str, "comparison": str},
     "rankings": [_RANKING],
+    "judges?": [str],
     "data": {
         "shards": str,
         "validation": Maybe(str),
@@ -34,6 +35,22 @@ _SUBSET = {
     "contexts": [_SHARE],
     "of?": [str],
 }
+_INTERVAL = {"value": Number(-1, 1), "low": Number(-1, 1), "high": Number(-1, 1)}
+_AGREEMENT = {
+    "before": _INTERVAL,
+    "after": _INTERVAL,
+    "change": _INTERVAL,
+    "pooled": Maybe(_INTERVAL),
+    "ceiling": _SHARE,
+}
+_JUDGE = {
+    "triplets": int,
+    "images": int,
+    "ties": int,
+    "human": Maybe(_SHARE),
+    "votes": _AGREEMENT,
+    "majority": Maybe(_AGREEMENT),
+}
 SCORES = {
     "backbone": str,
     "variant": str,
@@ -46,6 +63,14 @@ SCORES = {
             "2afc": Values(_SUBSET),
             "jnd": Values(_SUBSET),
             "averages": {name: Maybe(_SUBSET) for name in ("distort", "real", "all", "jnd", "*")},
+        }
+    ),
+    "judgements?": Maybe(
+        {
+            "set": {"path": str, "sha256": str, "triplets": int, "images": int},
+            "pooled": _JUDGE,
+            "judges": Values(_JUDGE),
+            "calibration": [{"predicted": _SHARE, "observed": _SHARE, "votes": _COUNT}],
         }
     ),
     "throughput": {

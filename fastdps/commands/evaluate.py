@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from fastdps.commands.options import add_cache, add_quiet, cache_from, is_main_rank, location
-from fastdps.commands.tables import print_agreement, print_scores
+from fastdps.commands.tables import print_agreement, print_judges, print_scores
 from fastdps.evaluation.evaluate import evaluate
 from fastdps.evaluation.options import DRAWS, EvaluationOptions
 from fastdps.evaluation.run_scores import RunScores
@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastdps evaluate`."""
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--shards", type=location, help="shard set of held-out images: a directory or a URL")
+    parser.add_argument(
+        "--judgements", type=location, metavar="DIR|FILE", help="judgement set, or a file of judgements"
+    )
     parser.add_argument("--bapps", type=location, help="packed BAPPS, or any set of judged triplets or pairs")
     parser.add_argument(
         "--draws", type=int, default=DRAWS, help=f"draws of all distortions per image (default {DRAWS})"
@@ -40,13 +43,29 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         size=arguments.size,
         loading=LoadOptions(loader=arguments.loader, cache=cache_from(arguments)),
     )
-    scores = evaluate(arguments.run, shards=arguments.shards, bapps=arguments.bapps, options=options)
+    scores = evaluate(
+        arguments.run,
+        shards=arguments.shards,
+        bapps=arguments.bapps,
+        judgements=arguments.judgements,
+        options=options,
+    )
     if is_main_rank():
-        print_evaluation(arguments.run, scores, on_contexts=bool(arguments.shards), on_people=bool(arguments.bapps))
+        print_evaluation(
+            arguments.run,
+            scores,
+            on_contexts=bool(arguments.shards),
+            on_people=bool(arguments.bapps),
+            on_judges=bool(arguments.judgements),
+        )
 
 
-def print_evaluation(run: Path, scores: RunScores, *, on_contexts: bool, on_people: bool) -> None:
+def print_evaluation(
+    run: Path, scores: RunScores, *, on_contexts: bool, on_people: bool = False, on_judges: bool = False
+) -> None:
     """Print tables of the new scores, and the path of `scores.json`."""
+    if on_judges and scores.judgements and not is_quiet():
+        print_judges(scores.judgements)
     if on_contexts and not is_quiet():
         print_scores(scores)
     if on_people and scores.bapps and not is_quiet():

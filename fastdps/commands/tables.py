@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fastdps.evaluation.judged_scores import JudgementScores
 from fastdps.evaluation.run_scores import HumanAgreement, RunScores, SubsetScores
 from fastdps.runtime.console import Column, Styled, TextTable, print_line
 
@@ -66,6 +67,34 @@ def print_agreement(agreement: HumanAgreement) -> None:
                 table.add_row(f"{title} {name} of {len(mean.of)}", *_agreement_cells(mean), style="bold")
         table.add_section()
     table.print()
+
+
+def print_judges(scores: JudgementScores) -> None:
+    """Print the agreement with all judges together and with each of them, with 95 % intervals."""
+    headings = ("triplets", "before", "after", "95 %", "pooled", "ceiling")
+    columns = [Column("judge", fold=True), *(Column(heading, right=True) for heading in headings)]
+    table = TextTable(columns, title="Agreement with votes")
+    for name, judge in (("all together", scores.pooled), *scores.judges.items()):
+        votes = judge.votes
+        pooled = "" if votes.pooled is None else f"{votes.pooled.value:.3f}"
+        after = (f"{votes.after.value:.3f}", f"{votes.after.low:.3f}-{votes.after.high:.3f}")
+        cells = (f"{judge.triplets:,}", f"{votes.before.value:.3f}", *after, pooled)
+        table.add_row(name, *cells, f"{votes.ceiling:.3f}" if judge.human is not None else "")
+        if judge is scores.pooled:
+            table.add_section()
+    table.print()
+    all_judges = scores.pooled
+    if majority := all_judges.majority:
+        print_line(
+            f"Agreement with the majority, without {all_judges.ties:,} ties: {majority.before.value:.3f} -> ",
+            Styled(f"{majority.after.value:.3f}", "bold"),
+            f" (95 %: {majority.after.low:.3f} to {majority.after.high:.3f}); one person's votes: "
+            f"{all_judges.human or 0:.3f}",
+        )
+    change = all_judges.votes.change
+    print_line(
+        f"Change of the agreement with votes: {change.value:+.3f} (95 %: {change.low:+.3f} to {change.high:+.3f})"
+    )
 
 
 def _agreement_cells(scores: SubsetScores) -> list[str]:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import get_args
 
-from fastdps.commands.options import add_cache, add_quiet, cache_from, is_main_rank, location
+from fastdps.commands.options import add_cache, add_quiet, byte_count, cache_from, is_main_rank, location
 from fastdps.contexts.interpolation import Interpolation
 from fastdps.errors import ConfigError
 from fastdps.loading.loader import LoaderName, LoadOptions
@@ -15,6 +15,7 @@ from fastdps.metric.precision import Precision
 from fastdps.runtime.console import print_result
 from fastdps.runtime.processes import STALL_TIMEOUT_S
 from fastdps.training.checkpoints import CheckpointPolicy
+from fastdps.training.pair_moments import MomentLimits
 from fastdps.training.recipes import (
     RECIPES,
     Comparison,
@@ -41,6 +42,8 @@ SETTINGS_WITH_OPTION = (
     "backbone_learning_rate",
     "interpolation",
     "seed",
+    "prior_strength",
+    "by",
 )
 
 
@@ -48,13 +51,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastdps train`. A setting that is not given keeps the value of the recipe."""
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--shards", type=location, help="shard set of images to train on: a directory or a URL")
-    data.add_argument("--triplets", type=location, help="shard set of judged triplets to adapt to, instead of contexts")
+    data.add_argument(
+        "--judgements",
+        type=location,
+        metavar="DIR|FILE",
+        help="judgement set, or a .csv, .jsonl or .parquet file of judgements, to adapt to instead of contexts",
+    )
+    data.add_argument("--triplets", type=location, help="shard set of judged triplets to adapt to (BAPPS)")
     parser.add_argument("--validation", type=location, help="set of the same kind to choose the best epoch by")
     parser.add_argument("--out", type=Path, help="run directory to create")
     parser.add_argument(
         "--contexts",
-        default="all",
-        help='"all", a number of contexts to draw, or rankings "a,b,c,d,e,f", least disruptive first, separated by ";"',
+        help='"all" (the default), a number of contexts to draw, or rankings "a,b,c,d,e,f", least disruptive first, '
+        'separated by ";"; with --by: names of judges, separated by ","',
+    )
+    parser.add_argument(
+        "--by",
+        metavar="COLUMN",
+        help="for judgements: each judge is a context, beside the pooled one of all; the column whose value is the "
+        'judge, or "judge" for that of a judgement set',
     )
     _add_settings(parser)
     parser.add_argument("--size", type=int, help="resize images to a square of this many pixels while loading")
@@ -66,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with tune and scratch: all processes on one context, or each on contexts of its own",
     )
     add_cache(parser)
+    _add_moments(parser)
     _add_execution(parser)
     _add_checkpoints(parser)
     parser.add_argument(
@@ -82,7 +98,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     """Add the settings of a recipe."""
     parser.add_argument(
-        "--recipe", default="fast", choices=sorted(RECIPES), help="named set of settings (default: fast)"
+        "--recipe",
+        choices=sorted(RECIPES),
+        help="named set of settings (default: fast; for --judgements: judgements)",
     )
     parser.add_argument(
         "--variant",
@@ -102,7 +120,31 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--interpolation", choices=get_args(Interpolation), help="sampling of the geometric distortions"
     )
+    parser.add_argument(
+        "--prior-strength",
+        type=float,
+        metavar="S",
+        help="for judgement sets: how strongly heads are drawn to the unadapted metric (default: cross-validation)",
+    )
     parser.add_argument("--seed", type=int, help="seed of everything random: contexts, order, distortions, dropout")
+
+
+def _add_moments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that limit kept moments."""
+    group = parser.add_argument_group("kept moments of judgement sets")
+    group.add_argument(
+        "--moments-memory",
+        type=byte_count,
+        metavar="SIZE",
+        help="memory for the moments of image pairs (default: a quarter of the machine's memory)",
+    )
+    group.add_argument(
+        "--moments-disk",
+        type=byte_count,
+        metavar="SIZE",
+        help="disk space for moments that exceed it (default: half of the free space); moments that exceed this too "
+        "are computed again in each pass",
+    )
 
 
 def _add_execution(parser: argparse.ArgumentParser) -> None:
@@ -157,17 +199,18 @@ def _taps(text: str) -> tuple[int, ...]:
 
 def run_train(arguments: argparse.Namespace) -> None:
     """Run `fastdps train`. Called again, it resumes the run, or finds it finished."""
-    config = get_recipe(arguments.recipe, {name: getattr(arguments, name) for name in SETTINGS_WITH_OPTION})
+    recipe = arguments.recipe or ("judgements" if arguments.judgements else "fast")
+    config = get_recipe(recipe, {name: getattr(arguments, name) for name in SETTINGS_WITH_OPTION})
     if arguments.print_config:
         print(json.dumps(config.to_json(), indent=1))
         return
-    shards = arguments.shards or arguments.triplets
+    shards = arguments.shards or arguments.judgements or arguments.triplets
     if shards is None or arguments.out is None:
-        raise ConfigError("--out and one of --shards and --triplets are needed.")
+        raise ConfigError("--out and one of --shards, --judgements and --triplets are needed.")
     result = train(
         shards,
         arguments.out,
-        contexts=arguments.contexts if arguments.shards else (),
+        contexts=_contexts(arguments),
         validation=arguments.validation,
         config=config,
         overwrite=arguments.overwrite,
@@ -175,7 +218,21 @@ def run_train(arguments: argparse.Namespace) -> None:
     )
     if is_main_rank():
         what = f"{len(result.rankings)} contexts" if result.rankings else "the judgements"
+        if result.judges:
+            what += f" of {len(result.judges)} judges, and to all together"
         print_result(f"Adapted to {what}: {result.path}")
+
+
+def _contexts(arguments: argparse.Namespace) -> str | tuple[str, ...] | None:
+    """Return the contexts that the options select. Raises `ConfigError` for options that cannot be combined."""
+    if arguments.by is not None and arguments.judgements is None:
+        raise ConfigError("--by is for --judgements: rankings have no judges.")
+    if arguments.judgements is not None:
+        if arguments.contexts is not None and arguments.by is None:
+            raise ConfigError("--contexts names judges with --judgements, which needs --by COLUMN.")
+        contexts: str | None = arguments.contexts
+        return contexts
+    return arguments.contexts or "all" if arguments.shards else ()
 
 
 def _options(arguments: argparse.Namespace) -> TrainOptions:
@@ -190,4 +247,5 @@ def _options(arguments: argparse.Namespace) -> TrainOptions:
         trackers=tuple(arguments.log_with),
         size=arguments.size,
         loading=LoadOptions(loader=arguments.loader, cache=cache_from(arguments)),
+        moments=MomentLimits(arguments.moments_memory, arguments.moments_disk),
     )

@@ -2,6 +2,7 @@
 
 RUN, held-out images --> tally: all contexts in one pass --> scores.json, details.json, examples/
 RUN, judged sets     --> agreement with people -----------> scores.json
+RUN, judgement set   --> agreement with each judge --------> scores.json
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.evaluation.examples import Details, find_examples, replace_examples, write_details
+from fastdps.evaluation.judged_scores import JudgementScores
+from fastdps.evaluation.judged_sets import judged_distances, score_judged
 from fastdps.evaluation.judgements import score_judgements
 from fastdps.evaluation.options import EvaluationOptions
 from fastdps.evaluation.run_scores import RunScores, read_scores
@@ -24,8 +27,9 @@ from fastdps.run_directory import RunDirectory
 from fastdps.runtime.files import remove_partial, write_json
 from fastdps.runtime.processes import Distributed, join_processes
 from fastdps.shards.storage import Location, LocationLike, locate
+from fastdps.training.judgement_files import packed_judgements
 from fastdps.training.recipes import TrainConfig
-from fastdps.training.run_config import read_settings
+from fastdps.training.run_config import open_images, read_settings
 
 
 def evaluate(
@@ -33,6 +37,7 @@ def evaluate(
     *,
     shards: LocationLike | None = None,
     bapps: LocationLike | None = None,
+    judgements: LocationLike | None = None,
     options: EvaluationOptions | None = None,
 ) -> RunScores:
     """Score a run on held-out images, on human judgement, or both, and write `scores.json`.
@@ -44,6 +49,7 @@ def evaluate(
         run: Run directory, or what `fastdps.train` returned.
         shards: Shard set of held-out images, to score the contexts on.
         bapps: Packed BAPPS, or any set of judged triplets or pairs.
+        judgements: Judgement set, or a .csv, .jsonl or .parquet file of judgements, which is packed into the cache.
         options: Options for scoring, see `EvaluationOptions`.
 
     Returns:
@@ -60,8 +66,8 @@ def evaluate(
         >>> scores.summary.adapted_accuracy  # doctest: +SKIP
         0.794
     """
-    if shards is None and bapps is None:
-        raise ConfigError("nothing to score on: give --shards with held-out images, --bapps, or both.")
+    if shards is None and bapps is None and judgements is None:
+        raise ConfigError("nothing to score on: give --shards with held-out images, --judgements or --bapps.")
     options, directory = options or EvaluationOptions(), RunDirectory(Path(run))
     directory.read_config()  # raises if it is not a run, before the lock creates the directory
     with join_processes() as processes, ExitStack() as stack:
@@ -78,9 +84,33 @@ def evaluate(
         if bapps is not None:
             agreement = score_judgements(baseline, adapted, locate(bapps), processes, options)
             scores = replace(scores, bapps=agreement)
+        if judgements is not None:
+            judged = _score_judges(baseline, adapted, judgements, options, processes)
+            scores = replace(scores, judgements=judged)
         if processes.is_main_process:
             _write(directory, scores, details)
     return scores
+
+
+def _score_judges(
+    baseline: PerceptualMetric,
+    adapted: Sequence[PerceptualMetric],
+    judgements: LocationLike,
+    options: EvaluationOptions,
+    processes: Distributed,
+) -> JudgementScores:
+    """Score all metrics on a judgement set. The main process does it; the others get the result."""
+
+    def score() -> JudgementScores:
+        location = packed_judgements(judgements, size=options.size)
+        loader = open_images(
+            location, size=options.size, device=processes.device, options=options.loading, batch_size=options.batch_size
+        )
+        distances = judged_distances(baseline, adapted, location, loader, limits=options.moments, progress=True)
+        return score_judged(distances, location, loader.manifest.content_sha256())
+
+    result: JudgementScores = processes.broadcast(score)
+    return result
 
 
 def _write(run: RunDirectory, scores: RunScores, details: Details | None) -> None:
@@ -127,10 +157,16 @@ def load_metrics(
 
 def _require_same_run(run: RunDirectory, config: TrainConfig, adapted: Sequence[PerceptualMetric]) -> None:
     """Raise `FastDPSError` if the metrics are not those that the settings of the run describe."""
-    wanted = [tuple(ranking) for ranking in run.read_config()["rankings"]]
+    content = run.read_config()
+    wanted = [tuple(ranking) for ranking in content["rankings"]]
+    judges = [name for metric in adapted for name in metric.judges]
     found = [ranking for metric in adapted for ranking in metric.rankings]
     described = [(metric.backbone.name, metric.comparison) for metric in adapted]
-    if not set(found) <= set(wanted) or set(described) != {(config.backbone, config.comparison)}:
+    if (
+        judges != content.get("judges", [])
+        or not set(found) <= set(wanted)
+        or set(described) != {(config.backbone, config.comparison)}
+    ):
         raise FastDPSError(
             f"{run.path} holds the metric of another run: its contexts, backbone or comparison differ from "
             f"{run.config}. Restore it or train again with --overwrite."

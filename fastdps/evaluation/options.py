@@ -8,6 +8,7 @@ from fastdps.errors import ConfigError
 from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
 from fastdps.runtime.processes import Processes
 from fastdps.shards.storage import Location
+from fastdps.training.pair_moments import MomentLimits
 
 #: Default number of draws of all distortions per image.
 DRAWS = 5
@@ -22,12 +23,14 @@ class EvaluationOptions:
         batch_size: Samples per step and process.
         size: Side in pixels to which images are resized while loading, None for their packed size.
         loading: How shards are read.
+        moments: Limits of the kept moments of a judgement set.
     """
 
     draws: int = DRAWS
     batch_size: int = 50
     size: int | None = None
     loading: LoadOptions = field(default_factory=LoadOptions)
+    moments: MomentLimits = field(default_factory=MomentLimits)
 
     def __post_init__(self) -> None:
         if self.draws < 1:

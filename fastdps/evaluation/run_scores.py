@@ -4,6 +4,7 @@
  "contexts": [{"ranking", "baseline_accuracy", "adapted_accuracy"}, ...],
  "summary": {"contexts", "improved_fraction", "baseline_accuracy", "adapted_accuracy"} or null,
  "bapps": see `HumanAgreement`, or null,
+ "judgements": see `fastdps.evaluation.judged_scores`, or null,
  "throughput": {"images_per_s", "triplets_per_s", "data_wait_fraction"}}
 """
 
@@ -17,6 +18,7 @@ from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import Ranking
 from fastdps.contexts.rankings import pairs as all_pairs
 from fastdps.errors import FastDPSError
+from fastdps.evaluation.judged_scores import JudgementScores
 from fastdps.evaluation.tally import Tally
 from fastdps.metric.scores import improved
 from fastdps.run_directory import RunDirectory, Throughput
@@ -150,7 +152,8 @@ class RunScores:
         throughput: Training speed.
         contexts: Scores of the contexts, in the order of the run; empty before they are scored.
         summary: Means over contexts, None before they are scored.
-        bapps: Agreement with people, None before it is scored.
+        bapps: Agreement with people on BAPPS, None before it is scored.
+        judgements: Agreement with the judges of a judgement set, None before it is scored.
         pairs: Accuracy per pair of distortions of the last call of `fastdps.evaluate`; not part of `scores.json`.
     """
 
@@ -162,6 +165,7 @@ class RunScores:
     contexts: tuple[ContextScore, ...] = ()
     summary: ScoreSummary | None = None
     bapps: HumanAgreement | None = None
+    judgements: JudgementScores | None = None
     pairs: tuple[PairAccuracy, ...] = field(default=(), compare=False)
 
     @classmethod
@@ -199,6 +203,7 @@ class RunScores:
             "contexts": [context.to_dict() for context in self.contexts],
             "summary": self.summary and self.summary.to_dict(),
             "bapps": self.bapps and self.bapps.to_dict(),
+            "judgements": self.judgements and self.judgements.to_dict(),
             "throughput": self.throughput.to_dict(),
         }
 
@@ -208,6 +213,7 @@ class RunScores:
         contexts = tuple(ContextScore(**{**row, "ranking": tuple(row["ranking"])}) for row in content["contexts"])
         summary = content["summary"] and ScoreSummary(**content["summary"])
         bapps = content["bapps"] and HumanAgreement.from_dict(content["bapps"])
+        judgements = content.get("judgements") and JudgementScores.from_dict(content["judgements"])
         names = {key: content[key] for key in ("backbone", "variant", "comparison", "recipe")}
         return cls(
             **names,
@@ -215,6 +221,7 @@ class RunScores:
             contexts=contexts,
             summary=summary,
             bapps=bapps,
+            judgements=judgements,
         )
 
 

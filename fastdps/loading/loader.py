@@ -163,6 +163,11 @@ class ShardLoader:
             part = self._own_part([range(manifest.samples)])
             self._staged = StagedEpochs(staged, manifest, self._order, part, batch_size=spec.batch_size)
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images in the batches."""
+        return self._spec.size
+
     def left_after(self, step: int, left: Sequence[range] | None = None) -> list[range]:
         """Return the part of an epoch that remains after `step` steps.
 

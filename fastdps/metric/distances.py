@@ -125,6 +125,32 @@ def moments(features: Sequence[Tensor], distorted: int, comparison: str = "spati
     return Moments(*(torch.cat(parts, dim=-1) for parts in zip(*taps, strict=True)))
 
 
+def pair_means(vectors: Sequence[Tensor], first: Tensor, other_vectors: Sequence[Tensor], second: Tensor) -> Tensor:
+    """Compute the first moments of image pairs from the vectors of single images.
+
+    Args:
+        vectors: Vectors of `normalized_vectors`, (m, P, C_l) per tap.
+        first: Index in `vectors` of one image of each pair, int64 (n,).
+        other_vectors: Vectors of the other images; they may be the same.
+        second: Index in `other_vectors` of the other image, int64 (n,).
+
+    Returns:
+        The mean of z over the positions, (n, C): `Moments.mean` of the same pairs.
+    """
+    parts = []
+    for own, other in zip(vectors, other_vectors, strict=True):
+        pair_bytes = own[:1].numel() * own.element_size()
+        chunk = max(1, len(first))
+        if own.device.type == "cpu":
+            chunk = max(1, CHUNK_BYTES // max(1, pair_bytes))
+        of_tap = [
+            (own[i] - other[j]).square_().sum(dim=1)
+            for i, j in zip(first.split(chunk), second.split(chunk), strict=True)
+        ]
+        parts.append(torch.cat(of_tap).div_(own.shape[1]))
+    return torch.cat(parts, dim=1)
+
+
 def distances(weights: Tensor, mean: Tensor) -> Tensor:
     """Return the distances in every context, (..., K), of weights (K, C) and first moments (..., C)."""
     return weighted_sums(weights, mean)

@@ -73,6 +73,11 @@ class ImageMetric(nn.Module):
         """The distortions of the context, least disruptive first; None for a metric without a ranking."""
         return self.metric.rankings[0] if self.metric.rankings else None
 
+    @property
+    def judge(self) -> str | None:
+        """The name of the judge whose judgements the metric was adapted to; None for other metrics."""
+        return self.metric.judges[0] if self.metric.judges else None
+
     @overload
     def forward(self, x: Images, y: Images, *, per_layer: Literal[False] = False, spatial: bool = False) -> Tensor: ...
     @overload
@@ -171,6 +176,8 @@ class ImageMetric(nn.Module):
     def extra_repr(self) -> str:
         """Return the backbone, comparison and context for `repr`."""
         context = "not adapted to a context" if self.context is None else ",".join(self.context)
+        if self.judge is not None:
+            context = f"adapted to the judgements of {self.judge}"
         return f"{self.metric.backbone.name}, {self.metric.comparison}: {context}"
 
     def _batched(self, images: Images, name: str) -> Tensor:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
+from fastdps.contexts.judgements import POOLED
 from fastdps.contexts.rankings import Ranking, parse_ranking
 from fastdps.errors import ConfigError, did_you_mean
 from fastdps.metric.backbones import BACKBONES, Backbone
 from fastdps.metric.image_metric import ImageMetric
-from fastdps.metric.perceptual import PerceptualMetric, read_rankings
+from fastdps.metric.perceptual import PerceptualMetric, read_contexts
 from fastdps.run_directory import RunDirectory
 
 Context = str | Sequence[str]
@@ -30,11 +31,13 @@ class ContextLocation:
         path: The metric file.
         row: The row of the context's weights in it.
         ranking: The ranking, or None for a metric that was not adapted to a ranking.
+        judge: The name of the judge, or None for a metric that was not adapted to judgements with names.
     """
 
     path: Path
     row: int
     ranking: Ranking | None
+    judge: str | None = None
 
 
 def load(
@@ -49,8 +52,8 @@ def load(
     Args:
         source: A run directory, a metric file, or the name of a backbone such as "alexnet", which gives the unadapted
             metric: all weights are equal. (A directory of that name is "./alexnet".)
-        context: The ranking to select, as "a,b,c,d,e,f" or a list of names, least disruptive first. A run with one
-            context needs none.
+        context: The ranking to select, as "a,b,c,d,e,f" or a list of names, least disruptive first; or the name of a
+            judge. A run with one context needs none, and a run on judgements gives the pooled judge without it.
         device: The device of the metric; None for the CPU.
         check_values: See `ImageMetric`.
 
@@ -95,12 +98,14 @@ def find_context(source: Path, context: Context | None) -> ContextLocation:
     """Return the location of a context in a run directory or a metric file. Raises what `load` raises."""
     places = list_contexts(source)
     if context is None:
-        if len(places) == 1:
+        if len(places) == 1 or places[0].judge == POOLED:
             return places[0]
         raise ConfigError(
             f"{source} has {len(places)} contexts. Choose one, least disruptive first, with context="
             f"{_text(places[0])!r} or on the command line --context {_text(places[0])}. It has: {_list(places)}."
         )
+    if places[0].judge is not None:
+        return _find_judge(source, places, context)
     if places[0].ranking is None:
         raise ConfigError(f"{source} was adapted to judgements and has no contexts: leave the context out.")
     text = context if isinstance(context, str) else ",".join(context)
@@ -111,6 +116,17 @@ def find_context(source: Path, context: Context | None) -> ContextLocation:
     nearest = sorted(places, key=lambda place: _swaps(place.ranking or (), wanted))
     raise ConfigError(
         f"{source} has no context {','.join(wanted)}. The nearest of its {len(places)} contexts: {_list(nearest)}."
+    )
+
+
+def _find_judge(source: Path, places: Sequence[ContextLocation], context: Context) -> ContextLocation:
+    """Return the location of a judge. Raises `ConfigError`, which lists the judges."""
+    names = [place.judge or "" for place in places]
+    wanted = context if isinstance(context, str) else ",".join(context)
+    if wanted in names:
+        return places[names.index(wanted)]
+    raise ConfigError(
+        f"{source} has no judge {wanted!r}.{did_you_mean(wanted, names)} Its {len(names)} judges: {_list(places)}."
     )
 
 
@@ -133,10 +149,11 @@ def list_contexts(source: Path) -> list[ContextLocation]:
         paths = run.metrics()
     places = []
     for path in paths:
-        rankings = read_rankings(path)
-        places += [ContextLocation(path, row, ranking) for row, ranking in enumerate(rankings)] or [
-            ContextLocation(path, 0, None)
-        ]
+        rankings, judges = read_contexts(path)
+        places += [ContextLocation(path, row, ranking) for row, ranking in enumerate(rankings)]
+        places += [ContextLocation(path, row, None, judge) for row, judge in enumerate(judges)]
+        if not rankings and not judges:
+            places.append(ContextLocation(path, 0, None))
     return places
 
 
@@ -144,7 +161,8 @@ def select_context(metric: PerceptualMetric, place: ContextLocation) -> Perceptu
     """Return a metric with one of the contexts of `metric`, on the same backbone."""
     rankings = [] if place.ranking is None else [place.ranking]
     row = metric.weights[place.row : place.row + 1]
-    return PerceptualMetric(metric.backbone, row, rankings, comparison=metric.comparison)
+    judges = [] if place.judge is None else [place.judge]
+    return PerceptualMetric(metric.backbone, row, rankings, comparison=metric.comparison, judges=judges)
 
 
 def _names_beside(path: Path) -> list[str]:
@@ -155,7 +173,7 @@ def _names_beside(path: Path) -> list[str]:
 
 
 def _text(place: ContextLocation) -> str:
-    return ",".join(place.ranking or ())
+    return place.judge or ",".join(place.ranking or ())
 
 
 def _list(places: Sequence[ContextLocation]) -> str:

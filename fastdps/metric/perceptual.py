@@ -9,6 +9,7 @@ backbone is included, and metadata, all strings:
     backbone_sha256           hash of the backbone's tensors, in either case
     comparison, channels      see `fastdps.metric.distances`, and JSON: the channels of every tap; their sum is C
     rankings                  JSON: K lists of names, least disruptive first, or an empty list
+    judges                    JSON: K names of judges, if the metric was adapted to judgements; else missing
     tensors_sha256            hash of all tensors of the file; files of fastdps 0.1.0 lack it and are not compared
 
 Shapes: n images, D distorted versions of each, C channels of all taps, K contexts.
@@ -49,6 +50,7 @@ class PerceptualMetric(nn.Module):
         weights: Channel weights (K, C); None for ones, which is the unadapted metric.
         rankings: The K contexts, or empty for a metric that was not adapted to rankings.
         comparison: One of `fastdps.metric.distances.COMPARISONS`.
+        judges: The K contexts as names of judges, for a metric that was adapted to judgements.
 
     Raises:
         ConfigError: The weights do not fit the backbone or the rankings, or the comparison is unknown.
@@ -68,20 +70,24 @@ class PerceptualMetric(nn.Module):
         rankings: Sequence[Ranking] = (),
         *,
         comparison: str = "spatial",
+        judges: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.comparison = comparison
         channels = sum(compared_channels(backbone.channels, comparison))
         if weights is None:
-            weights = torch.ones(max(1, len(rankings)), channels)
+            weights = torch.ones(max(1, len(rankings), len(judges)), channels)
         if weights.dim() != 2 or weights.shape[1] != channels:
             raise ConfigError(
                 f"{backbone.name}, compared by {comparison}, needs weights (K, {channels}), not {tuple(weights.shape)}."
             )
         if rankings and len(rankings) != len(weights):
             raise ConfigError(f"{len(weights)} rows of weights do not match {len(rankings)} rankings.")
+        if judges and (rankings or len(judges) != len(weights)):
+            raise ConfigError(f"{len(weights)} rows of weights do not match {len(judges)} judges.")
         self.backbone = backbone
         self.rankings = tuple(rankings)
+        self.judges = tuple(judges)
         self.register_buffer("weights", weights.detach().clone())
         self.requires_grad_(False)
         self.eval()
@@ -137,6 +143,8 @@ class PerceptualMetric(nn.Module):
             "channels": json.dumps(self.channels),
             "rankings": json.dumps(self.rankings),
         }
+        if self.judges:
+            metadata["judges"] = json.dumps(self.judges)
         tensors = {"weights": self.weights}
         if include_backbone:
             tensors |= {_PREFIX + name: tensor for name, tensor in state.items()}
@@ -164,7 +172,7 @@ class PerceptualMetric(nn.Module):
         try:
             included = {INCLUDED: True, PRETRAINED: False}[metadata["backbone_weights"]]
             taps = tuple(parse_json(metadata["taps"]))
-            rankings = _rankings_in(metadata)
+            rankings, judges = _rankings_in(metadata), _judges_in(metadata)
             name, expected, comparison = (metadata[key] for key in ("backbone", "backbone_sha256", "comparison"))
             weights = _checked_weights(tensors.pop("weights"), path)
         except (KeyError, TypeError, ValueError) as error:
@@ -174,7 +182,7 @@ class PerceptualMetric(nn.Module):
         state = {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()} if included else None
         try:
             backbone = Backbone(name, taps=taps, state=state)
-            metric = cls(backbone, weights, rankings, comparison=comparison)
+            metric = cls(backbone, weights, rankings, comparison=comparison, judges=judges)
         except (ConfigError, WeightsMismatchError) as error:
             raise type(error)(f"{path}: {error}") from error
         if tensors_sha256(backbone.state_dict()) != expected:
@@ -219,18 +227,18 @@ def all_distances(baseline: PerceptualMetric, adapted: Sequence[PerceptualMetric
     return torch.cat([distances(baseline.weights[:1], mean), *own], dim=-1)
 
 
-def read_rankings(path: str | Path) -> list[Ranking]:
-    """Return the rankings of a metric file, in order, without reading its tensors.
+def read_contexts(path: str | Path) -> tuple[list[Ranking], list[str]]:
+    """Return the contexts of a metric file, in order, without reading its tensors.
 
     Returns:
-        The rankings; empty for a metric that was not adapted to rankings.
+        The rankings and the judges; one of them is empty, both for a metric with one context without a name.
 
     Raises:
         FastDPSError: The file is missing, damaged or not a metric.
     """
     metadata, _ = _read(Path(path), tensors=False)
     try:
-        return _rankings_in(metadata)
+        return _rankings_in(metadata), _judges_in(metadata)
     except (KeyError, TypeError, ValueError) as error:
         raise FastDPSError(f"{path} is incomplete: {error!r} in its metadata. Restore it or train again.") from error
 
@@ -243,6 +251,15 @@ def _rankings_in(metadata: dict[str, str]) -> list[Ranking]:
         if len(set(ranking)) != len(ranking) or set(ranking) != set(rankings[0]):
             raise ValueError(f"{ranking} is not a ranking")
     return [tuple(ranking) for ranking in rankings]
+
+
+def _judges_in(metadata: dict[str, str]) -> list[str]:
+    """Return the judges in the metadata of a file, which differ. Raises `ValueError`."""
+    judges: list[str] = parse_json(metadata.get("judges", "[]"))
+    check(judges, [str], "judges")
+    if len(set(judges)) < len(judges):
+        raise ValueError("a judge is named twice")
+    return judges
 
 
 def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from signal import Signals
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdps.contexts.rankings import Ranking
 from fastdps.errors import StoppedError, TrainingError
 from fastdps.loading.loader import ShardLoader
 from fastdps.loading.spec import Batch
@@ -38,11 +39,11 @@ LOG_EVERY = 20
 _BEST = "best."
 
 
-def build_metric(config: TrainConfig, task: Task, device: torch.device) -> PerceptualMetric:
+def build_metric(config: TrainConfig, rankings: Sequence[Ranking], device: torch.device) -> PerceptualMetric:
     """Return the unadapted metric that training starts from. Raises `WeightsNotFoundError`."""
     pretrained = config.variant != "scratch"
     backbone = Backbone(config.backbone, taps=config.taps, pretrained=pretrained, seed=config.seed)
-    return PerceptualMetric(backbone, rankings=task.rankings, comparison=config.comparison).to(device)
+    return PerceptualMetric(backbone, rankings=rankings, comparison=config.comparison).to(device)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,16 +18,20 @@ LossName = Literal["expected_error", "cross_entropy"]
 PairsName = Literal["all", "one"]
 HeadInit = Literal["constant", "lpips"]
 Decay = Literal["cosine", "linear"]
+Solver = Literal["adam", "lbfgs"]
 
 #: The types of settings that are not a choice of names: a schema of `fastdps.runtime.json_files`, and its description.
 _TYPES: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("recipe", "backbone"), (str, "a name")),
+    "by": (Maybe(str), "the name of a column"),
     "taps": (Maybe([int]), "a list of whole numbers"),
     "sync_loss": (bool, "true or false"),
     **dict.fromkeys(("epochs", "batch_size", "seed"), (int, "a whole number")),
     "max_steps": (Maybe(int), "a whole number above 0"),
     **dict.fromkeys(("initial_weight", "initial_temperature", "dropout"), (float, "a number")),
     **dict.fromkeys(("learning_rate", "backbone_learning_rate"), (Number(-1e300, 1e300), "a number")),
+    "prior_strength": (Maybe(Number(0, 1e300)), "a number above 0"),
+    "folds": (int, "a whole number above 1"),
     "adam_betas": ([float], "two numbers in [0, 1)"),
 }
 
@@ -59,6 +63,13 @@ class TrainConfig:
         decay: "cosine", half a cosine to zero over the run; "linear", constant for half of the epochs, then falling
             from epoch to epoch, as LPIPS trains.
         adam_betas: Adam's betas.
+        solver: The optimiser of heads on a frozen backbone: "adam", step by step; "lbfgs", for judgement sets: the
+            logistic regression of `fastdps.training.logistic`, which uses neither the settings of Adam nor dropout.
+        prior_strength: With "lbfgs", how strongly heads are drawn to the unadapted metric; None chooses it by
+            cross-validation.
+        by: On a judgement set, the column whose value is the judge, or "judge" for that of the set: each judge is a
+            context, beside the pooled one of all judges. None for the pooled one only.
+        folds: With "lbfgs", number of folds of the cross-validation, which are divided by image.
         interpolation: Sampling of the geometric distortions.
         seed: Seed of everything random: contexts, order, distortions, dropout.
     """
@@ -83,6 +94,10 @@ class TrainConfig:
     backbone_learning_rate: float = 3e-4
     decay: Decay = "cosine"
     adam_betas: tuple[float, float] = (0.5, 0.999)
+    solver: Solver = "adam"
+    prior_strength: float | None = None
+    folds: int = 5
+    by: str | None = None
     interpolation: Interpolation = "nearest"
     seed: int = 0
 
@@ -110,6 +125,10 @@ class TrainConfig:
         ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}.")
+        if self.prior_strength is not None and not self.prior_strength > 0:
+            raise ConfigError(f"prior_strength must be above 0, not {self.prior_strength}.")
+        if self.folds < 2:
+            raise ConfigError(f"folds must be at least 2, not {self.folds}.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}.")
         if not 0 <= self.seed < 2**63:
@@ -188,7 +207,20 @@ def lpips() -> TrainConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], TrainConfig]] = {"fast": fast, "paper": paper, "lpips": lpips}
+def judgements() -> TrainConfig:
+    """Return the default for judgement sets: logistic regression drawn to the unadapted metric by cross-validation.
+
+    Heads are the solution of a convex problem. A trained backbone is trained by Adam, with the cross-entropy.
+    """
+    return TrainConfig(recipe="judgements", loss="cross_entropy", solver="lbfgs", epochs=10)
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "fast": fast,
+    "paper": paper,
+    "lpips": lpips,
+    "judgements": judgements,
+}
 
 
 def get_recipe(name: str, overrides: Mapping[str, Any]) -> TrainConfig:

@@ -1,13 +1,14 @@
 """Adapt a metric: one call from shards to a run directory, in one process or many.
 
 shards, contexts --> task --> [one training, or one per context] --> RUN/metric.safetensors, log.jsonl, checkpoints/
+judgement set    --> moments of pairs, kept --> convex fit of heads --> RUN/metric.safetensors, log.jsonl
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
@@ -17,7 +18,8 @@ from typing import Any, Literal
 import torch
 
 from fastdps.contexts.distortions import NAMES
-from fastdps.contexts.rankings import MAX_CONTEXTS, Ranking, parse_ranking, select_rankings
+from fastdps.contexts.judgements import POOLED
+from fastdps.contexts.rankings import MAX_CONTEXTS, Ranking
 from fastdps.errors import ConfigError
 from fastdps.loading.loader import LoadOptions
 from fastdps.metric.image_metric import ImageMetric
@@ -25,20 +27,22 @@ from fastdps.metric.load import Context, load
 from fastdps.metric.precision import deterministic_algorithms
 from fastdps.run_directory import RunDirectory, Throughput
 from fastdps.runtime.processes import STALL_TIMEOUT_S, Distributed, Processes, SingleProcess, join_processes
-from fastdps.shards.format import read_manifest
-from fastdps.shards.storage import Location, LocationLike, locate
+from fastdps.shards.storage import LocationLike, locate
 from fastdps.training.best_epoch import VALIDATION_SEED
 from fastdps.training.checkpoints import CheckpointPolicy
+from fastdps.training.judged_run import JudgedTraining
+from fastdps.training.judgement_files import packed_judgements
 from fastdps.training.loop import TrainingLoop, Validation, build_metric
-from fastdps.training.recipes import TrainConfig, get_recipe
+from fastdps.training.pair_moments import MomentLimits
+from fastdps.training.recipes import TrainConfig
 from fastdps.training.run_config import RunData, begin, describe
+from fastdps.training.selection import Contexts, Selection, select
 from fastdps.training.step import Execution
 from fastdps.training.tasks import JudgementTask, RankingTask, Task
 
 Parallel = Literal["data", "contexts"]
 Resume = Literal["auto", "never"]
-#: What to adapt to: "all", a number to draw, rankings as text or as tuples; empty for the judgements of a triplet set.
-Contexts = str | int | Iterable[Sequence[str]]
+_PARALLEL = "--parallel contexts is for --variant tune and scratch on contexts; heads train all at once."
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class TrainOptions:
         trackers: Experiment trackers of Accelerate besides log.jsonl, such as ("tensorboard",).
         size: Side in pixels to which images are resized while loading, None for their packed size.
         loading: How shards are read.
+        moments: Limits of the kept moments of a judgement set.
     """
 
     execution: Execution = field(default_factory=Execution)
@@ -65,6 +70,7 @@ class TrainOptions:
     trackers: tuple[str, ...] = ()
     size: int | None = None
     loading: LoadOptions = field(default_factory=LoadOptions)
+    moments: MomentLimits = field(default_factory=MomentLimits)
 
 
 @dataclass(frozen=True)
@@ -75,11 +81,13 @@ class TrainingResult:
         directory: The run directory.
         config: The settings of the run.
         rankings: The contexts adapted to, empty for judgements.
+        judges: The judges adapted to, with a head each, beside the pooled one; empty for other sets.
     """
 
     directory: RunDirectory
     config: TrainConfig
     rankings: tuple[Ranking, ...]
+    judges: tuple[str, ...] = ()
 
     def __fspath__(self) -> str:
         return fspath(self.directory.path)
@@ -104,6 +112,7 @@ class TrainingResult:
             "path": str(self.path),
             "config": self.config.to_json(),
             "rankings": [list(ranking) for ranking in self.rankings],
+            "judges": list(self.judges),
             "throughput": self.throughput.to_dict(),
         }
 
@@ -114,7 +123,7 @@ def train(
     *,
     contexts: Contexts | None = None,
     validation: LocationLike | None = None,
-    config: str | TrainConfig = "fast",
+    config: str | TrainConfig | None = None,
     overwrite: bool = False,
     options: TrainOptions | None = None,
     **settings: Any,
@@ -122,17 +131,21 @@ def train(
     """Adapt a metric to contexts, or to the judgements of a set of triplets, and save it in a run directory.
 
     Heads of all contexts are trained together on features that are computed once. A trained backbone (variants "tune"
-    and "scratch") belongs to one context, so these are trained one after another. An interrupted run resumes from its
+    and "scratch") belongs to one context, so these are trained one after another. On a judgement set, features are
+    computed once per image, and the heads are the solution of a convex problem. An interrupted run resumes from its
     last checkpoint, and a finished run is left as it is. Under `accelerate launch` each process calls this function.
 
     Args:
-        shards: Directory or URL of the shard set to train on.
+        shards: Directory or URL of the shard set to train on; or a .csv, .jsonl or .parquet file of judgements, which
+            is packed into the cache first.
         out: Run directory to create.
         contexts: "all"; a number of contexts to draw; rankings, least disruptive distortion first, as text
             "a,b,c,d,e,f" separated by ";", or as sequences of names; an empty sequence for the judgements of a set of
-            triplets. None stands for "all", or for the judgements if the set holds triplets.
+            triplets. None stands for "all", or for the judgements if the set holds triplets. With the
+            setting `by`: "all", or names of judges separated by commas, or as a sequence.
         validation: Shard set of the same kind by which the best epoch is chosen.
-        config: Name of a recipe ("fast", "paper", "lpips"), or the complete settings.
+        config: Name of a recipe ("fast", "paper", "lpips", "judgements"), or the complete settings. None for
+            "judgements" on a judgement set, and "fast" on others.
         overwrite: Replace the run that `out` holds.
         options: Options for carrying out the run, see `TrainOptions`.
         **settings: Settings that replace those of `config`, such as epochs=10 or variant="tune", see `TrainConfig`.
@@ -153,20 +166,25 @@ def train(
         >>> run.load("color,darken,zoom_in,rotate,translate,blur")  # doctest: +SKIP
     """
     options = options or TrainOptions()
-    config = get_recipe(config, settings) if isinstance(config, str) else config.replace(settings)
-    location = locate(shards)
-    rankings = _select(contexts, location, config)
-    if options.parallel == "contexts" and not (rankings and config.trains_backbone):
-        raise ConfigError("--parallel contexts is for --variant tune and scratch on contexts; heads train all at once.")
+    own_contexts = options.parallel == "contexts"
+    if own_contexts and isinstance(config, TrainConfig) and not config.replace(settings).trains_backbone:
+        raise ConfigError(_PARALLEL)
+    by = settings.get("by") or (config.by if isinstance(config, TrainConfig) else None)
+    location = packed_judgements(shards, by=by, size=options.size)
+    config, selection = select(contexts, location, config, settings)
+    if own_contexts and not (selection.rankings and config.trains_backbone):
+        raise ConfigError(_PARALLEL)
+    if validation is not None and selection.table is not None:
+        raise ConfigError("--validation chooses an epoch, and heads on a judgement set have none. Omit it.")
     data = RunData(location, None if validation is None else locate(validation), options.size, options.loading)
     run = RunDirectory(Path(out))
-    _run(config, rankings, data, run, options, overwrite=overwrite)
-    return TrainingResult(run, config, tuple(rankings))
+    _run(config, selection, data, run, options, overwrite=overwrite)
+    return TrainingResult(run, config, tuple(selection.rankings), tuple(selection.judges))
 
 
 def _run(
     config: TrainConfig,
-    rankings: list[Ranking],
+    selection: Selection,
     data: RunData,
     run: RunDirectory,
     options: TrainOptions,
@@ -184,22 +202,42 @@ def _run(
             )
         if options.trackers:
             processes.start_trackers(config.to_json())
-        if len(rankings) == MAX_CONTEXTS < math.factorial(len(NAMES)):
+        if selection.table is not None:
+            _fit_heads(config, selection, data, processes, run, options)
+            return
+        if len(selection.rankings) == MAX_CONTEXTS < math.factorial(len(NAMES)):
             total = math.factorial(len(NAMES))
             processes.notify(f"{len(NAMES)} distortions have {total:,} contexts; {MAX_CONTEXTS} of them are drawn")
-        _train_tasks(config, rankings, data, processes, run, options)
+        _train_tasks(config, selection.rankings, data, processes, run, options)
 
 
-def _select(contexts: Contexts | None, shards: Location, config: TrainConfig) -> list[Ranking]:
-    """Return the rankings that `contexts` selects, an empty list for judgements."""
-    if contexts is None:
-        contexts = () if read_manifest(shards).kind == "triplets" else "all"
-    if isinstance(contexts, str | int):
-        return select_rankings(str(contexts), NAMES, config.seed)
-    rankings = [parse_ranking(",".join(names), NAMES) for names in contexts]
-    if len(set(rankings)) < len(rankings):
-        raise ConfigError("The same ranking is given more than once in contexts.")
-    return rankings
+def _fit_heads(
+    config: TrainConfig,
+    selection: Selection,
+    data: RunData,
+    processes: Distributed,
+    run: RunDirectory,
+    options: TrainOptions,
+) -> None:
+    """Fit the heads of a judgement set, and save the metric."""
+    assert selection.table is not None
+    loader = data.open_images(data.shards, processes.device)
+    names = [POOLED, *selection.judges]
+    processes.broadcast(lambda: begin(run, describe(config, [], data, loader, names)))
+    if processes.broadcast(run.metric.exists):
+        processes.notify(f"{run.path} is finished: nothing to do. --overwrite trains again from scratch.")
+        return
+    with processes.one_per_node_first():
+        metric = build_metric(config, (), processes.device)
+    metric.judges = tuple(names)
+    if config.variant != "baseline":
+        training = JudgedTraining(
+            config, metric, processes, run, limits=options.moments, precision=options.execution.precision
+        )
+        metric = training.fit(selection.table, selection.judges, loader)
+    if processes.process_index == 0:
+        metric.save(run.metric)
+    processes.wait_for_all()
 
 
 def _train_tasks(
@@ -226,13 +264,13 @@ def _train_tasks(
         processes.notify(f"{run.path} is finished: nothing to do. --overwrite trains again from scratch.")
         return
     with processes.one_per_node_first():  # one process downloads the weights, the others read the cache
-        metric = build_metric(config, tasks[left[0]], processes.device)
+        metric = build_metric(config, tasks[left[0]].rankings, processes.device)
     for number in left:
         if own_contexts and number % processes.num_processes != processes.process_index:
             continue
         task = tasks[number]
         if number != left[0]:
-            metric = build_metric(config, task, processes.device)
+            metric = build_metric(config, task.rankings, processes.device)
         if config.variant != "baseline":
             loop = TrainingLoop(
                 config,

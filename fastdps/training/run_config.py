@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
 from fastdps.contexts.rankings import Ranking
 from fastdps.errors import ConfigError
 from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
@@ -58,6 +60,28 @@ class RunData:
             raise ConfigError(f"{directory} is a set of {loader.manifest.kind}; what is asked for needs {task.kind}.")
         return loader
 
+    def open_images(self, directory: Location, device: torch.device) -> ShardLoader:
+        """Return a loader of all images of a judgement set in packed order, the same on every process."""
+        return open_images(directory, size=self.size, device=device, options=self.loading)
+
+
+def open_images(
+    location: Location, *, size: int | None, device: torch.device, options: LoadOptions, batch_size: int = 50
+) -> ShardLoader:
+    """Return a loader of all images of a judgement set in packed order, the same on every process.
+
+    Raises:
+        ConfigError: The set is of another kind.
+        ShardError: The set is missing or damaged.
+    """
+    loader = open_shards(location, batch_size=batch_size, size=size, device=device, seed=None, options=options)
+    if loader.manifest.kind != "judgements":
+        raise ConfigError(
+            f"{location} is a set of {loader.manifest.kind}, not of judgements. Pack judgements with "
+            "`fastdps pack judgements`."
+        )
+    return loader
+
 
 def begin(run: RunDirectory, description: dict[str, Any]) -> str:
     """Write `config.json` of a new run, or check that the run to resume has the same settings, and repair its log.
@@ -80,6 +104,8 @@ def begin(run: RunDirectory, description: dict[str, Any]) -> str:
     differing = [f"{name} was {old[name]} and is now {new[name]}" for name in new if old[name] != new[name]]
     if before["rankings"] != now["rankings"]:
         differing.append(f"there were {len(before['rankings'])} contexts, and not the same as now")
+    if before.get("judges") != now.get("judges"):
+        differing.append("the judges are not the same as now")
     old, new = before["data"], now["data"]
     names = [name for name in _DATA if old.get(name) != new[name]]
     differing += [f"the data's {name} was {old.get(name)} and is now {new[name]}" for name in names]
@@ -107,14 +133,31 @@ def settings_sha256(content: Mapping[str, Any]) -> str:
     """
     data = {name: content["data"].get(name) for name in _DATA}
     settings = {"config": content["config"], "rankings": content["rankings"], "data": data}
+    if "judges" in content:
+        settings["judges"] = content["judges"]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def describe(config: TrainConfig, rankings: Sequence[Ranking], data: RunData, loader: ShardLoader) -> dict[str, Any]:
-    """Return the content of `config.json`: settings, contexts, data, versions and machine."""
+def describe(
+    config: TrainConfig,
+    rankings: Sequence[Ranking],
+    data: RunData,
+    loader: ShardLoader,
+    judges: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Return the content of `config.json`: settings, contexts, data, versions and machine.
+
+    Args:
+        config: The settings.
+        rankings: The contexts, empty for judgements.
+        data: The data.
+        loader: The training set.
+        judges: The contexts of a judgement set, the pooled one first; None for other sets.
+    """
     return {
         "config": config.to_json(),
         "rankings": rankings,
+        **({} if judges is None else {"judges": list(judges)}),
         "data": {
             "shards": str(data.shards),
             "validation": None if data.validation is None else str(data.validation),

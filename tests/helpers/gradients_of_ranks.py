@@ -27,7 +27,7 @@ def main(shards: str, out: str, *cases: str) -> None:
 def gradients(shards: str, variant: str, pieces: int, processes: Distributed) -> dict[str, torch.Tensor]:
     config = get_recipe("fast", {"variant": variant, "dropout": 0.0})
     task = RankingTask(sample_rankings(1 if variant == "tune" else 24, NAMES, seed=1), config, processes.device)
-    metric = build_metric(config, task, processes.device)
+    metric = build_metric(config, task.rankings, processes.device)
     stepper = Stepper(config, task, metric, processes, Execution(accumulate=pieces))
     found: dict[str, torch.Tensor] = {}
 

@@ -49,7 +49,7 @@ def gradients(together, batch: Batch, execution: Execution, **settings) -> list[
     """The gradients of one step, by parameter."""
     config = get_recipe("fast", {"dropout": 0.0, "interpolation": "bilinear", **settings})
     task = RankingTask(RANKINGS[:1] if config.variant == "tune" else RANKINGS, config, CPU)
-    stepper = Stepper(config, task, build_metric(config, task, CPU), together, execution)
+    stepper = Stepper(config, task, build_metric(config, task.rankings, CPU), together, execution)
     found: list[torch.Tensor] = []
     stepper.optimizer.register_step_pre_hook(
         lambda optimizer, *_: found.extend(p.grad.clone() for group in optimizer.param_groups for p in group["params"])
@@ -118,7 +118,7 @@ def test_determinism_is_undone():
 def test_out_of_memory_says_what_was_tried(together, monkeypatch):
     config = dataclasses.replace(fast(), batch_size=64)
     task = RankingTask(RANKINGS, config, CPU)
-    stepper = Stepper(config, task, build_metric(config, task, CPU), together, Execution(accumulate=2))
+    stepper = Stepper(config, task, build_metric(config, task.rankings, CPU), together, Execution(accumulate=2))
 
     def allocate(batch, epoch):
         torch.empty(2**60)  # what torch really raises
@@ -130,7 +130,7 @@ def test_out_of_memory_says_what_was_tried(together, monkeypatch):
 
 def test_other_errors_are_not_taken_for_want_of_memory(together, monkeypatch):
     task = RankingTask(RANKINGS, fast(), CPU)
-    stepper = Stepper(fast(), task, build_metric(fast(), task, CPU), together)
+    stepper = Stepper(fast(), task, build_metric(fast(), task.rankings, CPU), together)
 
     def fail(batch, epoch):
         raise RuntimeError("a defect")

@@ -176,7 +176,7 @@ def test_a_set_of_the_wrong_kind_is_refused(leaves, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["train", "--out", "x"], "one of --shards and --triplets"),
+        (["train", "--out", "x"], "one of --shards, --judgements and --triplets"),
         (["train", "--shards", "x", "--out", "x", "--parallel", "contexts"], "for --variant tune and scratch"),
         (["evaluate", "x"], "nothing to score on"),
     ],
