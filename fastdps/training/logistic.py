@@ -137,6 +137,7 @@ def fit_heads(
     *,
     iterations: int,
     start: Tensor | None = None,
+    least: float = 0.0,
     on_iteration: Callable[[int, float], None] = lambda _, __: None,
 ) -> Fit:
     """Fit heads to the judgements that each of them sees.
@@ -150,6 +151,7 @@ def fit_heads(
         strengths: Strength of the prior of each head, (K,).
         iterations: Most iterations of the solver.
         start: Weights (K, C) to start from; None for the prior.
+        least: Lower bound of the weights: 0, or minus infinity for a regression without bounds.
         on_iteration: Called after each iteration with its number and the objective.
 
     Returns:
@@ -173,7 +175,7 @@ def fit_heads(
         problem.scaled(prior if start is None else start),
         jac=True,
         method="L-BFGS-B",
-        bounds=np.stack([np.zeros(prior.numel()), np.full(prior.numel(), np.inf)], axis=1),
+        bounds=np.stack([np.full(prior.numel(), least), np.full(prior.numel(), np.inf)], axis=1),
         callback=after,
         options={"maxiter": iterations, "maxfun": 4 * iterations, "maxcor": MEMORY, "ftol": 1e-13, "gtol": TOLERANCE},
     )
@@ -192,8 +194,9 @@ class _Objective:
         total = torch.zeros(uses.heads, dtype=torch.float64, device=votes.device).index_add_(0, uses.head, votes)
         self._votes = votes / data.processes.reduce(total, reduction="sum").clamp_min(1e-30)[uses.head]
         # Channels vary by orders of magnitude. Half-way to equal deviations the solver needs the fewest iterations.
-        scale = prior.mean(dim=1, keepdim=True).clamp_min(1e-12)
         deviation = data.curvature.deviation
+        scale = prior.mean(dim=1, keepdim=True)
+        scale = torch.where(scale > 0, scale, 1 / deviation.mean())
         self._scale = scale * (deviation.mean() / deviation).sqrt()
 
     def scaled(self, weights: Tensor) -> NDArray[np.float64]:
