@@ -26,15 +26,15 @@ from fastdps.training.logistic import Judged, Uses, fit_heads, unadapted_scales
 #: Strengths of the prior that cross-validation compares, the strongest first, which is where its path starts.
 STRENGTHS = (math.inf, 100.0, 10.0, 1.0, 0.1, 0.01, 1e-3, 1e-4)
 #: The same for the heads of judges; infinite is the pooled head itself.
-JUDGE_STRENGTHS = (math.inf, 10.0, 3.0, 1.0, 0.3)
+JUDGE_STRENGTHS = (math.inf, 10.0, 3.0, 1.0, 0.3, 0.1)
 #: The strength where there are too few judgements to choose one.
 DEFAULT_STRENGTH = 0.1
 #: Iterations of the solver for each strength of a path, and for the result.
 PATH_ITERATIONS, ITERATIONS = 40, 150
 #: The same for the heads of judges, which start near their solution, the pooled head.
-JUDGE_PATH_ITERATIONS, JUDGE_ITERATIONS = 20, 60
+JUDGE_PATH_ITERATIONS, JUDGE_ITERATIONS = 10, 40
 #: Rounds of cross-validation for the heads of judges: there are as many heads as rounds times judges.
-JUDGE_ROUNDS = 3
+JUDGE_ROUNDS = 2
 #: Least number of judgements of a round to train on, and to compare strengths by.
 LEAST_ROWS = 5
 

@@ -219,8 +219,7 @@ class _Objective:
         by_pair = by_pair.view(len(moments), -1)
         gradient = torch.zeros_like(weights)
         for which, block in moments.blocks():
-            own = by_pair if len(which) == len(moments) else by_pair[torch.from_numpy(which).to(by_pair.device)]
-            gradient += own.T @ block
+            gradient += by_pair[torch.from_numpy(which).to(by_pair.device)].T @ block
         # The line search compares objectives that differ by little, so these sums are of float64.
         sums = self._data.processes.reduce(torch.cat([loss[None], gradient.view(-1).double()]), reduction="sum")
         difference = weights.double() - self._prior

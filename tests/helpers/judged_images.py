@@ -44,10 +44,10 @@ def write_judged(root: Path, rows: int, images: int, seed: int = 0) -> Path:
     return write_csv(root / "judged.csv", table, HEADER)
 
 
-def packed_judged(root: Path, rows: int = 600, images: int = 24, *, holdout: float = 0.0, by: str = "person") -> Path:
-    """Pack such judgements, and return the directory of the sets."""
+def packed_judged(root: Path, rows: int = 600, images: int = 24, *, holdout: float = 0.0) -> Path:
+    """Pack such judgements by person, a holdout by row, and return the directory of the sets."""
     file = write_judged(root / "source", rows, images)
-    pack(JudgementFile(file, by=by), root / "set", PackOptions(size=SIDE, holdout=holdout), workers=1)
+    pack(JudgementFile(file, by="person", holdout_by="row"), root / "set", PackOptions(size=SIDE, holdout=holdout), workers=1)
     return root / "set"
 
 
