@@ -126,7 +126,7 @@ class DaliReader:
             checked = self._checked.setdefault(index.tar, np.zeros(len(index.ids), np.bool_))
             for position in (~checked[rows]).nonzero()[0].tolist():
                 for component, members in encoded:
-                    if fault := header_fault(members.at(start + position).tobytes()):
+                    if fault := header_fault(members.at(start + position).tobytes(), self._spec.stored_size):
                         return sample_error(index, int(rows[position]), component.place, fault)
             checked[rows] = True
             start += len(rows)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from fastdps.loading.members import ShardIndex, read_member, sample_error
 from fastdps.loading.spec import Component, ReadSpec
-from fastdps.shards.images import decode_resized
+from fastdps.shards.images import decode_resized, size_fault
 
 _to_pil_rgb = webdataset.imagehandler("pilrgb")
 
@@ -48,22 +48,25 @@ def decode_member(
             if spec.stored_size == spec.size:
                 return pixels
             return _resized(Image.fromarray(pixels), spec.size)
-        return _decode(bytes(data), index.member_name(row, component.place), spec.size)
+        return _decode(bytes(data), index.member_name(row, component.place), spec)
     except Exception as error:  # Pillow's decoders raise many types on damaged data
         raise sample_error(index, row, component.place, f"cannot be decoded: {error}") from error
 
 
-def _decode(data: bytes, name: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+def _decode(data: bytes, name: str, spec: ReadSpec) -> NDArray[np.uint8]:
     """Decode an image as RGB and resize it. PNGs are verified first: Pillow checks checksums only on request."""
-    if name.endswith(".png"):
-        with Image.open(io.BytesIO(data)) as image:
-            image.verify()
-    elif (pixels := decode_resized(data, size)) is not None:
+    is_png = name.endswith(".png")
+    if not is_png and (pixels := decode_resized(data, spec.size, spec.stored_size)) is not None:
         return pixels
+    with Image.open(io.BytesIO(data)) as opened:
+        if fault := size_fault((opened.height, opened.width), spec.stored_size):
+            raise ValueError(fault)
+        if is_png:
+            opened.verify()
     image = _to_pil_rgb(name, data)
     if not isinstance(image, Image.Image):
         raise ValueError("it is not an image")
-    return _resized(image, size)
+    return _resized(image, spec.size)
 
 
 def _resized(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -26,8 +26,9 @@ from fastdps.shards.format import (
     read_manifest,
     sample_key,
 )
-from fastdps.shards.images import UnreadableItemError, decode, has_stray_bytes
+from fastdps.shards.images import UnreadableItemError, decode
 from fastdps.shards.index import INDEX_HEADER
+from fastdps.shards.jpeg_segments import has_stray_bytes
 from fastdps.shards.storage import Location, Store, read_text
 from fastdps.shards.tar_headers import read_members
 

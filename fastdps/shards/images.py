@@ -10,9 +10,7 @@ resizing, so that it gives the same pixels.
 from __future__ import annotations
 
 import io
-import itertools
 import warnings
-from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -22,6 +20,7 @@ from PIL import Image as Pillow
 from PIL import ImageFile, UnidentifiedImageError
 
 from fastdps.shards.format import Encoding
+from fastdps.shards.jpeg_segments import MAX_SCANS, frame_size, has_stray_bytes, has_too_many_scans
 
 Pixels = NDArray[np.uint8]
 #: An image of a source: an encoded file, or uint8 RGB pixels (height, width, 3).
@@ -39,21 +38,9 @@ JPEG_OPTIONS = {"quality": 95, "subsampling": "4:4:4"}
 #: for PostScript.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
 
-#: Scans of a JPEG that are decoded at most. Each costs a pass over all coefficients of the image, some 30 ms for 150
-#: bytes of file. libjpeg writes 10 in a progressive JPEG, optimisers some 20.
-MAX_SCANS = 100
-#: Bytes of a JPEG that are searched faster than its segments are parsed.
-_SMALL_FILE = 8192
-_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", 0xD9
-#: Markers of the frame of a sequential JPEG: baseline and extended.
-_SEQUENTIAL = (0xC0, 0xC1)
-
 _ORIENTATION = 0x0112
-#: Markers of all frames of a JPEG, and the start of a PNG: signature, and length and name of its first chunk.
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+#: The start of a PNG: signature, and length and name of its first chunk.
 _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
-#: What can follow 0xFF without a segment: fill bytes, escaped data, restart markers, start of an image.
-_WITHOUT_LENGTH = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD9)})
 #: The operation that makes an image upright, by its EXIF orientation (EXIF 2.3, section 4.6.4).
 _UPRIGHT = {
     2: Pillow.Transpose.FLIP_LEFT_RIGHT,
@@ -125,24 +112,14 @@ def _check_scans(data: bytes) -> None:
         raise UnreadableItemError(f"has more than {MAX_SCANS} scans, so it may be a decompression bomb; save it again")
 
 
-def has_too_many_scans(data: bytes) -> bool:
-    """Return whether a file is a JPEG of more scans than `MAX_SCANS`."""
-    if not data.startswith(b"\xff\xd8"):
-        return False
-    # Parsing the header takes some 10 us, and searching the 100 kB of a photo 80 us, but a small file less.
-    if len(data) > _SMALL_FILE and _is_decoded_in_one_scan(data):
-        return False
-    if data.count(_START_OF_SCAN) <= MAX_SCANS or _is_decoded_in_one_scan(data):
-        return False
-    # The bytes of the marker can also be in metadata, e.g. in a colour profile or a thumbnail.
-    scans = (at for marker, at in _segments(data) if marker == _START_OF_SCAN[1])
-    return next(itertools.islice(scans, MAX_SCANS, None), None) is not None
-
-
-def header_fault(data: bytes) -> str | None:
+def header_fault(data: bytes, size: tuple[int, int] | None = None) -> str | None:
     """Return why a member must not be given to a decoder without limits, or None. Only the header is read.
 
     A decoder without limits allocates what a header says, and detects formats in which few bytes are many pixels.
+
+    Args:
+        data: The content of the member.
+        size: (height, width) in pixels that the set states for all images, or None.
     """
     width = height = 0
     if data.startswith(_PNG_START):
@@ -151,8 +128,7 @@ def header_fault(data: bytes) -> str | None:
         try:
             height, width, *_ = simplejpeg.decode_jpeg_header(data)
         except ValueError:  # libjpeg-turbo is stricter here than decoders are
-            at = next((at for marker, at in _segments(data) if marker in _FRAMES), len(data))
-            height, width = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+            height, width = frame_size(data)
     if not width * height:
         return "cannot be decoded: it is not a JPEG or PNG, or its header is damaged"
     if has_stray_bytes(data):
@@ -161,56 +137,14 @@ def header_fault(data: bytes) -> str | None:
         return f"cannot be decoded: it has {width} x {height} pixels, so it may be a decompression bomb"
     if has_too_many_scans(data):
         return f"cannot be decoded: it has more than {MAX_SCANS} scans, so it may be a decompression bomb"
-    return None
+    return f"cannot be decoded: {fault}" if (fault := size_fault((height, width), size)) else None
 
 
-def has_stray_bytes(data: bytes) -> bool:
-    """Return True for a JPEG with bytes other than 0xFF between the segments before its first scan.
-
-    libjpeg skips them. DALI 2.4 does not: its decoder raises an error while its threads still decode other images of
-    the batch, which has crashed the process.
-    """
-    if not data.startswith(b"\xff\xd8"):
-        return False
-    at = 2
-    while at + 4 <= len(data):
-        if data[at] != 0xFF:
-            return True
-        marker = data[at + 1]
-        if marker in (_START_OF_SCAN[1], _END_OF_IMAGE):
-            return False
-        at += 1 if marker == 0xFF else 2 if marker in _WITHOUT_LENGTH else 2 + _length(data, at)
-    return False
-
-
-def _length(data: bytes, at: int) -> int:
-    """Return the length field of the segment at a position of a JPEG."""
-    return int.from_bytes(data[at + 2 : at + 4], "big")
-
-
-def _is_decoded_in_one_scan(data: bytes) -> bool:
-    """Return whether a JPEG is sequential with all components in its first scan: decoders read no other then."""
-    components = b""
-    for marker, at in _segments(data):
-        if marker in _SEQUENTIAL:
-            components = data[at + 9 : at + 10]
-        elif marker == _START_OF_SCAN[1]:
-            return components != b"" and components == data[at + 4 : at + 5]
-    return False
-
-
-def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the markers of a JPEG's segments, and the positions of the segments, up to the end of the image."""
-    at = 2
-    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
-        marker = data[at + 1]
-        if marker == _END_OF_IMAGE:
-            return
-        if marker in _WITHOUT_LENGTH:
-            at += 1 if marker == 0xFF else 2
-            continue
-        yield marker, at
-        at += 2 + _length(data, at)
+def size_fault(found: tuple[int, int], stated: tuple[int, int] | None) -> str | None:
+    """Return how the (height, width) of an image differs from the size that its set states, or None."""
+    if stated is None or found == stated:
+        return None
+    return f"it has {found[1]} x {found[0]} pixels, and the manifest states {stated[1]} x {stated[0]}"
 
 
 def _raise_only_on_bombs() -> None:
@@ -261,15 +195,18 @@ def _squared(image: Pillow.Image, size: int, fit: Fit, extent: tuple[float, floa
     return image.resize((size, size), Pillow.Resampling.BILINEAR, box=box)
 
 
-def decode_resized(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+def decode_resized(
+    data: bytes, size: tuple[int, int], stored_size: tuple[int, int] | None = None
+) -> NDArray[np.uint8] | None:
     """Decode a JPEG with simplejpeg and resize it: bilinear, with antialiasing.
 
     Args:
         data: An image file.
         size: (height, width) in pixels.
+        stored_size: (height, width) in pixels that the image must have, or None.
 
     Returns:
-        RGB, uint8 (height, width, 3), or None for anything but a valid RGB or greyscale JPEG of usual size. Such files
+        RGB, uint8 (height, width, 3), or None for anything but a valid RGB or greyscale JPEG of that size. Such files
         are left to Pillow, which supports more kinds, tolerates more errors and reports them.
 
     Raises:
@@ -279,6 +216,8 @@ def decode_resized(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | No
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if colorspace not in _COLORSPACES or height * width > (Pillow.MAX_IMAGE_PIXELS or height * width):
+            return None
+        if size_fault((height, width), stored_size):
             return None
         if (height, width) == size:
             return simplejpeg.decode_jpeg(data, "RGB")

@@ -8,7 +8,8 @@ from fastdps.loading.loader import LoadOptions, open_shards
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.verify import check_set
-from fastdps.shards.images import decode, has_stray_bytes
+from fastdps.shards.images import decode
+from fastdps.shards.jpeg_segments import has_stray_bytes
 from helpers.packed import encoded, photo
 from helpers.shard_sets import write_set
 

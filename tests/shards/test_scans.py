@@ -10,7 +10,8 @@ from fastdps.errors import SampleError
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.registry import open_source
-from fastdps.shards.images import MAX_SCANS, UnreadableItemError, decode, decode_resized, has_too_many_scans, pack_image
+from fastdps.shards.images import UnreadableItemError, decode, decode_resized, pack_image
+from fastdps.shards.jpeg_segments import MAX_SCANS, has_too_many_scans
 from helpers.packed import encoded, photo
 from helpers.shard_sets import open_set, write_set
 
