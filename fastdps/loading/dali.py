@@ -207,7 +207,7 @@ def _start_reading(spec: ReadSpec, segment: Segment) -> Pipeline:
             names = ", ".join(sorted({index.tar.name for index, _ in segment.slices})[:3])
             raise ShardError(
                 f"DALI cannot open shards of {spec.directory} ({names}, ...): {error}. "
-                f"Run `tools/check_shards.py {spec.directory}`."
+                f"Run `fastdps check {spec.directory}`."
             ) from error
     pipeline.schedule_run()  # schedules as many batches as the prefetch depth
     return pipeline

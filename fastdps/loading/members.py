@@ -4,7 +4,7 @@ Checked before the first sample of a shard is used: the tar has the size in the 
 components and sizes in the manifest, in ascending order of sample ids, and they do not overlap in the tar; tar headers
 are where the index says for the first and last member and for each member that does not directly follow another. This
 detects an index of another shard and a truncated or shifted tar. Bytes that changed within a member are detected where
-they do not decode; only `tools/check_shards.py`, which compares checksums, detects all of them.
+they do not decode; only `fastdps check`, which compares checksums, detects all of them.
 """
 
 from __future__ import annotations
@@ -183,16 +183,14 @@ def _field(headers: NDArray[np.uint8], field: slice) -> NDArray[np.bytes_]:
 
 def shard_error(directory: Path, file: str, what: str) -> ShardError:
     """Return the error for a file of a shard set."""
-    return ShardError(
-        f"{directory / file} {what}. Run `tools/check_shards.py {directory}`, then restore or pack it again."
-    )
+    return ShardError(f"{directory / file} {what}. Run `fastdps check {directory}`, then restore or pack it again.")
 
 
 def sample_error(index: ShardIndex, row: int, component: int, what: str) -> SampleError:
     """Return the error for a member of a shard."""
     return SampleError(
         f"sample {int(index.ids[row])} ({index.member_name(row, component)} in {index.tar}) {what}. "
-        f"Run `tools/check_shards.py {index.tar.parent}`, then restore the shard or pack the set again."
+        f"Run `fastdps check {index.tar.parent}`, then restore the shard or pack the set again."
     )
 
 

@@ -98,7 +98,7 @@ def check_set(location: Location, *, quick: bool = False, progress: bool = False
     target = target_at(location)
     sizes = None if isinstance(location, Store) and not location.is_listed else target.sizes()
     if sizes is not None and MANIFEST not in sizes and any(map(is_ledger, sizes)):
-        yield Problem(location, "is not finished: run the same command of make_shards.py again to resume")
+        yield Problem(location, "is not finished: run the same `fastdps pack` command again to resume")
         return
     try:
         manifest = read_manifest(location)

@@ -186,7 +186,7 @@ def read_manifest(location: str | Location) -> Manifest:
             data = json.loads(text)
     except FileNotFoundError:
         raise ShardError(
-            f"{location} is not a shard set: it has no {MANIFEST}. Pack one with tools/make_shards.py, "
+            f"{location} is not a shard set: it has no {MANIFEST}. Pack one with `fastdps pack`, "
             "or name its train or val directory."
         ) from None
     except (OSError, ValueError, RecursionError) as error:

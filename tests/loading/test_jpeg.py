@@ -134,5 +134,5 @@ def test_an_image_too_large_for_pillow_is_too_large(tmp_path, monkeypatch):
 def test_damage_is_named_at_reduced_scale_too(tmp_path, damage):
     samples = [{"jpg": encoded(pixels, "JPEG")} for pixels in noise(7, 300, 200, 3)]
     samples[4] = {"jpg": damage(samples[4]["jpg"])}
-    with pytest.raises(SampleError, match=r"sample 4 \(0*4\.jpg in .*shard-000000\.tar\).*tools/check_shards.py"):
+    with pytest.raises(SampleError, match=r"sample 4 \(0*4\.jpg in .*shard-000000\.tar\).*fastdps check"):
         load(tmp_path, samples)

@@ -201,7 +201,12 @@ def test_a_shard_that_is_not_in_the_manifest(capsys, packed_set):
 def test_an_unfinished_set(capsys, packed_set):
     (packed_set / "manifest.json").unlink()
     (packed_set / "progress.jsonl").write_text("{}\n")
-    assert_found(capsys, packed_set.parent, f"{packed_set}: is not finished", quick=True)
+    assert_found(
+        capsys,
+        packed_set.parent,
+        f"{packed_set}: is not finished: run the same `fastdps pack` command again",
+        quick=True,
+    )
 
 
 def test_votes_out_of_range(capsys, triplet_set):
