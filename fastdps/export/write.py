@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from fastdps.export.format import Distances, Format
 from fastdps.metric.image_metric import smallest_side
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.runtime.files import fsync_directory, write_errors, write_text
+from fastdps.runtime.locks import temporary_directory
 
 #: Tolerance of distances: both libraries sum thousands of float32 values, in different orders.
 ABSOLUTE, RELATIVE = 1e-5, 1e-4
@@ -65,16 +65,16 @@ def write_verified(
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # In the same directory, so that it can be renamed, and under its final name, which some formats record.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as directory:
-            unverified = Path(directory) / path.name
+        with temporary_directory(path.parent, prefix=".export-") as directory:
+            unverified = directory / path.name
             form.write(metric, unverified, card)
             verified = verify(metric, form, form.read_back(metric, unverified))
             texts = beside(verified)
             for target, text in texts.items():
-                write_text(Path(directory) / target.name, text)
+                write_text(directory / target.name, text)
             path.unlink(missing_ok=True)
             for target in texts:
-                (Path(directory) / target.name).replace(target)
+                (directory / target.name).replace(target)
             fsync_directory(path.parent)
             unverified.replace(path)
         fsync_directory(path.parent)

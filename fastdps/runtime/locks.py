@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,6 +96,61 @@ def remove_abandoned(path: Path) -> None:
         path.unlink()
     except OSError:  # locked by its owner, or removed by another process
         return
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def temporary_directory(parent: Path, prefix: str) -> Iterator[Path]:
+    """Create a directory in another one, and remove it at the end.
+
+    A process that was killed leaves its directory; the next call with the same parent and prefix removes it. Those of
+    running processes are locked. Where there are no locks, abandoned ones stay.
+
+    Args:
+        parent: An existing directory.
+        prefix: The beginning of the name.
+
+    Yields:
+        The directory.
+
+    Raises:
+        OSError: It cannot be created.
+    """
+    for name in os.listdir(parent):
+        if name.startswith(prefix):
+            with _locked_directory(parent / name, wait=False) as is_abandoned:
+                if is_abandoned:
+                    shutil.rmtree(parent / name, ignore_errors=True)
+    while True:
+        path = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+        with _locked_directory(path, wait=True):
+            if not path.exists():  # another process removed it before it was locked
+                continue
+            try:
+                yield path
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
+        return
+
+
+@contextmanager
+def _locked_directory(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Lock a directory, and yield True. Yield False for a link, if others hold it, and where there are no locks."""
+    try:
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except (ImportError, OSError):
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            is_locked = True
+        except OSError:  # locked by its owner, or not supported by the file system
+            is_locked = False
+        yield is_locked and is_same_file(path, descriptor)
     finally:
         os.close(descriptor)
 

@@ -82,3 +82,11 @@ def test_a_crash_at_any_moment_leaves_no_file_with_another_card(tmp_path, monkey
         "metric.pth.card.json",
         "metric.pth.card.md",
     ]
+
+
+def test_the_directory_of_a_killed_export_is_removed_by_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "verify", lambda *_: Verified(1, 0.0, 1.0))
+    (tmp_path / ".export-abandoned").mkdir()
+    (tmp_path / ".export-abandoned" / "metric.pth").write_text("half")
+    export(tmp_path / "metric.pth", "new")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastdps.errors import FastDPSError
-from fastdps.runtime.locks import locked
+from fastdps.runtime.locks import locked, temporary_directory
 
 HOLDER = """
 import sys, time
@@ -80,3 +80,60 @@ def test_a_link_is_no_lock_file(tmp_path):
     with pytest.raises(FastDPSError, match="cannot be locked"), locked(tmp_path / "lock", FastDPSError, owner="x"):
         pytest.fail("locked")
     assert (tmp_path / "target").read_text() == "kept"
+
+
+def test_a_temporary_directory_is_removed_at_the_end_and_after_an_error(tmp_path):
+    with temporary_directory(tmp_path, ".x-") as directory:
+        (directory / "file").write_text("")
+        assert [path.name.startswith(".x-") for path in tmp_path.iterdir()] == [True]
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyError), temporary_directory(tmp_path, ".x-"):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from fastdps.runtime.locks import temporary_directory
+with temporary_directory(Path(sys.argv[1]), ".x-") as directory:
+    (directory / "file").touch()
+    print(directory, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_directory_of_a_killed_process_is_removed_by_the_next_call_and_no_other(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept").touch()
+    (tmp_path / ".x-link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / ".x-file").touch()
+    (tmp_path / ".y-other").mkdir()
+    others = set(tmp_path.iterdir())
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", OWNER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as owner:
+        theirs = Path(owner.stdout.readline().rstrip())
+        with temporary_directory(tmp_path, ".x-") as ours:
+            assert set(tmp_path.iterdir()) == others | {theirs, ours}
+        owner.send_signal(signal.SIGKILL)
+        owner.wait(timeout=30)
+    assert (theirs / "file").exists()
+    with temporary_directory(tmp_path, ".x-") as ours:
+        assert set(tmp_path.iterdir()) == others | {ours}
+    assert (tmp_path / "elsewhere" / "kept").exists()
+
+
+def test_a_temporary_directory_that_was_removed_before_it_was_locked_is_created_again(tmp_path, monkeypatch):
+    import fcntl
+
+    flock = fcntl.flock
+
+    def remove_first(descriptor, operation):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        next(tmp_path.iterdir()).rmdir()
+        return flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    with temporary_directory(tmp_path, ".x-") as directory:
+        assert directory.is_dir()
