@@ -294,7 +294,7 @@ def _seeded_network(name: str, spec: BackboneSpec, seed: int) -> nn.Module:
 def _check_taps(name: str, taps: Sequence[int], layers: Mapping[str, nn.Module]) -> tuple[int, ...]:
     """Return the taps in ascending order. Raises `ConfigError` with the list of layers for wrong or repeated taps."""
     wrong = [tap for tap in taps if type(tap) is not int or tap not in range(len(layers))]
-    repeated = sorted({tap for tap in taps if taps.count(tap) > 1} - {*wrong})
+    repeated = sorted({tap for tap in taps if tap not in wrong and taps.count(tap) > 1})
     if taps and not wrong and not repeated:
         return tuple(sorted(taps))
     if wrong:

@@ -10,15 +10,19 @@ backbone is included, and metadata, all strings:
     comparison, channels      see `fastdps.metric.distances`, and JSON: the channels of every tap; their sum is C
     rankings                  JSON: K lists of names, least disruptive first, or an empty list
     judges                    JSON: K names of judges, if the metric was adapted to judgements; else missing
-    tensors_sha256            hash of all tensors of the file; files of fastdps 0.1.0 lack it and are not compared
+    tensors_sha256            hash of all tensors of the file
+    metadata_sha256           hash of all other metadata
+
+Files of fastdps 0.1.0 lack the last two, and are not compared with them.
 
 Shapes: n images, D distorted versions of each, C channels of all taps, K contexts.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -39,7 +43,7 @@ FORMAT = "fastdps-metric"
 FORMAT_VERSION = 1
 INCLUDED, PRETRAINED = "included", "pretrained"
 _PREFIX = "backbone."
-_HASH = "tensors_sha256"
+_TENSORS_HASH, _METADATA_HASH = "tensors_sha256", "metadata_sha256"
 
 
 class PerceptualMetric(nn.Module):
@@ -150,7 +154,9 @@ class PerceptualMetric(nn.Module):
             tensors |= {_PREFIX + name: tensor for name, tensor in state.items()}
         # Row-major copies, because safetensors knows no channels-last.
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        content = save(tensors, metadata | {_HASH: tensors_sha256(tensors)})
+        metadata[_TENSORS_HASH] = tensors_sha256(tensors)
+        metadata[_METADATA_HASH] = _metadata_sha256(metadata)
+        content = save(tensors, metadata)
         with atomic_write(Path(path)) as file:
             file.write(content)
 
@@ -166,7 +172,7 @@ class PerceptualMetric(nn.Module):
 
         Raises:
             FastDPSError: The file is missing, damaged, not a metric, or was made with other backbone weights. Its
-                weights are not floating, finite and at least 0.
+                weights are not floating, finite and at least 0, or its backbone is not finite.
         """
         metadata, tensors = _read(Path(path))
         try:
@@ -179,6 +185,8 @@ class PerceptualMetric(nn.Module):
             raise FastDPSError(
                 f"{path} is incomplete: {error!r} in its metadata or tensors. Restore it or train again."
             ) from error
+        if faulty := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise FastDPSError(f"{path} is damaged: {faulty[0]} is not finite. Restore it or train again.")
         state = {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()} if included else None
         try:
             backbone = Backbone(name, taps=taps, state=state)
@@ -279,12 +287,22 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, str], dict[str
         raise FastDPSError(f"{path} does not exist. `fastdps train` writes it when training ends.") from None
     except (OSError, SafetensorError) as error:
         raise FastDPSError(f"{path} cannot be read as a metric: {error}. Restore it or train again.") from error
-    if tensors and _HASH in metadata and (actual := tensors_sha256(state)) != metadata[_HASH]:
-        raise FastDPSError(
-            f"{path} is damaged: the hash of its tensors is {actual}, but its metadata say {metadata[_HASH]}. Restore "
-            "it or train again."
-        )
+    hashes = {_METADATA_HASH: _metadata_sha256(metadata)}
+    if tensors and _TENSORS_HASH in metadata:
+        hashes[_TENSORS_HASH] = tensors_sha256(state)
+    for key, actual in hashes.items():
+        if metadata.get(key, actual) != actual:
+            raise FastDPSError(
+                f"{path} is damaged: the hash of its {key.removesuffix('_sha256')} is {actual}, but its metadata say "
+                f"{metadata[key]}. Restore it or train again."
+            )
     return metadata, state
+
+
+def _metadata_sha256(metadata: Mapping[str, str]) -> str:
+    """Return the sha256 of the metadata without this hash, independent of their order."""
+    content = sorted((key, value) for key, value in metadata.items() if key != _METADATA_HASH)
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _checked_weights(weights: Tensor, path: str | Path) -> Tensor:

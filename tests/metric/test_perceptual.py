@@ -15,7 +15,7 @@ from fastdps.contexts.rankings import all_rankings
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.distances import COMPARISONS, compared_channels, moments
-from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.perceptual import PerceptualMetric, read_rankings
 from helpers.lpips_oracle import lpips_oracle
 
 #: net of `lpips`, our backbone, and its documented example distances (ref, p0) and (ref, p1).
@@ -121,13 +121,14 @@ def test_a_tuned_backbone_is_included(tmp_path, monkeypatch):
 
 
 def rewrite(path, *, metadata=(), tensors=(), without=()):
-    """Change or remove metadata or tensors of a metric file, which then has no hash of its tensors, as old files."""
+    """Change or remove metadata or tensors of a metric file, which then has no hash of them, as old files."""
     with safe_open(path, framework="pt") as file:
         old = file.metadata()
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     state = {key: value for key, value in {**state, **dict(tensors)}.items() if key not in without}
     old = {key: value for key, value in {**old, **dict(metadata)}.items() if key not in without}
-    old.pop("tensors_sha256", None)
+    for key in ("tensors_sha256", "metadata_sha256"):
+        old.pop(key, None)
     save_file(state, path, metadata=old)
 
 
@@ -140,6 +141,7 @@ def rewrite(path, *, metadata=(), tensors=(), without=()):
         ({"metadata": {"backbone_weights": "elsewhere"}}, r"is incomplete: KeyError\('elsewhere'\)"),
         ({"metadata": {"taps": "7"}}, r"is incomplete: TypeError"),
         ({"metadata": {"taps": "[1, 77]"}}, r"metric.safetensors: alexnet has no tap 77"),
+        ({"metadata": {"taps": "[[]]"}}, r"metric.safetensors: alexnet has no tap \[\]"),
         (
             {"metadata": {"backbone": "alexnets"}},
             r"metric.safetensors: Unknown backbone 'alexnets'. Did you mean",
@@ -177,6 +179,34 @@ def test_a_flipped_bit_is_found(tmp_path, include_backbone):
             PerceptualMetric.load(path)
         found += 1
     assert found == 40
+
+
+def test_changed_metadata_are_found(tmp_path):
+    """Each value. A flipped bit can turn tap 1 into tap 0, a layer of the same channels with other distances."""
+    path = tmp_path / "metric.safetensors"
+    metric = PerceptualMetric(Backbone("alexnet", taps=(1, 4), pretrained=False), rankings=[("blur", "color")])
+    metric.save(path, include_backbone=True)
+    PerceptualMetric.load(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    for key, value in metadata.items():
+        if key not in ("format", "format_version"):  # named before
+            other = value.replace("1", "0") if key == "taps" else value[:-1] + chr(ord(value[-1]) ^ 1)
+            save_file(state, path, metadata=metadata | {key: other})
+            for read in (PerceptualMetric.load, read_rankings):
+                with pytest.raises(FastDPSError, match=r"metric.safetensors is damaged: the hash of its metadata is "):
+                    read(path)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_backbone_that_is_not_finite_is_refused(tmp_path, value):
+    path = tmp_path / "metric.safetensors"
+    backbone = Backbone("alexnet", taps=(1,), pretrained=False)
+    backbone.state_dict()["features.0.bias"][7] = value
+    PerceptualMetric(backbone).save(path, include_backbone=True)
+    with pytest.raises(FastDPSError, match=r"is damaged: backbone\.features\.0\.bias is not finite"):
+        PerceptualMetric.load(path)
 
 
 @pytest.mark.parametrize(
