@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import re
 from collections.abc import Sequence
 
 import torch
@@ -96,7 +97,7 @@ def select_rankings(text: str, names: Sequence[str], seed: int) -> list[Ranking]
     if text == "all":
         few = math.factorial(len(names)) <= MAX_CONTEXTS
         return all_rankings(names) if few else sample_rankings(MAX_CONTEXTS, names, seed)
-    if text.lstrip("-").isdigit():
+    if re.fullmatch("-?[0-9]{1,18}", text):
         return sample_rankings(int(text), names, seed)
     rankings = [parse_ranking(part, names) for part in text.split(";")]
     if len(set(rankings)) < len(rankings):

@@ -67,7 +67,8 @@ def test_sampling_does_not_enumerate():
 
 
 def test_select():
-    assert len(select_rankings("all", NAMES, seed=0)) == 720
+    assert select_rankings("all", NAMES, seed=0) == all_rankings(NAMES)
+    assert select_rankings("1", NAMES, seed=5) == sample_rankings(1, NAMES, seed=5)
     assert select_rankings("3", NAMES, seed=5) == sample_rankings(3, NAMES, seed=5)
     seven = [*NAMES, "seventh"]
     assert select_rankings("all", seven, seed=5) == sample_rankings(720, seven, seed=5)
@@ -78,6 +79,12 @@ def test_select():
 @pytest.mark.parametrize("text", ["0", "721", "-1"])
 def test_impossible_counts(text):
     with pytest.raises(ConfigError, match="1 to 720"):
+        select_rankings(text, NAMES, seed=0)
+
+
+@pytest.mark.parametrize("text", ["--3", "X3", "²", "٣", "3.0", "9" * 5000, "-", "all;", ";"])
+def test_what_is_not_a_number_is_read_as_a_ranking(text):
+    with pytest.raises(ConfigError, match="Unknown distortion"):
         select_rankings(text, NAMES, seed=0)
 
 
