@@ -26,7 +26,7 @@ async def read_web(file_system: Any, url: str, span: tuple[int, int] | None, mos
 
     Raises:
         TooLargeError: The server sends more than the limit, or more than the span.
-        ConnectionError: It sends less than `MIN_BYTES_PER_WINDOW` in a window.
+        ConnectionError: It sends less than `MIN_BYTES_PER_WINDOW` in a window, or what aiohttp cannot parse.
         FileNotFoundError: There is no such file.
         Exception: Errors of aiohttp.
     """
@@ -35,7 +35,7 @@ async def read_web(file_system: Any, url: str, span: tuple[int, int] | None, mos
             most = span[1] - span[0]
         data = bytearray()
         window_end, window_start_bytes = time.monotonic() + WINDOW_S, 0
-        async for chunk in answer.content.iter_any():
+        while chunk := await _next_chunk(answer):
             data += chunk
             if len(data) > most:
                 raise TooLargeError(f"has more than the {most:,} bytes that were expected")
@@ -45,6 +45,20 @@ async def read_web(file_system: Any, url: str, span: tuple[int, int] | None, mos
                     raise ConnectionError(f"received {received} bytes in {WINDOW_S:.0f} s")
                 window_end, window_start_bytes = time.monotonic() + WINDOW_S, len(data)
         return bytes(data)
+
+
+async def _next_chunk(answer: Any) -> bytes:
+    """Return the next bytes of an answer, empty at its end.
+
+    aiohttp's own limit of silence ends with the connection, and where it drops the connection because of a chunk that
+    it cannot parse, it reports neither an error nor the end of the content.
+    """
+    try:
+        async with asyncio.timeout(WINDOW_S):
+            chunk: bytes = await answer.content.readany()
+            return chunk
+    except TimeoutError:
+        raise ConnectionError(f"received no bytes in {WINDOW_S:.0f} s") from None
 
 
 async def is_on_web(file_system: Any, url: str) -> bool:

@@ -119,6 +119,22 @@ def test_a_server_that_sends_next_to_nothing_is_an_error(monkeypatch):
         open_store(f"http://127.0.0.1:{port}").read("manifest.json")
 
 
+@pytest.mark.parametrize("size", [b"-5", b"zz", b"7fffffffffffffff", b""])
+def test_a_chunk_that_cannot_be_parsed_is_an_error(monkeypatch, size):
+    """aiohttp drops the connection and reports nothing."""
+    monkeypatch.setattr(web, "WINDOW_S", 0.2)
+    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+
+    def lie(handler):
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        handler.wfile.write(size + b"\r\n{}\r\n")
+
+    with answering(lie) as port, pytest.raises(ShardError, match="tried 2 times"):
+        open_store(f"http://127.0.0.1:{port}").read("manifest.json")
+
+
 def test_a_server_that_answers_no_headers_is_an_error(monkeypatch):
     monkeypatch.setattr(web, "WINDOW_S", 0.1)
     monkeypatch.setattr(storage, "ATTEMPTS", 2)
