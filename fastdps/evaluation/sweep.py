@@ -36,6 +36,7 @@ from fastdps.contexts.rankings import Ranking, select_rankings
 from fastdps.errors import ConfigError
 from fastdps.evaluation.evaluate import evaluate
 from fastdps.evaluation.run_scores import RunScores, read_scores
+from fastdps.metric.backbones import check_backbone
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.files import write_json, write_text
 from fastdps.runtime.json_files import Anything, Filled, Maybe, Number, Values, check, parse_json
@@ -157,13 +158,17 @@ def check_grid(grid: Grid) -> None:
     cases = grid.cases()
     if len(cases) < count:
         raise ConfigError("a value comes twice in the list of a setting. Remove the second one.")
+    backbones: set[tuple[str, tuple[int, ...] | None]] = set()
     for name, settings in cases.items():
         if not _CASE.fullmatch(name):
             raise ConfigError(
                 f"the case {name[:100]!r} cannot be the name of a directory: values may have letters, digits and "
                 "_ . , + - only, and 200 characters together."
             )
-        config_of(settings)
+        config = config_of(settings)
+        backbones.add((config.backbone, config.taps))
+    for backbone, taps in backbones:
+        check_backbone(backbone, taps)
     select_rankings(grid.contexts, NAMES, grid.contexts_seed)
 
 

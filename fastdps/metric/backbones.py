@@ -110,6 +110,20 @@ def backbone_spec(name: str) -> BackboneSpec:
     return BackboneSpec((), mean=tuple(preset.mean), std=tuple(preset.std))
 
 
+def check_backbone(name: str, taps: Sequence[int] | None) -> None:
+    """Check that a backbone and its taps exist, without its weights.
+
+    Args:
+        name: torchvision's name of the model.
+        taps: Indices of the tapped layers; None for the preset.
+
+    Raises:
+        ConfigError: The model or a tap is unknown.
+    """
+    spec = backbone_spec(name)
+    _check_taps(name, spec.taps if taps is None else taps, _layers_of(_meta_network(name, spec)))
+
+
 class Backbone(nn.Module):
     """A network truncated after its last tap. It maps images to the outputs of its taps.
 
@@ -158,9 +172,8 @@ class Backbone(nn.Module):
         spec = backbone_spec(name)
         self.name = name
         network = _meta_network(name, spec)
-        features = getattr(network, "features", None)
-        self._in_features = isinstance(features, nn.Sequential)
-        layers = dict((features if isinstance(features, nn.Sequential) else network).named_children())
+        self._in_features = isinstance(getattr(network, "features", None), nn.Sequential)
+        layers = _layers_of(network)
         self.taps = _check_taps(name, spec.taps if taps is None else taps, layers)
         layers = dict(list(layers.items())[: self.taps[-1] + 1])
         if self._in_features:
@@ -273,6 +286,12 @@ def _run(layer: nn.Module, x: Tensor) -> Tensor:
     if isinstance(layer, nn.Conv2d) and x.device.type == "cpu" and x.shape[2] * x.shape[3] <= _SMALL_MAP:
         return functional_call(layer, {"weight": layer.weight.contiguous()}, x.contiguous())
     return layer(x)
+
+
+def _layers_of(network: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers of a torchvision model, by its names."""
+    features = getattr(network, "features", None)
+    return dict((features if isinstance(features, nn.Sequential) else network).named_children())
 
 
 def _meta_network(name: str, spec: BackboneSpec) -> nn.Module:
