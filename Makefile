@@ -50,7 +50,8 @@ faults: venv
 	PYTHONPATH=tests:. FASTDPS_WEIGHTS=$${FASTDPS_WEIGHTS:-$${FASTDPS_TEST_DATA:+$$FASTDPS_TEST_DATA/weights}} \
 	  $(BIN)/python tests/faults/training_faults.py --rounds $(ROUNDS)
 
-# Mutated shard sets and runs from fixed seeds, ATTACKS times as many as `make test` has, with their counts.
+# Mutated images, tables, metric files, shard sets and runs, and servers that misbehave, from fixed seeds, ATTACKS times
+# as many as `make test` has, with their counts.
 ATTACKS ?= 5
 attacks: venv
 	FASTDPS_ATTACKS=$(ATTACKS) $(BIN)/python -m pytest tests/attacks -s -q

@@ -1,39 +1,47 @@
 """Mutated shard sets, from fixed seeds: each reader ends soon with a named error, or reads what is still sound.
 
+Each set is read by both loaders, staged from a web server, checked and listed, in a process of its own.
+
 Tar, index and manifest of small sets are mutated: flipped bits, truncations, fields of tar headers, tokens of indexes,
 values of manifests. Where a manifest states checksums and sizes, half of the mutated tars have theirs corrected, as a
-malicious writer would. Bytes within an image that still decode are not an error: only a checksum finds them.
+malicious writer would. Bytes within an image that still decode are not an error of loading: only a checksum finds them,
+and then `check` must report the set.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import random
-import resource
 import shutil
-import struct
 import tarfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastdps.errors import FastDPSError
 from fastdps.packing.sources.tars import TarImages
 from fastdps.packing.verify import check_set
+from fastdps.shards import storage
+from fastdps.shards.cache import Cache
 from fastdps.shards.format import read_manifest
 from fastdps.shards.index import index_of
-from helpers.damaged_tars import NEGATIVE, SIZE, TimeLimitExceeded, time_limit, with_field
+from helpers.damaged_tars import NEGATIVE, SIZE, with_field
+from helpers.isolated import FINE, NAMED, Case, attack, expect
 from helpers.packed import encoded, photo
+from helpers.servers import web_server
 from helpers.shard_sets import described, open_set, raw_samples, write_set
 
+HAS_DALI = importlib.util.find_spec("nvidia") is not None
+if HAS_DALI:
+    import fastdps.loading.dali  # noqa: F401  # by the server, once for all cases
+
 #: Mutated sets; `make attacks` raises it.
-SETS = 400 * int(os.environ.get("FASTDPS_ATTACKS", "1"))
-LIMIT_S = 5.0
-LIMIT_BYTES = 2 << 30  # of address space, above what the process has
+SETS = 60 * int(os.environ.get("FASTDPS_ATTACKS", "1"))
 SIZES = (5, 4)
 
 #: Fields of a tar header, and values that they get, the ones for sizes first.
@@ -164,105 +172,112 @@ MUTATIONS: dict[str, list[Callable[[bytes, random.Random], bytes]]] = {
 }
 
 
-def mutate(directory, draw: random.Random) -> str:
-    """Mutate a file of a set; return the mutation's name."""
+def mutate(directory: Path, draw: random.Random) -> tuple[str, bool]:
+    """Mutate a file of a set; return the mutation's name, and True if the manifest was adapted to it."""
     suffix = draw.choice(list(MUTATIONS))
     path = draw.choice(sorted(directory.glob(f"*.{suffix}")))
     mutation = draw.choice(MUTATIONS[suffix])
     path.write_bytes(mutation(path.read_bytes(), draw))
-    if suffix == "tar" and draw.random() < 0.5:
+    is_adapted = suffix == "tar" and draw.random() < 0.5
+    if is_adapted:
         manifest = json.loads((directory / "manifest.json").read_text())
         number = [shard["name"] for shard in manifest["shards"]].index(path.name)
         manifest["shards"][number] = described(path, SIZES[number])
         (directory / "manifest.json").write_text(json.dumps(manifest))
-    return f"{mutation.__name__} of {path.name}"
+    return f"{mutation.__name__} of {path.name}", is_adapted
 
 
-def read_all_indexes(directory) -> None:
+Samples = dict[int, list[torch.Tensor]]
+
+
+def read_all_indexes(directory: Path) -> None:
     for tar in sorted(directory.glob("*.tar")):
         with tar.open("rb") as file:
             index_of(file.fileno(), tar)
 
 
-def load(directory) -> None:
+def load(location: Path | str, **options: object) -> Samples:
+    """Return the components of each sample, by its id; two epochs must give the same."""
+    epochs: list[Samples] = []
     for epoch in (0, 1):
-        for _ in open_set(directory, batch_size=4, loader="portable", num_threads=1).epoch(epoch):
-            pass
+        samples: Samples = {}
+        for batch in open_set(location, batch_size=4, num_threads=1, **options).epoch(epoch):
+            for number, sample_id in enumerate(batch.ids.tolist()):
+                expect(sample_id not in samples, f"sample {sample_id} comes twice")
+                samples[sample_id] = [component[number].clone() for component in batch.components.values()]
+        epochs.append(samples)
+    expect(is_same(*epochs), "two epochs have other samples")
+    return epochs[0]
 
 
-def check(directory) -> None:
+def is_same(one: Samples, other: Samples) -> bool:
+    return one.keys() == other.keys() and all(
+        all(map(torch.equal, components, other[sample_id])) for sample_id, components in one.items()
+    )
+
+
+def check(directory: Path) -> None:
     """Check a set. A problem counts as a named error."""
     if problems := list(check_set(directory)):
         raise FastDPSError("; ".join(map(str, problems)))
 
 
-def list_source(directory) -> None:
+def list_source(directory: Path) -> None:
     for tar in sorted(directory.glob("*.tar")):
         TarImages(tar, "attacked").items()
 
 
-READERS = [read_all_indexes, read_manifest, load, check, list_source]
+def compare(loaded: dict[str, Samples], original: Samples, directory: Path, is_adapted: bool) -> None:
+    """The loaders agree; what differs from the original set is found by `check`."""
+    found = list(loaded.values())
+    expect(all(is_same(found[0], other) for other in found[1:]), f"{', '.join(loaded)} load other samples")
+    if found and not is_adapted and not is_same(found[0], original):
+        expect(list(check_set(directory)), "samples have changed, and check finds no problem")
 
 
-@contextlib.contextmanager
-def memory_limit():
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + LIMIT_BYTES, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+#: The servers of a case, which end with its process.
+_SERVERS = contextlib.ExitStack()
 
 
-def outcome(reader: Callable, directory) -> str:
-    try:
-        with time_limit(LIMIT_S):
-            reader(directory)
-    except FastDPSError as error:
-        return "named errors" if str(directory) in str(error) else f"names no file: {error}"
-    except TimeLimitExceeded:
-        return "hung"
-    except Exception as error:
-        return f"traceback: {type(error).__name__}: {error}"
-    return "fine"
+def make_set(seed: str, directory: Path) -> Case:
+    storage.FIRST_PAUSE_S = 0.001  # between attempts to read a tar that is too short
+    kind = seed.partition(" ")[0]
+    source = write_source(directory / "source", kind)
+    original = load(source, loader="portable")
+    attacked = directory / "set"
+    shutil.copytree(source, attacked)
+    draw = random.Random(seed)
+    what, is_adapted = mutate(attacked, draw) if "sound" not in seed else ("no mutation", False)
+    url = f"http://127.0.0.1:{_SERVERS.enter_context(web_server(attacked))}"
+    cache = Cache(directory / "cache", 1 << 30)
+    loaded: dict[str, Samples] = {}
+
+    def loading(name: str, location: Path | str, **options: object) -> Callable[[], object]:
+        return lambda: loaded.__setitem__(name, load(location, **options))
+
+    readings: dict[str, Callable[[], object]] = {
+        "indexes": lambda: read_all_indexes(attacked),
+        "manifest": lambda: read_manifest(attacked),
+        "portable": loading("portable", attacked, loader="portable"),
+        "staged": loading("staged", url, loader="portable", cache=cache),
+        "staged again": loading("staged again", url, loader="portable", cache=cache),
+        "check": lambda: check(attacked),
+        "list": lambda: list_source(attacked),
+    }
+    if HAS_DALI:
+        readings["dali"] = loading("dali", attacked, loader="dali", device="cpu")
+    readings["compare"] = lambda: compare(loaded, original, attacked, is_adapted)
+    return Case(what, (str(attacked), url, str(cache.directory)), readings)
 
 
 @pytest.mark.parametrize("kind", ["raw", "png", "triplets"])
-def test_mutated_sets_are_named_errors_or_read(tmp_path, kind, capsys):
-    source = write_source(tmp_path / "source", kind)
-    for reader in READERS:
-        if not (reader is list_source and kind != "png"):
-            assert outcome(reader, source) == "fine", reader.__name__
-    directory = tmp_path / "set"
-    counts: Counter[str] = Counter()
-    wrong = []
-    with memory_limit():
-        for seed in range(SETS // 3):
-            draw = random.Random(f"{kind} {seed}")
-            shutil.rmtree(directory, ignore_errors=True)
-            shutil.copytree(source, directory)
-            mutation = mutate(directory, draw)
-            for reader in READERS:
-                found = outcome(reader, directory)
-                counts[found.partition(":")[0]] += 1
-                if found not in ("fine", "named errors"):
-                    wrong.append(f"seed {seed}, {mutation}, {reader.__name__}: {found}")
-    with capsys.disabled():
-        print(f"\n{kind}: {SETS // 3} mutated sets: {dict(counts)}")
-    assert wrong == []
-    assert counts["named errors"] > counts["fine"] / 4  # the mutations do reach the readers
+def test_mutated_sets_are_named_errors_or_read(capfd, kind):
+    with capfd.disabled():
+        counts = attack(__file__, "make_set", [f"{kind} {number}" for number in range(SETS // 3)])
+    assert counts[NAMED] > counts[FINE] / 4  # the mutations do reach the readers
 
 
-def test_an_attack_that_a_reader_does_not_withstand_is_counted(tmp_path):
-    def hang(_):
-        while True:
-            pass
-
-    def fail(_):
-        return struct.unpack("<f", b"")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(globals(), "LIMIT_S", 0.05)
-        assert outcome(hang, tmp_path) == "hung"
-    assert outcome(fail, tmp_path).startswith("traceback: error")
+def test_sound_sets_are_read_by_all(capfd):
+    counts = attack(__file__, "make_set", ["raw sound", "png sound", "triplets sound"])
+    assert counts.keys() <= {FINE, NAMED}
+    assert counts[NAMED] == 2  # tars without images are no source

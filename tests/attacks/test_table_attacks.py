@@ -1,80 +1,146 @@
-"""Mutated tables of shard sets, from fixed seeds: reading ends with a named error, or reads what is still sound.
-
-Flipped bytes, most of them in the footer, truncations and insertions. Size and checksum in the manifest are corrected,
-as a malicious writer would. A crash of pyarrow ends the test process, so it runs in one of its own.
-"""
+"""Mutated tables of triplets (CSV and JSONL), from fixed seeds, through packing: what is packed is what was listed."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
+import json
 import os
 import random
-import subprocess
-import sys
-from collections import Counter
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from fastdps.errors import ShardError
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.registry import open_source
-from fastdps.shards.format import JUDGEMENTS, SAMPLES, Table, read_manifest
-from fastdps.shards.judgements import read_judgements, read_name_columns
-from helpers.judgement_files import random_rows, write_csv, write_images
+from fastdps.packing.verify import check_set
+from helpers.isolated import NAMED, Case, attack, expect
+from helpers.mutations import DEEP, ODD, mutated, mutated_json
+from helpers.packed import encoded, photo, read_set
 
-TABLES = 400 * int(os.environ.get("FASTDPS_ATTACKS", "1"))
-FOOTER_BYTES = 700
-ROOT = Path(__file__).parents[2]
-
-
-def mutated(data: bytes, draw: random.Random) -> bytes:
-    if draw.random() < 0.1:
-        return data[: draw.randrange(len(data))] + draw.choice([b"", data[-8:]])
-    changed = bytearray(data)
-    low = draw.choice([0, max(0, len(data) - FOOTER_BYTES)])
-    if draw.random() < 0.1:
-        at = draw.randrange(low, len(data))
-        changed[at:at] = draw.randbytes(draw.choice([1, 8]))
-    for _ in range(draw.choice([1, 1, 2, 5])):
-        changed[draw.randrange(low, len(data))] = draw.choice([0, 1, 127, 128, 255, draw.randrange(256)])
-    return bytes(changed)
-
-
-def attack(directory: Path, name: str) -> Counter[str]:
-    """Read mutated tables. Return the number of errors and of tables that are read."""
-    manifest, original = read_manifest(directory), (directory / name).read_bytes()
-    found: Counter[str] = Counter()
-    for seed in range(TABLES):
-        content = mutated(original, random.Random(seed))
-        (directory / name).write_bytes(content)
-        entry = Table(manifest.tables[name].rows, len(content), hashlib.sha256(content).hexdigest())
-        changed = dataclasses.replace(manifest, tables={**manifest.tables, name: entry})
-        try:
-            (read_name_columns if name == SAMPLES else read_judgements)(directory, changed)
-            found["read"] += 1
-        except ShardError as error:
-            found["errors" if name in str(error) else "nameless errors"] += 1
-    return found
-
-
-@pytest.mark.parametrize("name", [SAMPLES, JUDGEMENTS])
-def test_mutated_tables_end_with_a_named_error_or_are_read(tmp_path, name):
-    write_images(tmp_path, 20)
-    path = write_csv(tmp_path / "a.csv", random_rows(60, 20))
-    pack(open_source("judgements", path, by="person"), tmp_path / "out", PackOptions(size=8), workers=1)
-    command = [sys.executable, __file__, str(tmp_path / "out/train"), name]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    assert result.returncode == 0, result.stderr
-    print(name, result.stdout)
-    counts = dict(line.split(": ") for line in result.stdout.splitlines())
-    assert set(counts) == {"read", "errors"}
-    assert int(counts["errors"]) > TABLES / 2
+#: Mutated tables; `make attacks` raises it.
+TABLES = 150 * int(os.environ.get("FASTDPS_ATTACKS", "1"))
+COLUMNS = ("ref", "p0", "p1", "judge")
+IMAGES = [encoded(photo(8, 8, number), "PNG") for number in range(6)]
+VOTES = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+CELLS = [
+    "",
+    "nan",
+    "inf",
+    "-0.2",
+    "1.2",
+    "1e400",
+    "0x1",
+    "1_0",
+    "٣",
+    "0,5",
+    " 0.5 ",
+    "../outside.png",
+    "/dev/zero",
+    ".",
+]
+CELLS += ["link.png", "fifo", "missing.png", "sub", "\0", "a" * 5000, '"', "=1+1", "\ufeff", "0.png\n", "C:\\x.png"]
+LINES = [
+    "",
+    "\r",
+    "\0",
+    '"',
+    ",,,",
+    "ref,p0,p1,judge",
+    "{}",
+    "[]",
+    "null",
+    DEEP,
+    "{" * 50,
+    '{"ref": 1, "ref": 2}',
+    "\ufeff",
+]
 
 
-if __name__ == "__main__":
-    for key, count in attack(Path(sys.argv[1]), sys.argv[2]).items():
-        print(f"{key}: {count}")
+def row_of(number: int) -> dict[str, str | float]:
+    names = [f"{(number + place) % 6}.png" for place in range(3)]
+    return dict(zip(COLUMNS, [*names, VOTES[number]], strict=True))
+
+
+def make_table(seed: int, directory: Path) -> Case:
+    draw = random.Random(f"tables {seed}")
+    source = directory / "in"
+    source.mkdir()
+    for number, data in enumerate(IMAGES):
+        (source / f"{number}.png").write_bytes(data)
+    (directory / "outside.png").write_bytes(IMAGES[0])
+    (source / "sub").mkdir()
+    (source / "link.png").symlink_to("/dev/zero")
+    os.mkfifo(source / "fifo")
+    suffix = draw.choice([".csv", ".jsonl"])
+    rows = [row_of(number) for number in range(6)]
+    kind = draw.choice(["bytes", "bytes", "cell", "cell", "line", "row"])
+    how = kind
+    if kind == "cell":
+        cell = draw.choice([*CELLS, *ODD]) if suffix == ".jsonl" else draw.choice(CELLS)
+        column = draw.choice(COLUMNS)
+        rows[draw.randrange(6)][column] = cell
+        how = f"{column} = {cell!r}"[:60]
+    if kind == "row" and suffix == ".jsonl":
+        rows = [mutated_json(rows, draw)][0]
+    lines = [",".join(COLUMNS)] if suffix == ".csv" else []
+    lines += [
+        ",".join(str(cell) for cell in row.values()) if suffix == ".csv" else json.dumps(row)
+        for row in (rows if isinstance(rows, list) else [rows])
+        if suffix == ".jsonl" or isinstance(row, dict)
+    ]
+    if kind == "line":
+        lines[draw.randrange(len(lines))] = draw.choice(LINES)
+    elif kind == "row" and suffix == ".csv":
+        number = draw.randrange(len(lines))
+        lines[number] = draw.choice([f"{lines[number]},", lines[number].rpartition(",")[0], lines[0], lines[-1] * 2])
+    content = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogatepass")
+    if kind == "bytes":
+        how, content = mutated(content, draw)
+    table = source / f"table{suffix}"
+    table.write_bytes(content)
+    readings: dict[str, Callable[[], object]] = {
+        "list": lambda: open_source("triplets", table).items(),
+        "pack": lambda: pack_and_compare(table, directory / "strict", max_rejects=0.0),
+        "pack with rejects": lambda: pack_and_compare(table, directory / "tolerant", max_rejects=1.0),
+    }
+    return Case(f"{suffix}, {how}", (str(directory),), readings)
+
+
+def pack_and_compare(table: Path, out: Path, *, max_rejects: float) -> None:
+    """Pack the table: the set is sound, and each sample has an image of each column and a share of votes."""
+    pack(
+        open_source("triplets", table),
+        out,
+        PackOptions(encoding="png", size=8, max_rejects=max_rejects),
+        workers=1,
+    )
+    (shards,) = {path.parent for path in out.rglob("manifest.json")}
+    problems = list(check_set(shards))
+    expect(not problems, f"the packed set has problems: {problems}")
+    samples = read_set(shards)
+    if not max_rejects:
+        expect(len(samples) == len(open_source("triplets", table).items()), f"{len(samples)} samples")
+    for members in samples.values():
+        share = struct.unpack("<f", members["judge.f32"])[0]
+        expect(0 <= share <= 1, f"a vote of {share}")
+        expect(set(members) == {"ref.png", "p0.png", "p1.png", "judge.f32"}, f"members {sorted(members)}")
+
+
+def test_mutated_tables_are_named_errors_or_packed_as_listed(capfd):
+    with capfd.disabled():
+        counts = attack(__file__, "make_table", range(TABLES))
+    assert counts[NAMED] > TABLES / 2
+
+
+def test_the_sound_table_is_packed(tmp_path):
+    for name in ("table.csv", "table.jsonl"):
+        source = tmp_path / name / "in"
+        source.mkdir(parents=True)
+        for number, data in enumerate(IMAGES):
+            (source / f"{number}.png").write_bytes(data)
+        rows = [row_of(number) for number in range(6)]
+        is_csv = name.endswith(".csv")
+        lines = [",".join(COLUMNS)] * is_csv
+        lines += [",".join(map(str, row.values())) if is_csv else json.dumps(row) for row in rows]
+        (source / name).write_text("\n".join(lines))
+        pack_and_compare(source / name, tmp_path / name / "out", max_rejects=0.0)
