@@ -3,12 +3,24 @@
 import math
 
 import kornia
+import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as tv
 from torchvision.transforms import InterpolationMode
 
-from fastdps.contexts.distortions import DISTORTIONS, NAMES, DistortionPlan, apply_plan, draw_plan
+from fastdps.contexts.distortions import (
+    DISTORTIONS,
+    NAMES,
+    Distortion,
+    DistortionPlan,
+    Parameter,
+    apply_plan,
+    draw_plan,
+    make_views,
+    to_float,
+)
+from fastdps.contexts.philox import uniforms
 
 SIZES = [(64, 64), (48, 80)]
 
@@ -199,3 +211,57 @@ def test_an_empty_batch_is_no_special_case():
 def test_wrong_images_are_rejected(images, message):
     with pytest.raises(ValueError, match=message):
         apply_plan(images, draw_plan(torch.arange(2), seed=1, epoch=0))
+
+
+def test_the_parameters_are_those_of_the_paper():
+    """Names, ranges and order: `details.json` names them, and all drawn numbers depend on them."""
+    found = {name: [(p.name, p.low, p.high) for p in one.parameters] for name, one in DISTORTIONS.items()}
+    assert list(found.items()) == [
+        ("rotate", [("angle", 30, 330)]),
+        ("translate", [("dx", -0.5, 0.5), ("dy", -0.5, 0.5)]),
+        ("darken", [("factor", 0.1, 0.5)]),
+        ("color", [("hue_shift", -0.5, 0.5)]),
+        ("blur", [("sigma", 4, 10)]),
+        ("zoom_in", [("scale", 1.1, 2)]),
+    ]
+
+
+def test_the_plan_is_the_uniform_numbers_scaled_in_double_precision():
+    ids = torch.tensor([0, 7, 2**40])
+    plan, drawn = draw_plan(ids, seed=5, epoch=2), uniforms(5, 2, ids, streams=6)
+    for d, (name, distortion) in enumerate(DISTORTIONS.items()):
+        for p, parameter in enumerate(distortion.parameters):
+            numbers = [parameter.low + (parameter.high - parameter.low) * u for u in drawn[:, d, p].tolist()]
+            assert torch.equal(plan[name][:, p], torch.tensor(numbers, dtype=torch.float64).float())
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_a_distortion_has_one_to_four_parameters(count):
+    with pytest.raises(ValueError, match=f"1 to 4 parameters, not {count}"):
+        Distortion((Parameter("x", 0, 1, ""),) * count, lambda images, *_: images)
+    Distortion((Parameter("x", 0, 1, ""),) * 4, lambda images, *_: images)
+
+
+def test_the_smallest_images_are_accepted():
+    plan = draw_plan(torch.arange(2), seed=1, epoch=0)
+    assert apply_plan(torch.rand(2, 3, 11, 6), plan).shape == (2, 6, 3, 11, 6)
+    for height, width in ((10, 6), (11, 5)):
+        with pytest.raises(ValueError, match="at least 11 x 6"):
+            apply_plan(torch.rand(2, 3, height, width), plan)
+
+
+def test_bytes_become_floats_as_in_torchvision():
+    images = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), dtype=np.uint8)
+    images[0, 0, 0] = 255
+    found = to_float(torch.from_numpy(images))
+    assert torch.equal(found, torch.stack([tv.to_tensor(image) for image in images]))
+    assert found.is_contiguous()
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+def test_views_are_the_image_and_its_distorted_versions(interpolation):
+    images, plan = smooth_images(3, 32, 48), draw_plan(torch.arange(3), seed=1, epoch=0)
+    views = make_views(images, plan, interpolation)
+    assert views.shape == (3, 7, 3, 32, 48)
+    assert torch.equal(views[:, 0], images)
+    assert torch.equal(views[:, 1:], apply_plan(images, plan, interpolation=interpolation))

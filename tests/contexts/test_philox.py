@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastdps.contexts.philox import philox, uniforms
 
@@ -48,3 +50,38 @@ def test_large_ids_differ():
 def test_wrong_ids_are_rejected():
     with pytest.raises(ValueError, match="int64"):
         uniforms(0, 0, torch.zeros(3), 1)
+
+
+def philox_by_hand(counter: list[int], key: list[int]) -> list[int]:
+    """Philox4x32-10 on Python's integers, as in section 3.3 of the paper."""
+    for _ in range(10):
+        (high0, low0), (high1, low1) = divmod(0xD2511F53 * counter[0], 2**32), divmod(0xCD9E8D57 * counter[2], 2**32)
+        counter = [high1 ^ counter[1] ^ key[0], low1, high0 ^ counter[3] ^ key[1], low0]
+        key = [(key[0] + 0x9E3779B9) % 2**32, (key[1] + 0xBB67AE85) % 2**32]
+    return counter
+
+
+def test_the_reference_gives_the_known_answers():
+    for counter, key, expected in KNOWN_ANSWERS:
+        assert philox_by_hand(counter, key) == expected
+
+
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    epoch=st.integers(0, 2**32 - 1),
+    ids=st.lists(st.integers(0, 2**63 - 1), max_size=4),
+    streams=st.integers(1, 3),
+    first_stream=st.integers(0, 9),
+)
+def test_each_word_has_its_place_in_counter_and_key(seed, epoch, ids, streams, first_stream):
+    """The layout must never change: it would change the distortions of all seeds."""
+    found = uniforms(seed, epoch, torch.tensor(ids, dtype=torch.int64), streams, first_stream=first_stream)
+    expected = [
+        [
+            [word / 2**32 for word in philox_by_hand([i % 2**32, i >> 32, epoch, s], [seed % 2**32, seed >> 32])]
+            for s in range(first_stream, first_stream + streams)
+        ]
+        for i in ids
+    ]
+    assert found.shape == (len(ids), streams, 4)
+    assert found.tolist() == expected

@@ -97,6 +97,36 @@ def test_shards_and_samples_within_them_are_both_shuffled():
     assert len({tuple(rows) for rows in within}) == 20  # each shard has a different order
 
 
+@given(sizes=shard_sizes, seed=seeds, epoch=seeds)
+def test_the_order_is_that_of_the_documented_counters(sizes, seed, epoch):
+    """Shards have the counter 0, the samples of shard k the counter k + 1: other ones change the order of all seeds."""
+
+    def order_of(n: int, stream: int) -> list[int]:
+        philox = np.random.Philox(
+            key=np.array([seed, epoch], np.uint64), counter=np.array([0, 0, 0, stream], np.uint64)
+        )
+        words = [int(word) for word in philox.random_raw(n)]
+        return sorted(range(n), key=words.__getitem__)
+
+    expected = [(shard, row) for shard in order_of(len(sizes), 0) for row in order_of(sizes[shard], shard + 1)]
+    assert samples_of(EpochOrder(sizes, seed=seed, epoch=epoch, shuffle=True), range(sum(sizes))) == expected
+
+
+@given(sizes=shard_sizes, seed=seeds, start=st.integers(0, 80), stop=st.integers(0, 80))
+def test_visits_are_the_runs_without_their_rows_and_none_is_empty(sizes, seed, start, stop):
+    order = EpochOrder(sizes, seed=seed, epoch=1, shuffle=True)
+    positions = range(sum(sizes))[start:stop]
+    visits, runs = list(order.visits(positions)), list(order.row_runs(positions))
+    assert [(visit.shard, visit.stop - visit.start) for visit in visits] == [(run.shard, len(run.rows)) for run in runs]
+    assert all(0 <= visit.start < visit.stop <= visit.size == sizes[visit.shard] for visit in visits)
+
+
+@given(total=st.integers(1, 200), world_size=small, batch_size=small, further=st.integers(0, 9))
+def test_after_the_last_step_there_are_no_samples(total, world_size, batch_size, further):
+    end = steps_per_epoch(total, batch_size, world_size)
+    assert global_batch_size(total, end + further, batch_size, world_size) == 0
+
+
 def test_seeds_epochs_and_streams_give_different_orders():
     orders = [
         tuple(permutation(100, seed, epoch, stream)) for seed in range(5) for epoch in range(5) for stream in range(5)

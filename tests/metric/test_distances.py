@@ -1,12 +1,20 @@
 """Moments per channel against formulas written out position by position."""
 
+import lpips
 import numpy as np
 import pytest
 import torch
 
 from fastdps.errors import ConfigError
 from fastdps.metric import distances
-from fastdps.metric.distances import COMPARISONS, compared_channels, moments, unit_normalize
+from fastdps.metric.distances import (
+    COMPARISONS,
+    compared_channels,
+    moments,
+    normalized_vectors,
+    unit_normalize,
+    weighted_sums,
+)
 
 
 def make_features(n: int, views: int) -> list[torch.Tensor]:
@@ -184,3 +192,37 @@ def test_incomplete_groups_are_rejected():
 def test_an_unknown_comparison_is_rejected():
     with pytest.raises(ConfigError, match=r"'sorted'. Did you mean 'sort'\? Known: spatial, mean, sort, spatial\+mean"):
         moments(make_features(1, 2), 1, "sorted")
+
+
+@pytest.mark.parametrize("length", [1e-10, 3e-10, 1e-9, 1e-8, 1.0])
+def test_short_vectors_are_normalised_as_lpips_does(length):
+    """The guard against division by zero decides the result where vectors are as short as the guard."""
+    features = torch.rand(2, 5, 3, 3, generator=torch.Generator().manual_seed(3))
+    features *= length / features.norm(dim=1, keepdim=True)
+    assert torch.allclose(unit_normalize(features), lpips.normalize_tensor(features), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("comparison", [None, *COMPARISONS])
+def test_vectors_of_single_images_give_the_moments_of_pairs(comparison):
+    """The default is the same for both."""
+    arguments = () if comparison is None else (comparison,)
+    features = make_features(2, 3)
+    vectors = [tap.double().unflatten(0, (2, 3)) for tap in normalized_vectors(features, *arguments)]
+    z = [(tap[:, 1:] - tap[:, :1]).square() for tap in vectors]
+    found = moments(features, 2, *arguments)
+    assert torch.allclose(found.mean.double(), torch.cat([tap.mean(dim=2) for tap in z], dim=-1), rtol=1e-4, atol=1e-9)
+    var = torch.cat([tap.square().sum(dim=2) / tap.shape[2] ** 2 for tap in z], dim=-1)
+    assert torch.allclose(found.var.double(), var, rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("contexts", [1, 63, 64, 65])
+@pytest.mark.parametrize(
+    "shape", [(1,), (2,), (9,), (4, 1), (4, 9), (3, 2, 1), (3, 2, 9), (0, 2, 9), (3, 0, 9)], ids=str
+)
+def test_weighted_sums_are_a_matrix_product(contexts, shape):
+    generator = torch.Generator().manual_seed(4)
+    weights, values = torch.rand(contexts, shape[-1], generator=generator), torch.rand(shape, generator=generator)
+    expected = np.einsum("kc,...c->...k", weights.double().numpy(), values.double().numpy())
+    found = weighted_sums(weights, values)
+    assert found.shape == expected.shape == (*shape[:-1], contexts)
+    assert np.allclose(found.numpy(), expected, rtol=1e-5)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from fastdps.errors import ConfigError
 from fastdps.metric.distances import CONVOLVED_CONTEXTS, distances, moments, unit_normalize
-from fastdps.metric.heads import Heads, LogisticJudge, MLPJudge, dropout_distances
+from fastdps.metric.heads import DROPOUT, Heads, LogisticJudge, MLPJudge, dropout_distances
 
 DRAWS = 4000
 
@@ -128,3 +128,81 @@ def test_mlp_judges_are_independent():
     for parameter in judge.parameters():
         assert (parameter.grad[1] == 0).all()
         assert (parameter.grad[0] != 0).any()
+
+
+def assert_uniform(values: torch.Tensor, bound: float) -> None:
+    """Many values are uniform in [-bound, bound]: their largest and smallest, mean, and variance of bound^2 / 3."""
+    n = values.numel()
+    assert n >= 500
+    assert bound * (1 - 20 / n) < values.max() <= bound
+    assert -bound <= values.min() < -bound * (1 - 20 / n)
+    assert values.mean().abs() < 5 * bound / (3 * n) ** 0.5
+    assert (values.var() / (bound**2 / 3) - 1).abs() < 5 * (0.8 / n) ** 0.5
+
+
+def test_heads_are_drawn_as_the_convolutions_of_lpips():
+    """Against the bound of torch's own 1 x 1 convolutions, tap by tap, from the given generator alone."""
+    channels, heads = (16, 100, 9), Heads(400, 125)
+    before = torch.random.get_rng_state()
+    heads.init_as_lpips_(channels, torch.Generator().manual_seed(3))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    again = Heads(400, 125)
+    again.init_as_lpips_(channels, torch.Generator().manual_seed(3))
+    assert torch.equal(heads.weights, again.weights)
+    assert heads.weights.requires_grad
+    for count, own in zip(channels, heads.weights.detach().split(channels, dim=1), strict=True):
+        oracle = lpips.NetLinLayer(count).model[-1]
+        bound = 1 / count**0.5
+        assert oracle.weight.abs().max() <= bound
+        assert_uniform(own, bound)
+
+
+def test_dropout_is_that_of_lpips_by_default():
+    oracle = lpips.NetLinLayer(4, use_dropout=True).model[0]
+    assert DROPOUT == oracle.p == Heads(1, 4).p
+    mean, var, noise = torch.rand(2, 3, 4), torch.rand(2, 3, 4), torch.randn(2, 3, 1)
+    weights = torch.rand(1, 4)
+    by_default = dropout_distances(weights, mean, var, noise)
+    assert torch.equal(by_default, dropout_distances(weights, mean, var, noise, p=oracle.p))
+    assert not torch.equal(by_default, dropout_distances(weights, mean, var, noise, p=0.4))
+
+
+@pytest.mark.parametrize("p", [0.2, 0.5])
+def test_each_distance_has_its_own_noise(p):
+    heads = Heads(3, 8, p=p)
+    mean, var = torch.rand(5, 6, 8, dtype=torch.float64), torch.rand(5, 6, 8, dtype=torch.float64)
+    heads.double().train()
+    found = heads(mean, var, torch.Generator().manual_seed(2))
+    noise = torch.randn(5, 6, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    assert torch.equal(found, dropout_distances(heads.weights, mean, var, noise, p=p))
+
+
+def test_without_dropout_training_is_exact():
+    heads = Heads(2, 8, p=0.0).train()
+    assert (heads(torch.zeros(3, 6, 8), torch.rand(3, 6, 8)) == 0).all()
+
+
+def test_heads_and_judges_begin_as_the_unadapted_metric():
+    assert (Heads(2, 3).weights == 1).all()
+    d0, d1 = torch.rand(4, 2), torch.rand(4, 2)
+    assert torch.equal(LogisticJudge(2)(d0, d1), d0 - d1)
+
+
+def test_the_mlp_judge_is_drawn_as_the_layers_of_lpips():
+    judge = MLPJudge(300, generator=torch.Generator().manual_seed(5))
+    before = torch.random.get_rng_state()
+    again = MLPJudge(300, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    convolutions = [layer for layer in lpips.Dist2LogitLayer().model if isinstance(layer, torch.nn.Conv2d)]
+    for layer, kernel, bias in zip(convolutions, judge.kernels, judge.biases, strict=True):
+        assert kernel.shape == (300, layer.in_channels, layer.out_channels)
+        assert bias.shape == (300, 1, layer.out_channels)
+        bound = 1 / layer.in_channels**0.5
+        assert max(layer.weight.abs().max(), layer.bias.abs().max()) <= bound
+        assert_uniform(kernel.detach(), bound)
+        if bias.numel() >= 500:
+            assert_uniform(bias.detach(), bound)
+        assert bias.min() < -0.9 * bound
+        assert bias.max() > 0.9 * bound
+    for parameter, other in zip(judge.parameters(), again.parameters(), strict=True):
+        assert torch.equal(parameter, other)

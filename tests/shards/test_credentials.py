@@ -39,6 +39,8 @@ SECRETS = ["me:", "pass-phrase", TOKEN]
         ("https://host/set?bare-secret", "https://host/set?***"),
         ("https://host/set#access_token=1", "https://host/set#***"),
         ("HTTPS://u:p@host/set", "HTTPS://host/set"),
+        ("https://host?a=b/c@d#e/f", "https://host?a=***"),
+        ("https://host/a?b#c/d:e@f", "https://host/a?***"),
     ],
 )
 def test_urls_without_credentials(url, expected):
@@ -49,6 +51,24 @@ def test_credentials_in_other_text():
     url = "https://me:pass%2Fphrase@host/set?token=abcd%3D&n=1"
     text = "401, url='https://host/set?token=abcd=', login pass/phrase or pass%2Fphrase, n=1"
     assert hide_in(text, url) == "401, url='https://host/set?token=***', login *** or ***, n=1"
+
+
+@pytest.mark.parametrize(
+    ("url", "text", "expected"),
+    [
+        ("https://abcd:efgh@host/", "abcd efgh abcd:efgh", "*** *** ***"),
+        ("https://abc:efg@host/", "abc efg but abc:efg", "abc efg but ***"),  # shorter ones may be parts of words
+        ("https://long-secret:long@host/", "long-secret", "***"),  # the longest first
+        ("https://a:b:cdef@host/", "b:cdef a:b:cdef", "*** ***"),  # a password may have a colon
+        ("https://host/x?bare-secret&n=1", "bare-secret", "***"),
+        ("https://host/x?a=tokena&b=tokenb#frag-ment", "tokena tokenb frag-ment", "*** *** ***"),
+        ("https://host/x?a=b=cdef", "b=cdef", "***"),
+        ("https://abcd@@host/x", "abcd@", "***@"),
+        ("https://user@xyz:pass-word@host:80/x", "user@xyz pass-word", "*** ***"),
+    ],
+)
+def test_each_kind_of_secret_is_hidden(url, text, expected):
+    assert hide_in(text, url) == expected
 
 
 URLS = ["s3://me:pass-phrase@bucket/set", f"https://me:pass-phrase@host/set?token={TOKEN}"]

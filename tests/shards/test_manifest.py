@@ -9,7 +9,18 @@ import pytest
 
 from fastdps.errors import ShardError
 from fastdps.loading.order import EpochOrder, part_of
-from fastdps.shards.format import MANIFEST, Manifest, Shard, read_manifest
+from fastdps.shards.format import (
+    COMPONENTS,
+    MANIFEST,
+    MAX_PIXELS,
+    MAX_SHARD_BYTES,
+    MAX_SHARD_SAMPLES,
+    Manifest,
+    Shard,
+    component_extensions,
+    read_manifest,
+)
+from helpers.shard_sets import raw_samples, write_set
 
 RANKS = 512
 
@@ -156,6 +167,17 @@ def test_text_that_is_not_an_object_is_rejected(tmp_path, text):
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(ShardError, match=r"manifest\.json (cannot be read as JSON|is not a manifest)"):
         read_manifest(tmp_path)
+    assert gc.isenabled()
+
+
+def test_collection_that_was_off_stays_off(tmp_path):
+    (tmp_path / MANIFEST).write_text(manifest(1).to_json())
+    gc.disable()
+    try:
+        read_manifest(tmp_path)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("shards", [None, 3, ["shard-000000.tar"], [["a", 1, 2, "b"]], {"shard-000000.tar": 1}])
@@ -164,3 +186,81 @@ def test_shards_that_are_not_a_list_are_rejected(tmp_path, shards):
     (tmp_path / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(ShardError, match="not a manifest of this format"):
         read_manifest(tmp_path)
+
+
+def test_the_members_of_each_kind_of_set():
+    """Names of the format, which must never change."""
+    assert COMPONENTS == {
+        "images": ("image",),
+        "triplets": ("ref", "p0", "p1", "judge"),
+        "pairs": ("p0", "p1", "same"),
+    }
+    image = {"raw": "bin", "jpeg": "jpg", "png": "png", "keep": "jpg;png"}
+    for encoding, extensions in image.items():
+        assert component_extensions("images", encoding) == {"image": extensions}
+        for kind, scalar in (("triplets", "judge"), ("pairs", "same")):
+            expected = {
+                name: f"{name}.f32" if name == scalar else ";".join(f"{name}.{one}" for one in extensions.split(";"))
+                for name in COMPONENTS[kind]
+            }
+            assert list(component_extensions(kind, encoding).items()) == list(expected.items())
+
+
+def changed(tmp_path, *, shard=None, **changes):
+    """Read the manifest of three shards of five samples with values changed."""
+    content = json.loads(manifest(3, samples=5).to_json()) | changes
+    content["shards"][1] |= shard or {}
+    content["samples"] = sum(entry["samples"] for entry in content["shards"])
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    return read_manifest(tmp_path)
+
+
+def test_the_limits_of_a_shard_are_inclusive(tmp_path):
+    for samples, size in [(0, 0), (0, MAX_SHARD_BYTES), (MAX_SHARD_SAMPLES, MAX_SHARD_BYTES), (1, 12_800), (5, 64_000)]:
+        found = changed(tmp_path, shard={"samples": samples, "bytes": size}).shards[1]
+        assert (found.samples, found.bytes) == (samples, size)
+    for samples, size, message in [
+        (0, -1, "bytes of"),
+        (0, MAX_SHARD_BYTES + 1, "bytes of"),
+        (-1, 0, "samples of"),
+        (MAX_SHARD_SAMPLES + 1, MAX_SHARD_BYTES, "samples of"),
+        (1, 12_799, "bytes of"),
+    ]:
+        with pytest.raises(ShardError, match=message + r" shard-000001\.tar is"):
+            changed(tmp_path, shard={"samples": samples, "bytes": size})
+
+
+@pytest.mark.parametrize("size", [None, [1, 1], [1, MAX_PIXELS], [MAX_PIXELS, 1]])
+def test_sizes_of_images_within_the_limits_are_read(tmp_path, size):
+    components = component_extensions("images", "png")
+    found = changed(tmp_path, image_size=size, encoding="png", components=components)
+    assert found.image_size == (None if size is None else tuple(size))
+    for height, width in ((1, MAX_PIXELS + 1), (MAX_PIXELS + 1, 1)):
+        with pytest.raises(ShardError, match="an image may have at most"):
+            changed(tmp_path, image_size=[height, width], encoding="png", components=components)
+
+
+@pytest.mark.parametrize(("kind", "scalar"), [("triplets", "judge"), ("pairs", "same")])
+def test_the_least_bytes_of_a_shard_are_those_of_its_members(tmp_path, kind, scalar):
+    """A tar without its padding at the end is the smallest one."""
+    names = [name for name in COMPONENTS[kind] if name != scalar]
+    image = raw_samples(1, 30, 40)[0]["bin"]
+    members = {**{f"{name}.bin": image for name in names}, f"{scalar}.f32": bytes(4)}
+    directory = write_set(tmp_path / "set", [members] * 3, [3], kind=kind, image_size=(30, 40))
+    least = 3 * sum(512 + -(-len(data) // 512) * 512 for data in members.values())
+    content = json.loads((directory / MANIFEST).read_text())
+    for size, is_refused in ((least, False), (least - 1, True)):
+        content["shards"][0]["bytes"] = size
+        (directory / MANIFEST).write_text(json.dumps(content))
+        if is_refused:
+            with pytest.raises(ShardError, match=f"its 3 samples take at least {least:,}"):
+                read_manifest(directory)
+        else:
+            assert read_manifest(directory).shards[0].bytes == least
+
+
+def test_the_text_of_a_manifest_is_readable(tmp_path):
+    text = Manifest("images", {"image": "bin"}, "raw", (64, 64), 0, {"name": "\N{SNOWMAN}"}, ()).to_json()
+    assert '"name": "\N{SNOWMAN}"' in text
+    assert text.startswith('{\n "format_version": 1,\n "kind": "images",\n')
+    assert text.endswith("}\n")

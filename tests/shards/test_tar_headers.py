@@ -92,6 +92,11 @@ def test_a_source_ends_at_an_invalid_size(tmp_path, tar, size):
         TarImages(tar, "tars").items()
 
 
+def test_the_smallest_negative_size_is_refused(tar):
+    with pytest.raises(tarfile.TarError, match="a size of -1 bytes"):
+        members(with_field(tar.read_bytes(), SECOND, SIZE, b"\xff" * 12))
+
+
 def extended(kind: bytes, content: bytes, size: bytes | None = None) -> bytes:
     header = tarfile.TarInfo("x")
     header.type, header.size = kind, len(content)
@@ -130,3 +135,39 @@ def test_sound_members_are_those_of_tarfile(form):
             tar.addfile(info, io.BytesIO(bytes(info.size)))
     with tarfile.open(fileobj=io.BytesIO(buffer.getvalue())) as tar:
         assert members(buffer.getvalue()) == [(info.name, info.size) for info in tar.getmembers()]
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+def test_the_limit_of_extended_headers_is_inclusive(tar, excess):
+    name = b"n" * (MAX_EXTENDED_BYTES - 1 + excess) + b"\0"
+    data = extended(tarfile.GNUTYPE_LONGNAME, name) + tar.read_bytes()
+    if excess:
+        with pytest.raises(tarfile.TarError, match=f"{len(name)} bytes, more than {MAX_EXTENDED_BYTES}"):
+            members(data)
+    else:
+        assert members(data)[0][0] == name[:-1].decode()
+
+
+def test_the_file_is_left_at_the_header_after_the_last_member(tar):
+    data = tar.read_bytes()
+    with tarfile.open(tar) as opened:
+        last = opened.getmembers()[-1]
+    end = last.offset_data + -(-last.size // 512) * 512
+    file = io.BytesIO(data)
+    assert len(list(read_members(file))) == 3
+    assert file.tell() == end
+    assert file.read(512) == bytes(512)
+
+
+def test_an_index_is_that_of_tarfile(tmp_path):
+    """Members of several components and sizes; the helper writes the index from `tarfile`."""
+    samples = [{"p0.bin": bytes(1 + 511 * n), "p1.bin": bytes(512), "same.f32": bytes(4)} for n in range(4)]
+    tar = write_set(tmp_path / "set", samples, [4], kind="pairs") / "shard-000000.tar"
+    with tar.open("rb") as file:
+        assert index_of(file.fileno(), tar) == tar.with_suffix(".idx").read_text()
+
+
+def test_all_twelve_digits_of_a_size_are_read(tar):
+    assert index_with(tar, SECOND, SIZE, b"000000000110").splitlines()[2] == "bin 1536 72 000000001.bin"
+    with pytest.raises(ShardError, match="has 32760 bytes, and the tar ends before"):
+        index_with(tar, SECOND, SIZE, b"000000077770")
