@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fastdps.contexts.judgements import JudgedPairs, judged_pairs
 from fastdps.errors import FastDPSError
-from fastdps.evaluation.judged_scores import VoteAgreement, CalibrationBin, Interval, JudgementScores, JudgeScores
+from fastdps.evaluation.judged_scores import CalibrationBin, Interval, JudgementScores, JudgeScores, VoteAgreement
 from fastdps.loading.loader import ShardLoader
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.scores import two_afc

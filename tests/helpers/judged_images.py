@@ -47,7 +47,12 @@ def write_judged(root: Path, rows: int, images: int, seed: int = 0) -> Path:
 def packed_judged(root: Path, rows: int = 600, images: int = 24, *, holdout: float = 0.0) -> Path:
     """Pack such judgements by person, a holdout by row, and return the directory of the sets."""
     file = write_judged(root / "source", rows, images)
-    pack(JudgementFile(file, by="person", holdout_by="row"), root / "set", PackOptions(size=SIDE, holdout=holdout), workers=1)
+    pack(
+        JudgementFile(file, by="person", holdout_by="row"),
+        root / "set",
+        PackOptions(size=SIDE, holdout=holdout),
+        workers=1,
+    )
     return root / "set"
 
 
