@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 if TYPE_CHECKING:
     import torch
 
-Unit = Literal["images/s", "s", "MiB"]
+Unit = Literal["images/s", "triplets/s", "s", "MiB"]
 #: Units in which less is better.
 COSTS: frozenset[str] = frozenset({"s", "MiB"})
 Samples = tuple[float, ...]
@@ -182,7 +182,7 @@ class Measurement:
         stage: The stage.
         what: The name of the row within the stage.
         samples: One value per round, in `unit`.
-        unit: The unit: images/s, s or MiB.
+        unit: The unit: images/s, triplets/s, s or MiB.
         limit: The limit of the machine.
         usual: The baseline that most people use (see `reference`); in context-triplets/s if `triplets_per_image` is
             more than one.

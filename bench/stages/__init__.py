@@ -26,6 +26,7 @@ STAGES: dict[str, str] = {
     "distances": "feature maps to moments per channel",
     "heads": "one training step of K contexts' heads on moments",
     "train": "adapting to K contexts, end to end",
+    "judgements": "adapting to judgements that repeat their images, end to end",
     "evaluate": "scoring on held-out images, end to end",
     "matrix": "distances of all pairs of 200 images",
     "startup": "from the command line to help and to the first step",

@@ -103,6 +103,16 @@ def test_complete_stages(tiny, weights_dir, monkeypatch):
 
 
 @pytest.mark.slow
+def test_judgements(tiny, weights_dir, monkeypatch):
+    """The judgements are fitted, and many times as fast as triplets whose features are computed in each epoch."""
+    monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
+    ((_, row),) = check_rows(tiny("judgements"), ["judgements"]).items()
+    assert row["unit"] == "triplets/s"
+    assert row["speedup"]["median"] > 1
+    assert row["notes"]["seconds_to_heads_s"] > 0
+
+
+@pytest.mark.slow
 def test_shards_of_a_store(tiny, weights_dir, monkeypatch, capsys):
     pytest.importorskip("aiohttp")
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
