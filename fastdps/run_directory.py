@@ -8,6 +8,8 @@ RUN/metrics/             instead of it, one metric per context where each contex
 RUN/scores.json          results of `fastdps evaluate`
 RUN/details.json         further results on held-out images, for the report (see `fastdps.evaluation.examples`)
 RUN/examples/            pictures of wrong choices of the adapted metric, named in `details.json`
+RUN/judged.json          judgements that the adapted metric gets wrong (see `fastdps.evaluation.judged_examples`)
+RUN/judged/              their pictures
 RUN/report.html          the page of `fastdps report`
 RUN/run.lock             held by the process that trains in the run or evaluates it, and removed when it ends
 """
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.run_schema import CONFIG, DETAILS, RECORD, RECORDS, SCORES
+from fastdps.run_schema import CONFIG, DETAILS, JUDGED, RECORD, RECORDS, SCORES
 from fastdps.runtime.files import write_errors
 from fastdps.runtime.json_files import check, parse_json, read_object
 from fastdps.runtime.locks import locked
@@ -34,6 +36,8 @@ _EVALUATE = "Remove it and run `fastdps evaluate` again."
 
 #: Version of the format of `details.json`, which `fastdps.evaluation.examples` describes.
 DETAILS_VERSION = 1
+#: Version of the format of `judged.json`, which `fastdps.evaluation.judged_examples` describes.
+JUDGED_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,16 @@ class RunDirectory:
         return self.path / "examples"
 
     @property
+    def judged(self) -> Path:
+        """The path of `judged.json`."""
+        return self.path / "judged.json"
+
+    @property
+    def judged_pictures(self) -> Path:
+        """The path of `judged`."""
+        return self.path / "judged"
+
+    @property
     def report(self) -> Path:
         """The path of `report.html`."""
         return self.path / "report.html"
@@ -139,10 +153,10 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if overwrite:
-                files = (self.config, self.log, self.scores, self.details, self.report, *self.metrics())
-                for path in files:
+                results = (self.scores, self.details, self.judged, self.report)
+                for path in (self.config, self.log, *results, *self.metrics()):
                     path.unlink(missing_ok=True)
-                for directory in (self.checkpoints_of(None), self.examples):
+                for directory in (self.checkpoints_of(None), self.examples, self.judged_pictures):
                     shutil.rmtree(directory, ignore_errors=True)
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be a run directory: {error}. Choose another --out.") from error
@@ -188,10 +202,15 @@ class RunDirectory:
         Raises:
             FastDPSError: The file is damaged.
         """
-        content = read_object(self.details, {"format_version": int}, _EVALUATE)
-        if content is None or content["format_version"] != DETAILS_VERSION:
-            return None
-        return read_object(self.details, DETAILS, _EVALUATE)
+        return _read_version(self.details, DETAILS_VERSION, DETAILS)
+
+    def read_judged(self) -> dict[str, Any] | None:
+        """Return the content of `judged.json`, None without it or if another version of the format wrote it.
+
+        Raises:
+            FastDPSError: The file is damaged.
+        """
+        return _read_version(self.judged, JUDGED_VERSION, JUDGED)
 
     def append_log(self, record: dict[str, Any]) -> None:
         """Append a record to `log.jsonl`."""
@@ -234,6 +253,14 @@ class RunDirectory:
             return []
         except OSError as error:
             raise FastDPSError(f"{self.log} cannot be read: {error.strerror}. Remove it.") from error
+
+
+def _read_version(path: Path, version: int, schema: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the content of a file of `fastdps evaluate`, None if it is missing or has another format version."""
+    content = read_object(path, {"format_version": int}, _EVALUATE)
+    if content is None or content["format_version"] != version:
+        return None
+    return read_object(path, schema, _EVALUATE)
 
 
 @dataclass(frozen=True)

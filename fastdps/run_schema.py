@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastdps.runtime.json_files import Filled, Maybe, Number, Values
+from fastdps.runtime.json_files import Anything, Filled, Maybe, Number, Values
 
 _SHARE = Number(0, 1)
 _RANKING = [str]
@@ -100,11 +100,43 @@ DETAILS = {
     ],
 }
 
+_IMAGE = {"sample": int, "name": str, "file": str}
+_CANDIDATE = {**_IMAGE, "baseline_distance": float, "adapted_distance": float}
+JUDGED = {
+    "set": {"path": str, "sha256": str},
+    "searched": int,
+    "wrong": int,
+    "examples": [
+        {
+            "reference": _IMAGE,
+            "closer": _CANDIDATE,
+            "farther": _CANDIDATE,
+            "votes_closer": _COUNT,
+            "votes_farther": _COUNT,
+            "judges": [str],
+            "probability": Maybe(_SHARE),
+        }
+    ],
+}
+
 #: A record of `log.jsonl`, and further keys by its event.
 RECORD = {"event": str, "step": Number(0, 2**63), "context?": int}
 _SPEED = {"images_per_s": _COUNT, "triplets_per_s": _COUNT, "data_wait_fraction": float}
+# Losses may be NaN: where no judgement was held out.
+_CHOICE = {"strength": str, "held_out_loss": Values(Anything())}
 RECORDS = {
     "step": {"loss": float, "accuracy": float, **_SPEED},
     "validation": {"accuracies": Filled(_SHARE)},
-    "end": {"processes": int, **_SPEED},
+    "end": {
+        "processes": int,
+        **_SPEED,
+        "features_s?": _COUNT,
+        "elapsed_s?": _COUNT,
+        "images?": int,
+        "triplets?": int,
+        "passes?": int,
+        "moments?": str,
+        "pooled?": _CHOICE,
+        "judges?": Maybe(_CHOICE),
+    },
 }

@@ -2,7 +2,7 @@
 
 RUN, held-out images --> tally: all contexts in one pass --> scores.json, details.json, examples/
 RUN, judged sets     --> agreement with people -----------> scores.json
-RUN, judgement set   --> agreement with each judge --------> scores.json
+RUN, judgement set   --> agreement with each judge --------> scores.json, judged.json, judged/
 """
 
 from __future__ import annotations
@@ -15,6 +15,12 @@ from pathlib import Path
 
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.evaluation.examples import Details, find_examples, replace_examples, write_details
+from fastdps.evaluation.judged_examples import (
+    JudgedExamples,
+    find_judged_examples,
+    replace_judged_pictures,
+    write_judged,
+)
 from fastdps.evaluation.judged_scores import JudgementScores
 from fastdps.evaluation.judged_sets import judged_distances, score_judged
 from fastdps.evaluation.judgements import score_judgements
@@ -75,7 +81,7 @@ def evaluate(
         config = read_settings(directory)
         baseline, adapted = load_metrics(directory, config, processes)
         scores = read_scores(directory) or RunScores.unscored(config, directory)
-        details = None
+        details, wrong = None, None
         if shards is not None:
             metrics = baseline, adapted
             tally, details = _score_contexts(directory, metrics, locate(shards), config, options, processes)
@@ -85,10 +91,10 @@ def evaluate(
             agreement = score_judgements(baseline, adapted, locate(bapps), processes, options)
             scores = replace(scores, bapps=agreement)
         if judgements is not None:
-            judged = _score_judges(baseline, adapted, judgements, options, processes)
+            judged, wrong = _score_judges(baseline, adapted, judgements, options, processes)
             scores = replace(scores, judgements=judged)
         if processes.is_main_process:
-            _write(directory, scores, details)
+            _write(directory, scores, details, wrong)
     return scores
 
 
@@ -98,8 +104,12 @@ def _score_judges(
     judgements: LocationLike,
     options: EvaluationOptions,
     processes: Distributed,
-) -> JudgementScores:
-    """Score all metrics on a judgement set. The main process does it; the others get the result."""
+) -> tuple[JudgementScores, JudgedExamples | None]:
+    """Score all metrics on a judgement set; on the main process also collect what the report shows.
+
+    The main process does it; the others get the scores.
+    """
+    examples: list[JudgedExamples] = []
 
     def score() -> JudgementScores:
         location = packed_judgements(judgements, size=options.size)
@@ -107,24 +117,32 @@ def _score_judges(
             location, size=options.size, device=processes.device, options=options.loading, batch_size=options.batch_size
         )
         distances = judged_distances(baseline, adapted, location, loader, limits=options.moments, progress=True)
+        examples.append(find_judged_examples(distances, location, loader))
         return score_judged(distances, location, loader.manifest.content_sha256())
 
     result: JudgementScores = processes.broadcast(score)
-    return result
+    return result, examples[0] if examples else None
 
 
-def _write(run: RunDirectory, scores: RunScores, details: Details | None) -> None:
+def _write(
+    run: RunDirectory, scores: RunScores, details: Details | None, judged: JudgedExamples | None = None
+) -> None:
     """Write scores and details so that a crash at any time never leaves the scores of one set with details of another.
 
-    The earlier details are removed first and the new ones written last; in between there are none.
+    The earlier details are removed first and the new ones written last; in between there are none. The same holds for
+    the examples of a judgement set.
     """
-    remove_partial(run.scores)
-    remove_partial(run.details)
+    for path in (run.scores, run.details, run.judged):
+        remove_partial(path)
     if details:
         replace_examples(run, details.examples)
+    if judged:
+        replace_judged_pictures(run, judged)
     write_json(run.scores, scores.to_dict())
     if details:
         write_details(run, details)
+    if judged:
+        write_judged(run, judged)
 
 
 def load_metrics(

@@ -20,6 +20,7 @@ import io
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -154,22 +155,42 @@ def replace_examples(run: RunDirectory, examples: Sequence[Example]) -> None:
 
     An interruption while they are written changes nothing. Raises `FastDPSError`.
     """
-    new = run.examples.with_name(run.examples.name + PARTIAL)
+    pictures = {
+        file: png(pixels.mul(255).round().to(torch.uint8).permute(1, 2, 0), LONGEST_SIDE)
+        for example in examples
+        for file, pixels in example.pictures.items()
+    }
+    replace_pictures(run.examples, pictures, named_in=run.details)
+
+
+def replace_pictures(directory: Path, pictures: Mapping[str, bytes], *, named_in: Path) -> None:
+    """Write a directory of pictures in place of an earlier one, and remove the file that names the earlier pictures.
+
+    An interruption while they are written changes nothing.
+
+    Args:
+        directory: The directory.
+        pictures: The content of each file by name.
+        named_in: The file that names the pictures; it must be written again afterwards.
+
+    Raises:
+        FastDPSError: A file cannot be written.
+    """
+    new = directory.with_name(directory.name + PARTIAL)
     shutil.rmtree(new, ignore_errors=True)
-    with write_errors(run.examples):
+    with write_errors(directory):
         try:
             new.mkdir()
-            for example in examples:
-                for file, pixels in example.pictures.items():
-                    with atomic_write(new / file) as opened:
-                        opened.write(_png(pixels))
+            for file, content in pictures.items():
+                with atomic_write(new / file) as opened:
+                    opened.write(content)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise
-        run.details.unlink(missing_ok=True)
-        fsync_directory(run.path)
-        shutil.rmtree(run.examples, ignore_errors=True)
-        new.replace(run.examples)
+        named_in.unlink(missing_ok=True)
+        fsync_directory(directory.parent)
+        shutil.rmtree(directory, ignore_errors=True)
+        new.replace(directory)
 
 
 def write_details(run: RunDirectory, details: Details) -> None:
@@ -185,11 +206,10 @@ def write_details(run: RunDirectory, details: Details) -> None:
     )
 
 
-def _png(pixels: Tensor) -> bytes:
-    """Encode an image (3, H, W) in [0, 1] as a small PNG."""
-    array = pixels.mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    image = Image.fromarray(array)
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+def png(pixels: Tensor, longest_side: int) -> bytes:
+    """Encode an image uint8 (H, W, 3) as a PNG whose longest side has at most this many pixels."""
+    image = Image.fromarray(pixels.cpu().numpy())
+    image.thumbnail((longest_side, longest_side))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -109,7 +109,7 @@ def score_judged(distances: JudgedDistances, location: Location, sha256: str) ->
     """
     judged, heads = distances.judged, distances.judges
     pooled = judged.pool()
-    places = _places(pooled.pairs, judged)
+    places = pair_places(pooled.pairs, judged)
     everyone = [distances.after[places]] if not heads else [distances.after[places][:, [0]]]
     description = {
         "path": str(location),
@@ -120,7 +120,7 @@ def score_judged(distances: JudgedDistances, location: Location, sha256: str) ->
     judges = {}
     for number, name in enumerate(judged.judges):
         own = judged.select(judged.judge == number)
-        rows = _places(own.pairs, judged)
+        rows = pair_places(own.pairs, judged)
         after = distances.after[rows]
         columns = [after] if not heads else [after[:, [heads.index(name) if name in heads else 0]], after[:, [0]]]
         judges[name] = _scores(own, distances.before[rows], columns)
@@ -128,7 +128,7 @@ def score_judged(distances: JudgedDistances, location: Location, sha256: str) ->
     return JudgementScores(description, _scores(pooled, distances.before[places], everyone), judges, calibration)
 
 
-def _places(pairs: NDArray[np.int64], of: JudgedPairs) -> NDArray[np.int64]:
+def pair_places(pairs: NDArray[np.int64], of: JudgedPairs) -> NDArray[np.int64]:
     """Return the indices of some pairs in all pairs, which are sorted."""
     width = len(of.ids)
     return np.searchsorted(of.pairs[:, 0] * width + of.pairs[:, 1], pairs[:, 0] * width + pairs[:, 1])
