@@ -40,7 +40,7 @@ from fastdps.shards.storage import Location
 EXAMPLES, PER_REFERENCE, LONGEST_SIDE = 8, 2, 128
 #: A majority is clear if it has this share of the votes, and if there are this many votes. Where most triplets of a set
 #: have fewer votes, the median number is enough.
-CLEAR_SHARE, CLEAR_VOTES = 2 / 3, 3
+CLEAR_SHARE, CLEAR_VOTES = 0.75, 3
 
 
 @dataclass(frozen=True)

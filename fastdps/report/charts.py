@@ -83,8 +83,14 @@ def _round_step(step: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
 
 
-class _Plot:
-    """The frame of a chart: axes with ticks and labels, and the position of a value."""
+class Plot:
+    """The frame of a chart: axes with ticks and labels, and the position of a value.
+
+    Args:
+        x: The x axis.
+        y: The y axis.
+        height: Height of the chart.
+    """
 
     def __init__(self, x: Axis, y: Axis, height: float = HEIGHT) -> None:
         self._x, self._y, self._height = x, y, height
@@ -122,7 +128,8 @@ class _Plot:
         return Markup("").join(parts)
 
 
-def _chart(description: str, height: float, *children: str, width: float = WIDTH) -> Markup:
+def svg(description: str, height: float, *children: str, width: float = WIDTH) -> Markup:
+    """Return a chart of a height, with a text for screen readers."""
     return element("svg", *children, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=description)
 
 
@@ -139,14 +146,14 @@ def scatter(points: Sequence[tuple[float, float, str]], x_label: str, y_label: s
         The SVG element.
     """
     both = axis_over("", [value for x, y, _ in points for value in (x, y)])
-    plot = _Plot(Axis(x_label, both.low, both.high), Axis(y_label, both.low, both.high), height=WIDTH)
+    plot = Plot(Axis(x_label, both.low, both.high), Axis(y_label, both.low, both.high), height=WIDTH)
     (x1, y1), (x2, y2) = plot.at(both.low, both.low), plot.at(both.high, both.high)
     dots = []
     for x, y, title in points:
         cx, cy = plot.at(x, y)
         kind = "better" if y > x else "worse"
         dots.append(element("circle", element("title", title), class_=kind, cx=cx, cy=cy, r=3))
-    return _chart(
+    return svg(
         description,
         WIDTH,
         plot.frame(),
@@ -171,7 +178,7 @@ def lines(curves: Sequence[Line], x_label: str, y_label: str, description: str, 
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points]
     x_axis = Axis(x_label, min(0.0, *xs), max(xs)) if max(xs) > 0 else axis_over(x_label, xs)
-    plot = _Plot(x_axis, axis_over(y_label, ys, from_zero=y_from_zero))
+    plot = Plot(x_axis, axis_over(y_label, ys, from_zero=y_from_zero))
     drawn = []
     for number, curve in enumerate(curves):
         places = [plot.at(x, y) for x, y in thinned(curve.points)]
@@ -183,7 +190,7 @@ def lines(curves: Sequence[Line], x_label: str, y_label: str, description: str, 
         else:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
             drawn.append(element("polyline", title, class_=shape, points=path))
-    return _chart(description, HEIGHT, plot.frame(), *drawn)
+    return svg(description, HEIGHT, plot.frame(), *drawn)
 
 
 def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
@@ -237,7 +244,7 @@ def heat_map(
             )
             number = element("text", text, class_="value", x=x + cell / 2, y=y + height / 2 + 3.5, text_anchor="middle")
             parts += [box, number]
-    return _chart(description, top + height * len(names) + 4, *parts)
+    return svg(description, top + height * len(names) + 4, *parts)
 
 
 def stacked_bars(rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], description: str) -> Markup:
@@ -276,7 +283,7 @@ def stacked_bars(rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[st
                 place = {"x": x + width / 2, "y": y + 31, "text_anchor": "middle", "style": f"fill:{ink}"}
                 parts.append(element("text", text, class_="value", **place))
             x += width
-    return _chart(description, pitch * len(rows), *parts)
+    return svg(description, pitch * len(rows), *parts)
 
 
 def ramp(number: int, count: int) -> tuple[str, str]:

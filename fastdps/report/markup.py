@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
@@ -86,6 +87,11 @@ def _templates() -> Environment:
         "accuracy": lambda value: f"{value:.3f}",
         "signed": lambda value: signed(value, 3),
         "count": lambda value: f"{value:,.0f}",
+        "votes": lambda value: f"{value:,.2f}".rstrip("0").rstrip("."),
+        "seconds": lambda value: f"{value:,.1f} s" if value < 100 else f"{value:,.0f} s",
+        "points": _points,
+        "file_name": lambda name: name.rstrip("/").rpartition("/")[2] or name,
+        "signed_points": lambda value: signed(100 * value, 1),
         "ranking": ranking_text,
     }
     return environment
@@ -93,6 +99,12 @@ def _templates() -> Environment:
 
 def _percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
+
+
+def _points(change: Mapping[str, float]) -> str:
+    """Return a change of a share with its interval, in percentage points."""
+    value, low, high = (signed(100 * change[name], 1) for name in ("value", "low", "high"))
+    return f"{value} points (95 %: {low} to {high})"
 
 
 def _text(name: str) -> str:

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
+from fastdps.report.agreement import agreement, fit_of
 from fastdps.report.charts import COLOURS, Line, heat_map, lines, ramp, scatter, stacked_bars
+from fastdps.report.judge_charts import shorten
 from fastdps.report.markup import picture, ranking_text, render
+from fastdps.report.page_parts import Figure
 from fastdps.report.reading import RunRecord
 from fastdps.run_directory import Throughput
 
 #: Number of contexts whose layers are shown, of the hardest and of the easiest each.
 SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart of a page.
-
-    Attributes:
-        title: Its title.
-        chart: The SVG element.
-        legend: Pairs of a class or a colour of the style sheet, and a name.
-    """
-
-    title: str
-    chart: Markup
-    legend: Sequence[tuple[str, str]] = ()
 
 
 def render_run(record: RunRecord, bench: Mapping[str, Any] | None = None) -> str:
@@ -56,6 +43,8 @@ def render_run(record: RunRecord, bench: Mapping[str, Any] | None = None) -> str
         curves=training_curves([(None, record)]),
         hard=_examples(record),
         layers=_layers(record),
+        agreement=agreement(record),
+        fit=fit_of(record),
         throughput=_throughput(record),
         bench=bench,
         settings=flat(record.config["config"]),
@@ -174,7 +163,10 @@ def _layers(record: RunRecord) -> Figure | None:
     rankings = [tuple(ranking) for ranking in record.config["rankings"]]
     rows = [("unadapted: equal channel weights", layers.equal)]
     mean = layers.shares.mean(axis=0)
-    if not rankings:
+    if record.judges:
+        mean = layers.shares[0]
+        rows += [(title, layers.shares[number]) for title, number in _shown_judges(record, record.judges)]
+    elif not rankings:
         rows.append(("adapted to judgements", mean))
     else:
         if len(rankings) > 1:
@@ -183,7 +175,7 @@ def _layers(record: RunRecord) -> Figure | None:
     chart = stacked_bars(
         [(title, shares.tolist()) for title, shares in rows],
         layers.names,
-        "Weights by layer. On average: "
+        f"Weights by layer. {'Pooled head' if record.judges else 'On average'}: "
         + ", ".join(f"{name} {share:.0%}" for name, share in zip(layers.names, mean.tolist(), strict=True)),
     )
     legend = [(ramp(number, len(layers.names))[0], name) for number, name in enumerate(layers.names)]
@@ -197,6 +189,18 @@ def _shown(record: RunRecord, rankings: Sequence[tuple[str, ...]]) -> list[tuple
         return [(ranking_text(ranking), ranking) for ranking in scored[::-1] or rankings[: 2 * SHOWN]]
     groups = (("easiest", scored[::-1][:SHOWN]), ("hardest", scored[:SHOWN]))
     return [(f"{title}: {ranking_text(ranking)}", ranking) for title, group in groups for ranking in group]
+
+
+def _shown_judges(record: RunRecord, judges: Sequence[str]) -> list[tuple[str, int]]:
+    """Return title and number of the heads whose layers are shown: pooled, and where own heads help the most."""
+    scores = record.judgements["judges"] if record.judgements else {}
+
+    def gain(name: str) -> float:
+        votes = scores[name]["votes"] if name in scores else None
+        return votes["after"]["value"] - votes["pooled"]["value"] if votes and votes["pooled"] else 0.0
+
+    own = sorted(range(1, len(judges)), key=lambda number: -gain(judges[number]))[:SHOWN]
+    return [("pooled: all judges together", 0)] + [(f"judge {shorten(judges[number], 40)}", number) for number in own]
 
 
 def _throughput(record: RunRecord) -> dict[str, Any] | None:

@@ -14,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 
 from fastdps.errors import FastDPSError
 from fastdps.report.charts import Line
+from fastdps.report.resume import judged_train_command
 from fastdps.run_directory import RunDirectory
-from fastdps.runtime.json_files import parse_json, read_object
+from fastdps.runtime.json_files import check, parse_json, read_object
 from fastdps.shards.credentials import without_credentials
 from fastdps.shards.storage import locate
 
@@ -48,6 +49,7 @@ class RunRecord:
         scores: Content of `scores.json`, None before `fastdps evaluate`.
         details: Content of `details.json`, None before `fastdps evaluate` or if its format version is another one.
         log: Records of `log.jsonl`.
+        judged: Content of `judged.json`, None before an evaluation on a judgement set or if it belongs to another one.
     """
 
     run: RunDirectory
@@ -55,6 +57,7 @@ class RunRecord:
     scores: dict[str, Any] | None
     details: dict[str, Any] | None
     log: list[dict[str, Any]]
+    judged: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -65,6 +68,17 @@ class RunRecord:
     def has_contexts(self) -> bool:
         """True if the run was adapted to contexts, False if to judgements."""
         return bool(self.config["rankings"])
+
+    @property
+    def judges(self) -> list[str] | None:
+        """The names of the heads of a run on a judgement set, the pooled one first; None for other runs."""
+        judges: list[str] | None = self.config.get("judges")
+        return judges
+
+    @property
+    def judgements(self) -> dict[str, Any] | None:
+        """The agreement with the judges of a judgement set, see `fastdps.evaluation.judged_scores`."""
+        return self.scores.get("judgements") if self.scores else None
 
     @property
     def contexts(self) -> list[dict[str, Any]]:
@@ -79,11 +93,12 @@ class RunRecord:
 
     @property
     def evaluate_command(self) -> str:
-        """The command that scores the contexts, on the directory `val` beside the training images if it exists."""
+        """The command that scores the run, on the directory `val` beside the training data if it exists."""
         train = locate(self.config["data"]["shards"])
         held_out = train.with_name("val") if isinstance(train, Path) and train.name == "train" else None
         shards = shlex.quote(str(held_out)) if held_out and held_out.is_dir() else "HELD_OUT"
-        return f"fastdps evaluate {shlex.quote(str(self.run.path))} --shards {shards}"
+        option = "--shards" if self.judges is None else "--judgements"
+        return f"fastdps evaluate {shlex.quote(str(self.run.path))} {option} {shards}"
 
     @property
     def bapps_command(self) -> str:
@@ -93,6 +108,8 @@ class RunRecord:
     @property
     def train_command(self) -> str:
         """The command that resumes the training."""
+        if self.judges is not None:
+            return judged_train_command(self.run.path, self.config)
         option = "--shards" if self.has_contexts else "--triplets"
         shards, out = (shlex.quote(str(path)) for path in (self.config["data"]["shards"], self.run.path))
         return f"fastdps train {option} {shards} --out {out}"
@@ -135,20 +152,13 @@ class RunRecord:
             name: File name of the picture, from `details.json`.
 
         Raises:
-            FastDPSError: The name could be a path out of the directory of pictures.
+            FastDPSError: The name could be a path out of the directory of pictures, or the picture is a link.
         """
-        if not _PICTURE.fullmatch(name):
-            raise FastDPSError(
-                f"{self.run.details} names a picture {name!r}, which is not a valid file name. "
-                "Run `fastdps evaluate` again."
-            )
-        path = self.run.examples / name
-        if path.is_symlink() or self.run.examples.is_symlink():
-            raise FastDPSError(f"{path} is a link; a report shows files of the run only. Evaluate again.")
-        try:
-            return path.read_bytes() if path.is_file() else None
-        except OSError as error:
-            raise FastDPSError(f"{path} cannot be read: {error.strerror}. Evaluate again.") from error
+        return _read_picture(self.run.examples, name, named_in=self.run.details)
+
+    def judged_picture(self, name: str) -> bytes | None:
+        """Return a picture of a judgement as `picture` does; the name is from `judged.json`."""
+        return _read_picture(self.run.judged_pictures, name, named_in=self.run.judged)
 
     def layers(self) -> Layers | None:
         """Return the weights by layer, None before training has ended. Raises `FastDPSError` for damaged files."""
@@ -157,25 +167,29 @@ class RunRecord:
             return None
         rows: list[NDArray[np.float64]] = []
         rankings: list[list[str]] = []
+        judges: list[str] = []
         for path in paths:
             try:
                 with safe_open(path, framework="np") as file:
                     metadata, weights = file.metadata(), file.get_tensor("weights").astype(np.float64)
                 channels, taps, own = (parse_json(metadata[key]) for key in ("channels", "taps", "rankings"))
+                names = parse_json(metadata.get("judges", "[]"))
+                check(names, [str], "judges")
                 kinds = metadata["comparison"].split("+")
                 ends = np.cumsum(channels)[:-1]
-                if len(weights) != max(1, len(own)) or len(channels) != len(taps) * len(kinds):
+                if len(weights) != max(1, len(own), len(names)) or len(channels) != len(taps) * len(kinds):
                     raise ValueError("weights, rankings and taps do not fit together")
                 if not np.isfinite(weights).all():
                     raise ValueError("weights are not finite")
                 by_layer = np.stack([part.sum(axis=1) for part in np.split(weights, ends, axis=1)], axis=1)
                 rankings += [list(ranking) for ranking in own]
+                judges += names
             except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
                 raise FastDPSError(
                     f"{path} cannot be read as a metric: {error!r}. Restore it or train again."
                 ) from error
             rows.append(by_layer / by_layer.sum(axis=1, keepdims=True).clip(min=1e-30))
-        if any(ranking not in self.config["rankings"] for ranking in rankings):
+        if any(ranking not in self.config["rankings"] for ranking in rankings) or judges != (self.judges or []):
             raise FastDPSError(
                 f"{paths[0]} is the metric of another run: {self.run.config} does not have its contexts. Restore it or "
                 "train again with --overwrite."
@@ -203,9 +217,28 @@ def read_run(path: Path) -> RunRecord:
     details, log, scores = run.read_details(), run.read_log(), run.read_scores()
     if details and not _fit(scores, details):
         details = None
+    judged, judgements = run.read_judged(), (scores or {}).get("judgements")
+    if judged and not (judgements and judgements["set"]["sha256"] == judged["set"]["sha256"]):
+        judged = None
     _hide_credentials(config.get("data"))
     _hide_credentials((details or {}).get("held_out"))
-    return RunRecord(run, config, scores, details, log)
+    _hide_credentials((judgements or {}).get("set"))
+    return RunRecord(run, config, scores, details, log, judged)
+
+
+def _read_picture(directory: Path, name: str, *, named_in: Path) -> bytes | None:
+    """Return a picture in a directory, None if it is missing. Raises `FastDPSError` for a name out of it, or a link."""
+    if not _PICTURE.fullmatch(name):
+        raise FastDPSError(
+            f"{named_in} names a picture {name!r}, which is not a valid file name. Run `fastdps evaluate` again."
+        )
+    path = directory / name
+    if path.is_symlink() or directory.is_symlink():
+        raise FastDPSError(f"{path} is a link; a report shows files of the run only. Evaluate again.")
+    try:
+        return path.read_bytes() if path.is_file() else None
+    except OSError as error:
+        raise FastDPSError(f"{path} cannot be read: {error.strerror}. Evaluate again.") from error
 
 
 def _fit(scores: dict[str, Any] | None, details: dict[str, Any]) -> bool:
@@ -221,7 +254,7 @@ def _fit(scores: dict[str, Any] | None, details: dict[str, Any]) -> bool:
 
 def _hide_credentials(data: Any) -> None:
     """Hide credentials in the locations of shard sets, which fastdps 0.1.0 wrote into its files."""
-    for name in ("shards", "validation"):
+    for name in ("shards", "validation", "path"):
         if isinstance(data, dict) and isinstance(data.get(name), str):
             data[name] = without_credentials(data[name])
 

@@ -1,0 +1,254 @@
+"""The section "Agreement with people" of a run that was scored on a judgement set: sentences, charts and examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from markupsafe import Markup
+
+from fastdps.report.judge_charts import Mark, Row, calibration, choice, interval_rows, key
+from fastdps.report.markup import picture, signed
+from fastdps.report.page_parts import Figure
+from fastdps.report.reading import RunRecord
+
+#: Number of judges in the chart: all of them up to `MOST`, beyond it the most and the least improved.
+MOST, EACH_END = 24, 8
+#: Text of the kinds of marks.
+_KINDS = {"before": "before adaptation", "pooled": "pooled head", "own": "the judge's own head"}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The section of one run.
+
+    Attributes:
+        scores: The scores, `scores.json["judgements"]`.
+        sentences: What the scores say.
+        is_training_set: The run was adapted to the same judgements.
+        judges: Name and scores of each judge, the largest gain first.
+        chart: The values of the judges with their intervals.
+        hidden: Number of judges that the chart does not show.
+        calibration: Predicted against observed agreement, None for a run that was not adapted to judgements.
+        examples: Judgements that the metric gets wrong, with their pictures; None if they were not recorded.
+    """
+
+    scores: Mapping[str, Any]
+    sentences: Sequence[str]
+    is_training_set: bool
+    judges: Sequence[tuple[str, Mapping[str, Any]]]
+    chart: Figure
+    hidden: int
+    calibration: Figure | None
+    examples: Sequence[Mapping[str, Any]] | None
+
+
+def agreement(record: RunRecord) -> Agreement | None:
+    """Return the section of a run, None before it is scored on a judgement set. Raises `FastDPSError`."""
+    scores = record.judgements
+    if scores is None:
+        return None
+    judges = sorted(scores["judges"].items(), key=lambda item: -item[1]["votes"]["change"]["value"])
+    own = set((record.judges or [])[1:])
+    chart, hidden = _chart(scores["pooled"], judges, own, is_fitted=record.judges is not None)
+    return Agreement(
+        scores,
+        [*overall_sentences(scores["pooled"]), *own_head_sentences(scores["judges"], own)],
+        scores["set"]["sha256"] == record.config["data"]["sha256"],
+        judges,
+        chart,
+        hidden,
+        _calibration(scores["calibration"]),
+        _examples(record),
+    )
+
+
+def overall_sentences(pooled: Mapping[str, Any]) -> list[str]:
+    """Return what the scores of all judges together say."""
+    votes, majority, triplets = pooled["votes"], pooled["majority"], f"{pooled['triplets']:,}"
+    sentences = [
+        f"The adapted metric agrees with {percent(votes['after']['value'])} of the votes on {triplets} triplets. Before "
+        f"adaptation it agreed with {percent(votes['before']['value'])}.",
+        change_sentence(votes["change"]),
+    ]
+    if votes["ceiling"] < 1:
+        sentences.append(
+            f"No metric can agree with more than {percent(votes['ceiling'])} of these votes, because people disagree."
+        )
+    if majority:
+        sentence = (
+            f"It agrees with the majority of {percent(majority['after']['value'])} of the triplets; before adaptation "
+            f"of {percent(majority['before']['value'])}."
+        )
+        if pooled["human"] is not None:
+            sentence += f" A single vote agrees with the majority in {percent(pooled['human'])} of the cases."
+        if pooled["ties"]:
+            sentence += f" {pooled['ties']:,} triplets without a majority are left out."
+        sentences.append(sentence)
+    return sentences
+
+
+def change_sentence(change: Mapping[str, float]) -> str:
+    """Return what a change with its 95 % interval means."""
+    value, low, high = (100 * change[name] for name in ("value", "low", "high"))
+    if low > 0 or high < 0:
+        ends = sorted((abs(low), abs(high)))
+        verb, noun = ("gained", "gain") if low > 0 else ("lost", "loss")
+        return (
+            f"It {verb} {abs(value):.1f} percentage points. With 95 % confidence the {noun} is between {ends[0]:.1f} "
+            f"and {ends[1]:.1f}."
+        )
+    return (
+        f"The change of {signed(value, 1)} percentage points may be chance: with 95 % confidence it is between "
+        f"{signed(low, 1)} and {signed(high, 1)}."
+    )
+
+
+def own_head_sentences(judges: Mapping[str, Mapping[str, Any]], own: set[str]) -> list[str]:
+    """Return how the heads of single judges compare with the pooled head, on the judgements of each judge.
+
+    Args:
+        judges: Scores by judge.
+        own: Names of the judges that have a head.
+    """
+    gains = [
+        100 * (scores["votes"]["after"]["value"] - scores["votes"]["pooled"]["value"])
+        for name, scores in judges.items()
+        if name in own and scores["votes"]["pooled"]
+    ]
+    if not gains:
+        return []
+    better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    mean = fmean(gains)
+    head = f"Own heads: on their judge's votes they agree by {signed(mean, 1)} percentage points "
+    if len(gains) == 1:
+        return [f"{head}compared with the pooled head, for one judge."]
+    low, high = _mean_interval(gains)
+    verdict = "This may be chance." if low <= 0 <= high else ""
+    return [
+        f"{head}compared with the pooled head, in the mean over {len(gains):,} judges (95 % interval over judges: "
+        f"{signed(low, 1)} to {signed(high, 1)}); {better:,} agree better, {worse:,} worse. {verdict}".rstrip()
+    ]
+
+
+def _mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of a mean by Student's distribution."""
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
+
+
+def percent(share: float) -> str:
+    """Return a share as text."""
+    return f"{100 * share:.1f} %"
+
+
+def _chart(
+    pooled: Mapping[str, Any], judges: Sequence[tuple[str, Mapping[str, Any]]], own: set[str], *, is_fitted: bool
+) -> tuple[Figure, int]:
+    """Return the chart of all judges together and of single judges, and the number of judges that it does not show."""
+    hidden = max(0, len(judges) - 2 * EACH_END) if len(judges) > MOST else 0
+    shown = [*judges[:EACH_END], *judges[-EACH_END:]] if hidden else judges
+    after = "pooled" if is_fitted else "own"
+    rows = [_row("all together", pooled, after, is_separate=bool(judges))]
+    rows += [_row(name, scores, "own" if name in own else after) for name, scores in shown]
+    kinds = dict.fromkeys(mark.kind for row in rows for mark in row.marks)
+    names = _KINDS if is_fitted else _KINDS | {"own": "adapted"}
+    legend: list[tuple[str, str]] = [(key(kind), names[kind]) for kind in _KINDS if kind in kinds]
+    if any(row.ceiling is not None for row in rows):
+        legend.append((key("ceiling"), "ceiling: the largest possible agreement"))
+    gains = f"; {len(judges)} judges, by gain from {judges[0][0]} to {judges[-1][0]}" if judges else ""
+    description = (
+        f"Agreement with votes in percent, with 95 % intervals. All judges together: "
+        f"{percent(pooled['votes']['before']['value'])} before, {percent(pooled['votes']['after']['value'])} after{gains}"
+    )
+    gap = 1 + EACH_END if hidden else None
+    title = "Agreement with the votes of each judge" if judges else "Agreement with votes"
+    return Figure(title, interval_rows(rows, "agreement with votes, %", description, gap_after=gap), legend), hidden
+
+
+def _row(name: str, scores: Mapping[str, Any], after: str, *, is_separate: bool = False) -> Row:
+    votes = scores["votes"]
+    values = [("before", votes["before"])]
+    if after == "own" and votes["pooled"]:
+        values.append(("pooled", votes["pooled"]))
+    values.append((after, votes["after"]))
+    marks = []
+    for kind, interval in values:
+        value, low, high = (100 * interval[end] for end in ("value", "low", "high"))
+        title = f"{name}, {_KINDS[kind]}: {value:.1f} % (95 %: {low:.1f} to {high:.1f})"
+        marks.append(Mark(kind, value, low, high, title))
+    ceiling = None if scores["human"] is None else 100 * votes["ceiling"]
+    return Row(name, marks, ceiling, is_separate)
+
+
+def _calibration(bins: Sequence[Mapping[str, float]]) -> Figure | None:
+    if not bins:
+        return None
+    points = [(100 * one["predicted"], 100 * one["observed"], one["votes"]) for one in bins]
+    total = sum(votes for *_, votes in points)
+    error = sum(abs(predicted - observed) * votes for predicted, observed, votes in points) / max(total, 1e-12)
+    description = (
+        f"Calibration of the pooled head in {len(points)} groups of choices: the predicted probability on the x axis and "
+        f"the share of votes that agree on the y axis differ by {error:.1f} percentage points in the mean."
+    )
+    return Figure(f"Calibration of the pooled head; mean error {error:.1f} points", calibration(points, description))
+
+
+def _examples(record: RunRecord) -> list[dict[str, Any]] | None:
+    """Return the entries of `judged.json` with pictures as data URLs."""
+    if record.judged is None:
+        return None
+
+    def with_picture(image: Mapping[str, Any]) -> dict[str, Any]:
+        content = record.judged_picture(image["file"])
+        return {**image, "picture": None if content is None else picture(content)}
+
+    roles = ("reference", "closer", "farther")
+    return [
+        {**example, **{role: with_picture(example[role]) for role in roles}} for example in record.judged["examples"]
+    ]
+
+
+def fit_of(record: RunRecord) -> dict[str, Any] | None:
+    """Return how the heads of a judgement set were fitted: the "end" record of the log with charts; None without it."""
+    ends = [entry for entry in record.log if entry["event"] == "end" and "pooled" in entry]
+    if record.judges is None or not ends:
+        return None
+    end = ends[-1]
+    fits = (("pooled", "Pooled head", "the unadapted metric"), ("judges", "Heads of judges", "the pooled head"))
+    figures = [
+        chart
+        for name, title, prior in fits
+        if end.get(name) and (chart := _choice_chart(title, prior, end[name])) is not None
+    ]
+    return {**end, "figures": figures}
+
+
+def _choice_chart(title: str, prior: str, chosen: Mapping[str, Any]) -> Figure | None:
+    """Return the held-out loss by strength of the prior; None if the strength was given, or chosen without data."""
+    values = [
+        (strength_text(strength), float(loss))
+        for strength, loss in chosen["held_out_loss"].items()
+        if isinstance(loss, int | float) and math.isfinite(loss)
+    ]
+    if not values:
+        return None
+    strength = strength_text(chosen["strength"])
+    description = (
+        f"{title}: held-out loss by strength of the prior, from strong to weak: "
+        + ", ".join(f"{name} {loss:.4f}" for name, loss in values)
+        + f". Chosen: {strength}."
+    )
+    labels = (f"strength of the pull to {prior}", "held-out loss")
+    chart: Markup = choice(values, strength, labels, description)
+    return Figure(f"{title}: strength {strength} chosen", chart)
+
+
+def strength_text(strength: str) -> str:
+    """Return a strength as in the log for a reader."""
+    return "\N{INFINITY}" if strength == "inf" else strength
