@@ -104,6 +104,7 @@ _IMAGE = {"sample": int, "name": str, "file": str}
 _CANDIDATE = {**_IMAGE, "baseline_distance": float, "adapted_distance": float}
 JUDGED = {
     "set": {"path": str, "sha256": str},
+    "least_votes": _COUNT,
     "searched": int,
     "wrong": int,
     "examples": [

@@ -124,9 +124,7 @@ def _score_judges(
     return result, examples[0] if examples else None
 
 
-def _write(
-    run: RunDirectory, scores: RunScores, details: Details | None, judged: JudgedExamples | None = None
-) -> None:
+def _write(run: RunDirectory, scores: RunScores, details: Details | None, judged: JudgedExamples | None = None) -> None:
     """Write scores and details so that a crash at any time never leaves the scores of one set with details of another.
 
     The earlier details are removed first and the new ones written last; in between there are none. The same holds for

@@ -4,6 +4,7 @@
 
     {"format_version": 1,
      "set": {"path", "sha256"},
+     "least_votes": smallest number of votes of a triplet that is searched,
      "searched": number of triplets with a clear majority, "wrong": number of them that the metric gets wrong,
      "examples": [{"reference": IMAGE, "closer": CANDIDATE, "farther": CANDIDATE,
                    "votes_closer", "votes_farther", "judges": [names], "probability"}, ...]}
@@ -57,11 +58,13 @@ class WrongJudgements:
 
     Attributes:
         rows: Indices of the examples in the pooled judgements, the most confident choice of the metric first.
+        least_votes: Smallest number of votes of a triplet with a clear majority.
         searched: Number of triplets with a clear majority.
         wrong: Number of them that the metric gets wrong.
     """
 
     rows: list[int]
+    least_votes: float
     searched: int
     wrong: int
 
@@ -93,6 +96,7 @@ def find_judged_examples(distances: JudgedDistances, location: Location, loader:
     content = {
         "format_version": JUDGED_VERSION,
         "set": {"path": str(location), "sha256": loader.manifest.content_sha256()},
+        "least_votes": found.least_votes,
         "searched": found.searched,
         "wrong": found.wrong,
         "examples": [_example(distances, pooled, row, (before, after), names) for row in found.rows],
@@ -110,8 +114,8 @@ def find_wrong(judged: JudgedPairs, distances: NDArray[np.float64], *, relative:
             difference, which is the logit of the probability of a fitted head.
     """
     share = judged.share
-    enough = judged.votes >= min(CLEAR_VOTES, np.median(judged.votes))
-    is_clear = enough & (np.maximum(share, 1 - share) >= CLEAR_SHARE)
+    least = float(min(CLEAR_VOTES, np.median(judged.votes)))
+    is_clear = (judged.votes >= least) & (np.maximum(share, 1 - share) >= CLEAR_SHARE)
     first, second = distances[judged.first], distances[judged.second]
     against = np.where(share > 0.5, second - first, first - second)
     if relative:
@@ -126,7 +130,7 @@ def find_wrong(judged: JudgedPairs, distances: NDArray[np.float64], *, relative:
             references.append(reference)
         if len(chosen) == EXAMPLES:
             break
-    return WrongJudgements(chosen, int(is_clear.sum()), len(wrong))
+    return WrongJudgements(chosen, least, int(is_clear.sum()), len(wrong))
 
 
 def _load(location: Location, loader: ShardLoader, ids: NDArray[np.int64]) -> dict[int, Tensor]:
@@ -177,7 +181,9 @@ def _example(
 def _judges_of(judged: JudgedPairs, images: NDArray[np.int64]) -> list[str]:
     """Return the names of the judges of a triplet, in whichever order they saw its candidates."""
     reference, *candidates = images.tolist()
-    same = (judged.images[:, 0] == reference) & (np.sort(judged.images[:, 1:], axis=1) == sorted(candidates)).all(axis=1)
+    same = (judged.images[:, 0] == reference) & (np.sort(judged.images[:, 1:], axis=1) == sorted(candidates)).all(
+        axis=1
+    )
     return [judged.judges[number] for number in np.unique(judged.judge[same]).tolist() if number >= 0]
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from markupsafe import Markup
-
 from fastdps.report.judge_charts import Mark, Row, calibration, choice, interval_rows, key
 from fastdps.report.markup import picture, signed
 from fastdps.report.page_parts import Figure
@@ -17,6 +15,9 @@ from fastdps.report.reading import RunRecord
 
 #: Number of judges in the chart: all of them up to `MOST`, beyond it the most and the least improved.
 MOST, EACH_END = 24, 8
+#: Where the ceiling of the votes is higher, hardly any triplet has votes on both sides: the ceiling, the majority and the
+#: agreement of single votes with it then say nothing.
+_UNANIMOUS = 0.995
 #: Text of the kinds of marks.
 _KINDS = {"before": "before adaptation", "pooled": "pooled head", "own": "the judge's own head"}
 
@@ -27,6 +28,7 @@ class Agreement:
 
     Attributes:
         scores: The scores, `scores.json["judgements"]`.
+        majority: Agreement of all judges together with majorities, None where it hardly differs from that with votes.
         sentences: What the scores say.
         is_training_set: The run was adapted to the same judgements.
         judges: Name and scores of each judge, the largest gain first.
@@ -37,6 +39,7 @@ class Agreement:
     """
 
     scores: Mapping[str, Any]
+    majority: Mapping[str, Any] | None
     sentences: Sequence[str]
     is_training_set: bool
     judges: Sequence[tuple[str, Mapping[str, Any]]]
@@ -56,7 +59,8 @@ def agreement(record: RunRecord) -> Agreement | None:
     chart, hidden = _chart(scores["pooled"], judges, own, is_fitted=record.judges is not None)
     return Agreement(
         scores,
-        [*overall_sentences(scores["pooled"]), *own_head_sentences(scores["judges"], own)],
+        majority_of(scores["pooled"]),
+        [*overall_sentences(scores["pooled"], has_own_heads=bool(own)), *own_head_sentences(scores["judges"], own)],
         scores["set"]["sha256"] == record.config["data"]["sha256"],
         judges,
         chart,
@@ -66,29 +70,39 @@ def agreement(record: RunRecord) -> Agreement | None:
     )
 
 
-def overall_sentences(pooled: Mapping[str, Any]) -> list[str]:
-    """Return what the scores of all judges together say."""
-    votes, majority, triplets = pooled["votes"], pooled["majority"], f"{pooled['triplets']:,}"
+def overall_sentences(pooled: Mapping[str, Any], *, has_own_heads: bool = False) -> list[str]:
+    """Return what the scores of all judges together say.
+
+    Args:
+        pooled: The scores.
+        has_own_heads: Some judges have a head of their own beside the pooled one.
+    """
+    votes, majority = pooled["votes"], majority_of(pooled)
+    what = "One metric for all judges, the pooled head," if has_own_heads else "The adapted metric"
     sentences = [
-        f"The adapted metric agrees with {percent(votes['after']['value'])} of the votes on {triplets} triplets. Before "
-        f"adaptation it agreed with {percent(votes['before']['value'])}.",
-        change_sentence(votes["change"]),
+        f"{what} agrees with {percent(votes['after']['value'])} of the votes on {pooled['triplets']:,} triplets; before "
+        f"adaptation it agreed with {percent(votes['before']['value'])}. {change_sentence(votes['change'])}"
     ]
-    if votes["ceiling"] < 1:
-        sentences.append(
-            f"No metric can agree with more than {percent(votes['ceiling'])} of these votes, because people disagree."
-        )
-    if majority:
-        sentence = (
-            f"It agrees with the majority of {percent(majority['after']['value'])} of the triplets; before adaptation "
-            f"of {percent(majority['before']['value'])}."
-        )
-        if pooled["human"] is not None:
-            sentence += f" A single vote agrees with the majority in {percent(pooled['human'])} of the cases."
-        if pooled["ties"]:
-            sentence += f" {pooled['ties']:,} triplets without a majority are left out."
-        sentences.append(sentence)
-    return sentences
+    if majority is None:
+        return sentences
+    sentences.append(
+        f"People disagree, so no metric can agree with more than {percent(votes['ceiling'])} of these votes."
+    )
+    sentence = (
+        f"Counting each triplet once, it agrees with the majority in {percent(majority['after']['value'])}; before "
+        f"adaptation in {percent(majority['before']['value'])}."
+    )
+    if pooled["human"] is not None:
+        sentence += f" A single vote agrees with the majority of its triplet in {percent(pooled['human'])}."
+    if pooled["ties"]:
+        sentence += f" {pooled['ties']:,} triplets without a majority are left out."
+    return [*sentences, sentence]
+
+
+def majority_of(scores: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the agreement with majorities, None where they hardly differ from single votes."""
+    majority: Mapping[str, Any] | None = scores["majority"]
+    return majority if scores["votes"]["ceiling"] < _UNANIMOUS else None
 
 
 def change_sentence(change: Mapping[str, float]) -> str:
@@ -123,14 +137,17 @@ def own_head_sentences(judges: Mapping[str, Mapping[str, Any]], own: set[str]) -
         return []
     better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
     mean = fmean(gains)
-    head = f"Own heads: on their judge's votes they agree by {signed(mean, 1)} percentage points "
+    direction = "more" if mean >= 0 else "fewer"
+    start = (
+        f"A judge's own head agrees with {abs(mean):.1f} percentage points {direction} of the judge's votes than the "
+    )
     if len(gains) == 1:
-        return [f"{head}compared with the pooled head, for one judge."]
+        return [start + "pooled head does, for one judge."]
     low, high = _mean_interval(gains)
-    verdict = "This may be chance." if low <= 0 <= high else ""
+    chance = ", which may be chance" if low <= 0 <= high else ""
     return [
-        f"{head}compared with the pooled head, in the mean over {len(gains):,} judges (95 % interval over judges: "
-        f"{signed(low, 1)} to {signed(high, 1)}); {better:,} agree better, {worse:,} worse. {verdict}".rstrip()
+        f"{start}pooled head does, in the mean over {len(gains):,} judges (95 % interval {signed(low, 1)} to "
+        f"{signed(high, 1)}){chance}. It is better for {better:,} of them and worse for {worse:,}."
     ]
 
 
@@ -182,7 +199,7 @@ def _row(name: str, scores: Mapping[str, Any], after: str, *, is_separate: bool 
         value, low, high = (100 * interval[end] for end in ("value", "low", "high"))
         title = f"{name}, {_KINDS[kind]}: {value:.1f} % (95 %: {low:.1f} to {high:.1f})"
         marks.append(Mark(kind, value, low, high, title))
-    ceiling = None if scores["human"] is None else 100 * votes["ceiling"]
+    ceiling = None if majority_of(scores) is None else 100 * votes["ceiling"]
     return Row(name, marks, ceiling, is_separate)
 
 
@@ -244,9 +261,8 @@ def _choice_chart(title: str, prior: str, chosen: Mapping[str, Any]) -> Figure |
         + ", ".join(f"{name} {loss:.4f}" for name, loss in values)
         + f". Chosen: {strength}."
     )
-    labels = (f"strength of the pull to {prior}", "held-out loss")
-    chart: Markup = choice(values, strength, labels, description)
-    return Figure(f"{title}: strength {strength} chosen", chart)
+    chart = choice(values, strength, f"strength of the pull to {prior}", description)
+    return Figure(f"{title}: loss on held-out judgements; strength {strength} chosen", chart)
 
 
 def strength_text(strength: str) -> str:

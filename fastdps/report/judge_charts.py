@@ -80,7 +80,7 @@ def interval_rows(rows: Sequence[Row], x_label: str, description: str, *, gap_af
     ends = [end for row in rows for mark in row.marks for end in (mark.low, mark.high)]
     span = max(ends) - min(ends)
     # A far ceiling would squeeze the values; it is drawn as an arrow.
-    near = [row.ceiling for row in rows if row.ceiling is not None and row.ceiling <= max(ends) + span]
+    near = [row.ceiling for row in rows if row.ceiling is not None and row.ceiling <= max(ends) + span / 2]
     axis = axis_over(x_label, [*ends, *near])
     gaps = 0 if gap_after is None else 1
     height = _PITCH * (len(rows) + gaps) + _AXIS + 4
@@ -196,21 +196,21 @@ class _Categories(Axis):
         return self.names[int(value)]
 
 
-def choice(values: Sequence[tuple[str, float]], chosen: str, labels: tuple[str, str], description: str) -> Markup:
+def choice(values: Sequence[tuple[str, float]], chosen: str, x_label: str, description: str) -> Markup:
     """Draw the loss of each candidate of a setting, and mark the chosen one.
 
     Args:
         values: Name and loss of each candidate, at least one.
         chosen: Name of the chosen one.
-        labels: Labels of both axes.
+        x_label: Label of the x axis.
         description: Text for screen readers.
 
     Returns:
         The SVG element.
     """
     names = [name for name, _ in values]
-    x_axis = _Categories(labels[0], -0.5, len(names) - 0.5, names)
-    plot = Plot(x_axis, axis_over(labels[1], [value for _, value in values]), height=200.0)
+    x_axis = _Categories(x_label, -0.5, len(names) - 0.5, names)
+    plot = Plot(x_axis, axis_over("", [value for _, value in values]), height=200.0)
     places = [plot.at(place, value) for place, (_, value) in enumerate(values)]
     dots = []
     for (cx, cy), (name, value) in zip(places, values, strict=True):
