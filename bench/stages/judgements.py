@@ -32,7 +32,7 @@ USUAL = "a set of triplets, features in each epoch"
 
 
 @dataclass(frozen=True)
-class JudgedTraining:
+class JudgedWorkload:
     """A workload: one training on judgements. Its rate counts all judgements in all passes, from shards to heads.
 
     Attributes:
@@ -71,8 +71,8 @@ def run(bench: Bench) -> Iterator[Measurement]:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             pack(open_source("judgements", _write_rows(place / "judged.csv", images, count)), place / "set", options)
             pack(open_source("triplets", _write_rows(place / "few.csv", images, packed)), place / "triplets", options)
-        judged = JudgedTraining(place / "set/train", RunDirectory(place / "judged"), {}, [])
-        usual = JudgedTraining(
+        judged = JudgedWorkload(place / "set/train", RunDirectory(place / "judged"), {}, [])
+        usual = JudgedWorkload(
             place / "triplets/train", RunDirectory(place / "usual"), {"config": "lpips", "epochs": 1}, []
         )
         rates = bench.timing.rates({"judged": judged, USUAL: usual})

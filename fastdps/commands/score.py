@@ -211,7 +211,8 @@ def write_map(metric: ImageMetric, reference: ReferenceImage, path: Path, out: P
 
 def _title_of(metric: ImageMetric) -> str:
     """Return the backbone and the context of a metric, for headings."""
-    return f"{metric.metric.backbone.name} ({', '.join(metric.context or ['not adapted'])})"
+    adapted_to = f"judgements of {metric.judge}" if metric.judge else ", ".join(metric.context or ["not adapted"])
+    return f"{metric.metric.backbone.name} ({adapted_to})"
 
 
 def _to_tensor(image: Pixels) -> Tensor:

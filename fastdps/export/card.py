@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fastdps.contexts.judgements import POOLED
 from fastdps.errors import FastDPSError
 from fastdps.export.format import Format
 from fastdps.export.write import Verified
@@ -51,6 +52,7 @@ def describe(metric: PerceptualMetric, place: ContextLocation | None, run: RunDi
     card: dict[str, Any] = {
         "card_version": CARD_VERSION,
         "context": None if ranking is None else list(ranking),
+        "judge": place.judge if place else None,
         "metric": {
             "backbone": metric.backbone.name,
             "taps": list(metric.backbone.taps),
@@ -75,16 +77,18 @@ def describe(metric: PerceptualMetric, place: ContextLocation | None, run: RunDi
                 f"{run.path} holds the metric of another run: {run.config} does not have the context "
                 f"{','.join(card['context'])}. Restore it or train again with --overwrite."
             )
-        card["scores"] = _scores(run, card["context"], contexts.index(card["context"]) if card["context"] else 0)
+        number = contexts.index(card["context"]) if card["context"] else place.row if place else 0
+        card["scores"] = _scores(run, card["context"], card["judge"], number)
     return card
 
 
-def _scores(run: RunDirectory, context: list[str] | None, number: int) -> dict[str, Any] | None:
+def _scores(run: RunDirectory, context: list[str] | None, judge: str | None, number: int) -> dict[str, Any] | None:
     """Return the scores of one context, each None if it was not measured; None for a run without scores.
 
     Args:
         run: The run.
         context: The ranking, None for judgements.
+        judge: The judge, None for a metric that was not adapted to judgements with names.
         number: Index of the context in the run, which is its index in the scores on human judgement.
     """
     scores = run.read_scores()
@@ -98,7 +102,13 @@ def _scores(run: RunDirectory, context: list[str] | None, number: int) -> dict[s
         }
         for test in ("2afc", "jnd")
     }
-    return {name: row.get(name) for name in ("baseline_accuracy", "adapted_accuracy")} | {"bapps": bapps}
+    judged = scores.get("judgements") if judge else None
+    own = judged and (judged["pooled"] if judge == POOLED else judged["judges"].get(judge))
+    return {
+        **{name: row.get(name) for name in ("baseline_accuracy", "adapted_accuracy")},
+        "bapps": bapps,
+        "judgements": own and {name: own["votes"][name] for name in ("before", "after", "ceiling")},
+    }
 
 
 def finish(
@@ -131,7 +141,9 @@ def to_markdown(card: Mapping[str, Any]) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| context, least disruptive first | {_ranking_text(card['context'])} |",
+        f"| adapted to | judgements of {_cell(card['judge'])} |"
+        if card["judge"]
+        else f"| context, least disruptive first | {_ranking_text(card['context'])} |",
         f"| backbone | {metric['backbone']}, taps {taps}, compared by {metric['comparison']} |",
         f"| inputs | {file['inputs']} |",
         f"| verified | {verified['with']}: {verified['image_pairs']} pairs of random images, distances up to "
@@ -153,6 +165,11 @@ def to_markdown(card: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _cell(text: str) -> str:
+    """Return text as a cell of a Markdown table."""
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+
+
 def _ranking_text(context: list[str] | None) -> str:
     return ", ".join(context) if context else "none"
 
@@ -162,6 +179,9 @@ def _score_lines(scores: Mapping[str, Any] | None) -> list[str]:
     rows = []
     if scores and scores["adapted_accuracy"] is not None:
         rows.append(("accuracy on held-out distortions", scores["baseline_accuracy"], scores["adapted_accuracy"], None))
+    if judged := scores and scores.get("judgements"):
+        values = (judged["before"]["value"], judged["after"]["value"], judged["ceiling"])
+        rows.append(("agreement with votes; human: its ceiling", *values))
     for test, subsets in ((scores and scores["bapps"]) or {}).items():
         rows += [
             (f"BAPPS {test} {name}", found["baseline"], found["adapted"], found["human"])

@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from fastdps.report.judge_charts import Mark, Row, calibration, choice, interval_rows, key
+from fastdps.report.judge_charts import IntervalRow, Mark, calibration, choice, interval_rows, key
 from fastdps.report.markup import picture, signed
 from fastdps.report.page_parts import Figure
 from fastdps.report.reading import RunRecord
 
 #: Number of judges in the chart: all of them up to `MOST`, beyond it the most and the least improved.
 MOST, EACH_END = 24, 8
-#: Where the ceiling of the votes is higher, hardly any triplet has votes on both sides: the ceiling, the majority and the
-#: agreement of single votes with it then say nothing.
+#: Where the ceiling of the votes is higher, hardly any triplet has votes on both sides. The ceiling, the majority and
+#: the agreement of single votes with it then say nothing.
 _UNANIMOUS = 0.995
 #: Text of the kinds of marks.
 _KINDS = {"before": "before adaptation", "pooled": "pooled head", "own": "the judge's own head"}
 
 
 @dataclass(frozen=True)
-class Agreement:
+class AgreementPart:
     """The section of one run.
 
     Attributes:
@@ -49,7 +49,7 @@ class Agreement:
     examples: Sequence[Mapping[str, Any]] | None
 
 
-def agreement(record: RunRecord) -> Agreement | None:
+def agreement(record: RunRecord) -> AgreementPart | None:
     """Return the section of a run, None before it is scored on a judgement set. Raises `FastDPSError`."""
     scores = record.judgements
     if scores is None:
@@ -57,7 +57,7 @@ def agreement(record: RunRecord) -> Agreement | None:
     judges = sorted(scores["judges"].items(), key=lambda item: -item[1]["votes"]["change"]["value"])
     own = set((record.judges or [])[1:])
     chart, hidden = _chart(scores["pooled"], judges, own, is_fitted=record.judges is not None)
-    return Agreement(
+    return AgreementPart(
         scores,
         majority_of(scores["pooled"]),
         [*overall_sentences(scores["pooled"], has_own_heads=bool(own)), *own_head_sentences(scores["judges"], own)],
@@ -80,8 +80,8 @@ def overall_sentences(pooled: Mapping[str, Any], *, has_own_heads: bool = False)
     votes, majority = pooled["votes"], majority_of(pooled)
     what = "One metric for all judges, the pooled head," if has_own_heads else "The adapted metric"
     sentences = [
-        f"{what} agrees with {percent(votes['after']['value'])} of the votes on {pooled['triplets']:,} triplets; before "
-        f"adaptation it agreed with {percent(votes['before']['value'])}. {change_sentence(votes['change'])}"
+        f"{what} agrees with {percent(votes['after']['value'])} of the votes on {pooled['triplets']:,} triplets; "
+        f"before adaptation it agreed with {percent(votes['before']['value'])}. {change_sentence(votes['change'])}"
     ]
     if majority is None:
         return sentences
@@ -181,14 +181,15 @@ def _chart(
     gains = f"; {len(judges)} judges, by gain from {judges[0][0]} to {judges[-1][0]}" if judges else ""
     description = (
         f"Agreement with votes in percent, with 95 % intervals. All judges together: "
-        f"{percent(pooled['votes']['before']['value'])} before, {percent(pooled['votes']['after']['value'])} after{gains}"
+        f"{percent(pooled['votes']['before']['value'])} before, {percent(pooled['votes']['after']['value'])} after"
+        f"{gains}"
     )
     gap = 1 + EACH_END if hidden else None
     title = "Agreement with the votes of each judge" if judges else "Agreement with votes"
     return Figure(title, interval_rows(rows, "agreement with votes, %", description, gap_after=gap), legend), hidden
 
 
-def _row(name: str, scores: Mapping[str, Any], after: str, *, is_separate: bool = False) -> Row:
+def _row(name: str, scores: Mapping[str, Any], after: str, *, is_separate: bool = False) -> IntervalRow:
     votes = scores["votes"]
     values = [("before", votes["before"])]
     if after == "own" and votes["pooled"]:
@@ -200,7 +201,7 @@ def _row(name: str, scores: Mapping[str, Any], after: str, *, is_separate: bool 
         title = f"{name}, {_KINDS[kind]}: {value:.1f} % (95 %: {low:.1f} to {high:.1f})"
         marks.append(Mark(kind, value, low, high, title))
     ceiling = None if majority_of(scores) is None else 100 * votes["ceiling"]
-    return Row(name, marks, ceiling, is_separate)
+    return IntervalRow(name, marks, ceiling, is_separate)
 
 
 def _calibration(bins: Sequence[Mapping[str, float]]) -> Figure | None:
@@ -210,8 +211,8 @@ def _calibration(bins: Sequence[Mapping[str, float]]) -> Figure | None:
     total = sum(votes for *_, votes in points)
     error = sum(abs(predicted - observed) * votes for predicted, observed, votes in points) / max(total, 1e-12)
     description = (
-        f"Calibration of the pooled head in {len(points)} groups of choices: the predicted probability on the x axis and "
-        f"the share of votes that agree on the y axis differ by {error:.1f} percentage points in the mean."
+        f"Calibration of the pooled head in {len(points)} groups of choices: the predicted probability on the x axis "
+        f"and the share of votes that agree on the y axis differ by {error:.1f} percentage points in the mean."
     )
     return Figure(f"Calibration of the pooled head; mean error {error:.1f} points", calibration(points, description))
 

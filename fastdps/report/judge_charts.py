@@ -38,7 +38,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Row:
+class IntervalRow:
     """The values of one judge.
 
     Attributes:
@@ -64,7 +64,9 @@ def shorten(name: str, columns: int = NAME_COLUMNS) -> str:
     return name
 
 
-def interval_rows(rows: Sequence[Row], x_label: str, description: str, *, gap_after: int | None = None) -> Markup:
+def interval_rows(
+    rows: Sequence[IntervalRow], x_label: str, description: str, *, gap_after: int | None = None
+) -> Markup:
     """Draw the values of judges, one row each, with their intervals.
 
     Args:
@@ -110,7 +112,7 @@ def _x_axis(axis: Axis, at: Callable[[float], float], bottom: float, left: float
     return Markup("").join(parts)
 
 
-def _row(row: Row, at: Callable[[float], float], y: float, left: float, *, beyond: bool) -> Markup:
+def _row(row: IntervalRow, at: Callable[[float], float], y: float, left: float, *, beyond: bool) -> Markup:
     name = element("text", element("title", row.name), shorten(row.name), x=left - 8, y=y + 3.8, text_anchor="end")
     parts = [name]
     first = y - _APART * (len(row.marks) - 1) / 2

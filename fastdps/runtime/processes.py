@@ -22,11 +22,11 @@ from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import filter_trackers
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from fastdps.errors import ConfigError, FastDPSError
+from fastdps.errors import ConfigError, FastDPSError, did_you_mean
 from fastdps.runtime.console import print_notice
 from fastdps.runtime.heartbeat import EXCHANGES, Heartbeat
 from fastdps.runtime.machine import keep_freed_memory
@@ -62,8 +62,7 @@ def join_processes(
         >>> with join_processes() as processes:  # doctest: +SKIP
         ...     total = processes.reduce(torch.ones((), device=processes.device))
     """
-    for name in trackers:
-        _check_tracker(name, directory)
+    check_trackers(trackers)
     keep_freed_memory()
     collective_timeout_s = (
         stall_timeout_s if math.isfinite(stall_timeout_s) else STALL_TIMEOUT_S
@@ -84,13 +83,17 @@ def join_processes(
     return Distributed(accelerator, heartbeat)
 
 
-def _check_tracker(name: str, directory: Path | None) -> None:
-    try:
-        found = filter_trackers([name], logging_dir=directory)
-    except ValueError as error:
-        raise ConfigError(f"--log-with: {error}") from error
-    if not found:
-        raise ConfigError(f"--log-with {name}: that package is not installed. Install {name}, or log without it.")
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise `ConfigError` if an experiment tracker is unknown to Accelerate, or its package is not installed."""
+    known = [str(tracker.value) for tracker in LoggerType if tracker is not LoggerType.ALL]
+    installed = {str(tracker.value) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"--log-with: unknown tracker {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}."
+            )
+        if name not in installed:
+            raise ConfigError(f"--log-with {name}: that package is not installed. Install {name}, or log without it.")
 
 
 class Distributed:

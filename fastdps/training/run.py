@@ -26,7 +26,14 @@ from fastdps.metric.image_metric import ImageMetric
 from fastdps.metric.load import Context, load
 from fastdps.metric.precision import deterministic_algorithms
 from fastdps.run_directory import RunDirectory, Throughput
-from fastdps.runtime.processes import STALL_TIMEOUT_S, Distributed, Processes, SingleProcess, join_processes
+from fastdps.runtime.processes import (
+    STALL_TIMEOUT_S,
+    Distributed,
+    Processes,
+    SingleProcess,
+    check_trackers,
+    join_processes,
+)
 from fastdps.shards.storage import LocationLike, locate
 from fastdps.training.best_epoch import VALIDATION_SEED
 from fastdps.training.checkpoints import CheckpointPolicy
@@ -166,6 +173,7 @@ def train(
         >>> run.load("color,darken,zoom_in,rotate,translate,blur")  # doctest: +SKIP
     """
     options = options or TrainOptions()
+    check_trackers(options.trackers)
     own_contexts = options.parallel == "contexts"
     if own_contexts and isinstance(config, TrainConfig) and not config.replace(settings).trains_backbone:
         raise ConfigError(_PARALLEL)

@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 import fastdps
 from fastdps.metric.backbones import Backbone
-from fastdps.metric.perceptual import PerceptualMetric, read_rankings
+from fastdps.metric.perceptual import PerceptualMetric, read_contexts
 from fastdps.metric.weights import tensors_sha256
 from helpers.isolated import NAMED, Case, attack, expect
 from helpers.mutations import DEEP, mutated, mutated_json
@@ -137,8 +137,8 @@ def load(path: Path, expected: torch.Tensor | None) -> None:
 
 def read(path: Path, is_same: bool) -> None:
     """Read the rankings alone."""
-    found = read_rankings(path)
-    expect(not is_same or found == RANKINGS, f"rankings {found}")
+    found = read_contexts(path)
+    expect(not is_same or found == (RANKINGS, []), f"contexts {found}")
 
 
 def test_mutated_metric_files_are_named_errors_or_the_same_metric(capfd, tmp_path, monkeypatch):

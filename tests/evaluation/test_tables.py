@@ -179,6 +179,7 @@ def test_the_content_of_scores_json():
         "contexts",
         "summary",
         "bapps",
+        "judgements",
         "throughput",
     ]
     assert [content[key] for key in list(content)[:4]] == ["vgg16", "tune", "spatial+sort", "paper"]

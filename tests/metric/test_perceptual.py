@@ -15,7 +15,7 @@ from fastdps.contexts.rankings import all_rankings
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.distances import COMPARISONS, compared_channels, moments
-from fastdps.metric.perceptual import PerceptualMetric, read_rankings
+from fastdps.metric.perceptual import PerceptualMetric, read_contexts
 from helpers.lpips_oracle import lpips_oracle
 
 #: net of `lpips`, our backbone, and its documented example distances (ref, p0) and (ref, p1).
@@ -194,7 +194,7 @@ def test_changed_metadata_are_found(tmp_path):
         if key not in ("format", "format_version"):  # named before
             other = value.replace("1", "0") if key == "taps" else value[:-1] + chr(ord(value[-1]) ^ 1)
             save_file(state, path, metadata=metadata | {key: other})
-            for read in (PerceptualMetric.load, read_rankings):
+            for read in (PerceptualMetric.load, read_contexts):
                 with pytest.raises(FastDPSError, match=r"metric.safetensors is damaged: the hash of its metadata is "):
                     read(path)
 

@@ -192,6 +192,7 @@ def test_the_members_of_each_kind_of_set():
     """Names of the format, which must never change."""
     assert COMPONENTS == {
         "images": ("image",),
+        "judgements": ("image",),
         "triplets": ("ref", "p0", "p1", "judge"),
         "pairs": ("p0", "p1", "same"),
     }
@@ -262,5 +263,5 @@ def test_the_least_bytes_of_a_shard_are_those_of_its_members(tmp_path, kind, sca
 def test_the_text_of_a_manifest_is_readable(tmp_path):
     text = Manifest("images", {"image": "bin"}, "raw", (64, 64), 0, {"name": "\N{SNOWMAN}"}, ()).to_json()
     assert '"name": "\N{SNOWMAN}"' in text
-    assert text.startswith('{\n "format_version": 1,\n "kind": "images",\n')
+    assert text.startswith('{\n "format_version": 2,\n "kind": "images",\n')
     assert text.endswith("}\n")

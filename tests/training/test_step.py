@@ -140,6 +140,15 @@ def test_other_errors_are_not_taken_for_want_of_memory(together, monkeypatch):
         stepper.step(batch_of(3), 0, 0)
 
 
+def test_a_tracker_that_is_not_installed_is_an_error_in_a_fresh_process(tmp_path):
+    command = [sys.executable, "-m", "fastdps", "train", "--shards", "nowhere", "--out", str(tmp_path / "run")]
+    done = subprocess.run([*command, "--log-with", "wandb"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: --log-with wandb: that package is not installed. Install wandb, or log without it."
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

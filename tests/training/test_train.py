@@ -77,6 +77,7 @@ def test_a_run_from_end_to_end(leaves, tmp_path, capsys):
         "contexts",
         "summary",
         "bapps",
+        "judgements",
         "throughput",
     ]
     assert list(scores["contexts"][0]) == ["ranking", "baseline_accuracy", "adapted_accuracy"]
