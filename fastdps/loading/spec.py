@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -44,11 +44,51 @@ class Batch:
         return len(self.ids)
 
     @property
+    def global_images(self) -> int:
+        """The number of images of all processes that the throughput counts: one for each sample."""
+        return self.global_size
+
+    @property
+    def loss_size(self) -> float:
+        """The number by which the sum of the losses of all processes is divided."""
+        return self.global_size
+
+    @property
     def images(self) -> Tensor:
         """The images of a set of kind `images`, uint8 (n, H, W, 3). Raises `ConfigError` for other kinds."""
         if "image" not in self.components:
             raise ConfigError(f"This set has no component 'image'; it has {', '.join(self.components)}.")
         return self.components["image"]
+
+
+class BatchSource(Protocol):
+    """The interface by which a training reads its data: that of `ShardLoader`, where its methods are described.
+
+    Attributes:
+        samples: Number of samples in an epoch.
+        steps: Number of steps of an epoch.
+    """
+
+    samples: int
+    steps: int
+
+    def left_after(self, step: int, left: Sequence[range] | None = None) -> list[range]:
+        """Return the part of an epoch that remains after `step` steps."""
+        ...
+
+    def steps_for(self, left: Sequence[range]) -> int:
+        """Return the number of steps of a part of an epoch."""
+        ...
+
+    def epoch(
+        self, epoch: int, start_step: int = 0, left: Sequence[range] | None = None, *, then: int | None = None
+    ) -> Generator[Batch, None, None]:
+        """Yield the batches of an epoch."""
+        ...
+
+    def close(self) -> None:
+        """Release what was prefetched."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,63 @@ def pair_means(vectors: Sequence[Tensor], first: Tensor, other_vectors: Sequence
     return torch.cat(parts, dim=1)
 
 
+def group_moments(
+    vectors: Sequence[Tensor], first: Tensor, second: Tensor, *, with_variance: bool = True
+) -> Moments:
+    """Compute the moments of image pairs from the vectors of single images, with gradients for these.
+
+    Where many pairs share few images, the sums of squared differences are computed from scalar products, channel by
+    channel: sum (x - y)^2 = sum x^2 + sum y^2 - 2 sum x y. This takes memory for all pairs of the images, but not for
+    the differences of each pair at each position. Rounding is relative to the vectors, whose length is one, instead of
+    their difference.
+
+    Args:
+        vectors: Vectors of `normalized_vectors`, (m, P, C_l) per tap, float32.
+        first: Index of one image of each pair, int64 (n,).
+        second: Index of the other image, int64 (n,).
+        with_variance: Compute `Moments.var` too, which is zero otherwise.
+
+    Returns:
+        Moments (1, n, C).
+    """
+    means, variances = [], []
+    for own in vectors:
+        images, positions = own.shape[:2]
+        if len(first) * positions <= images**2:
+            z = (own.index_select(0, first) - own.index_select(0, second)).square()
+            sums, squares = z.sum(dim=1), z.square().sum(dim=1) if with_variance else None
+        else:
+            sums, squares = _sums_by_products(own, first, second, with_variance=with_variance)
+        means.append(sums / positions)
+        variances.append(torch.zeros_like(sums) if squares is None else squares / positions**2)
+    return Moments(torch.cat(means, dim=1)[None], torch.cat(variances, dim=1)[None])
+
+
+def _sums_by_products(
+    vectors: Tensor, first: Tensor, second: Tensor, *, with_variance: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the sums (n, C_l) over positions of z and, if wanted, of z^2 of image pairs: see `group_moments`."""
+    x = vectors.permute(2, 0, 1).contiguous()  # (C_l, m, P)
+    place = first * len(vectors) + second
+
+    def products(a: Tensor, b: Tensor) -> Tensor:
+        """Return the scalar products (n, C_l) of the pairs."""
+        return torch.bmm(a, b.transpose(1, 2)).flatten(1).index_select(1, place).T
+
+    def of_both(a: Tensor) -> Tensor:
+        """Return the sum of a quantity (C_l, m) over the images of each pair, (n, C_l)."""
+        return (a.index_select(1, first) + a.index_select(1, second)).T
+
+    square = x.square()
+    sums = (of_both(square.sum(dim=2)) - 2 * products(x, x)).clamp_min(0)
+    if not with_variance:
+        return sums, None
+    cube = square * x
+    mixed = products(cube, x) + products(x, cube)
+    squares = of_both(square.square().sum(dim=2)) - 4 * mixed + 6 * products(square, square)
+    return sums, squares.clamp_min(0)
+
+
 def distances(weights: Tensor, mean: Tensor) -> Tensor:
     """Return the distances in every context, (..., K), of weights (K, C) and first moments (..., C)."""
     return weighted_sums(weights, mean)

@@ -238,6 +238,10 @@ class SingleProcess:
         """Return the tensor as it is."""
         return tensor
 
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Return the tensor as it is."""
+        return tensor
+
     def gather_objects(self, item: Any) -> list[Any]:
         """Return a list of the one object."""
         return [item]

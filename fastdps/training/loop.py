@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from signal import Signals
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,9 +19,10 @@ from torch import Tensor
 from fastdps.contexts.rankings import Ranking
 from fastdps.errors import StoppedError, TrainingError
 from fastdps.loading.loader import ShardLoader
-from fastdps.loading.spec import Batch
+from fastdps.loading.spec import Batch, BatchSource
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.precision import Precision
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.console import Show, training_display
 from fastdps.runtime.processes import Processes
@@ -52,6 +53,18 @@ class Validation:
 
     task: Task
     loader: ShardLoader
+
+    def scores(self, metric: PerceptualMetric, processes: Processes, precision: Precision) -> Tensor:
+        """Return the agreement (K,) of a metric with the judgements of the task."""
+        return validation_scores(self.task, metric, self.loader, processes, precision)
+
+
+class Validator(Protocol):
+    """Scores a metric after each epoch, so that the best epoch can be chosen."""
+
+    def scores(self, metric: PerceptualMetric, processes: Processes, precision: Precision) -> Tensor:
+        """Return a score of each context, (K,), higher for a better metric; the same on every process."""
+        ...
 
 
 class TrainingLoop:
@@ -92,8 +105,12 @@ class TrainingLoop:
         self._saved: Path | None = None
         self._settings_sha256: str | None = None
 
+    def start_from(self, weights: Tensor) -> None:
+        """Start with calibrated heads (K, C) instead of equal weights, unless `fit` resumes from a checkpoint."""
+        self._stepper.model.start_from(weights)
+
     def fit(
-        self, loader: ShardLoader, validation: Validation | None = None, *, settings_sha256: str | None = None
+        self, loader: BatchSource, validation: Validator | None = None, *, settings_sha256: str | None = None
     ) -> PerceptualMetric:
         """Train to the end, from the newest checkpoint.
 
@@ -130,7 +147,7 @@ class TrainingLoop:
         return self._finish(validation)
 
     def _finish_epoch(
-        self, loader: ShardLoader, validation: Validation | None, total_steps: int, agreement: Agreement, show: Show
+        self, loader: BatchSource, validation: Validator | None, total_steps: int, agreement: Agreement, show: Show
     ) -> None:
         """Take the remaining steps of the current epoch, or of the training."""
         progress = self._progress
@@ -175,7 +192,7 @@ class TrainingLoop:
             if ends:
                 return
 
-    def _batches(self, loader: ShardLoader, then: int | None) -> Generator[tuple[Batch, float], None, None]:
+    def _batches(self, loader: BatchSource, then: int | None) -> Generator[tuple[Batch, float], None, None]:
         """Yield the remaining batches of the epoch, each with the seconds spent waiting for it.
 
         `then` is the number of the next epoch, None after the last.
@@ -190,7 +207,7 @@ class TrainingLoop:
                 asked_s = time.perf_counter()
                 self._processes.beat("waits for data", progress.step)
 
-    def _total_steps(self, loader: ShardLoader) -> int:
+    def _total_steps(self, loader: BatchSource) -> int:
         """Return the number of steps of the training; it can differ if the number of processes changed in mid-epoch."""
         progress, config = self._progress, self._config
         steps = progress.step - progress.steps + (config.epochs - progress.epoch) * loader.steps
@@ -198,25 +215,23 @@ class TrainingLoop:
             steps += loader.steps_for(progress.left) - loader.steps
         return steps if config.max_steps is None else min(steps, config.max_steps)
 
-    def _done(self, loader: ShardLoader) -> float:
+    def _done(self, loader: BatchSource) -> float:
         """Return the share of the training that is done, which decides the learning rate."""
         config = self._config
         if config.max_steps is not None and config.max_steps < config.epochs * loader.steps:
             return self._progress.step / config.max_steps
         return (self._progress.epoch + self._progress.seen / loader.samples) / config.epochs
 
-    def _validate(self, validation: Validation) -> None:
+    def _validate(self, validation: Validator) -> None:
         self._take_weights()
-        scores = validation_scores(
-            validation.task, self._metric, validation.loader, self._processes, self._execution.precision
-        )
+        scores = validation.scores(self._metric, self._processes, self._execution.precision)
         epoch = self._progress.epoch + 1
         self._best.update(epoch, scores, self._metric)
         self._report(
             {"event": "validation", "epoch": epoch, "step": self._progress.step, "accuracies": scores.tolist()}
         )
 
-    def _finish(self, validation: Validation | None) -> PerceptualMetric:
+    def _finish(self, validation: Validator | None) -> PerceptualMetric:
         """Copy the result into the metric, and log a summary of the training."""
         progress = self._progress
         self._take_weights()
@@ -226,7 +241,7 @@ class TrainingLoop:
             {
                 **end,
                 "images_per_s": progress.images / progress.elapsed_s,
-                "triplets_per_s": progress.images * self._triplets_per_image / progress.elapsed_s,
+                "triplets_per_s": progress.samples * self._triplets_per_sample / progress.elapsed_s,
                 "data_wait_fraction": progress.wait_s / progress.elapsed_s,
             }
         )
@@ -248,14 +263,17 @@ class TrainingLoop:
             )
 
     def _take_weights(self) -> None:
-        self._metric.weights.copy_(self._stepper.model.heads.weights.detach())
+        model = self._stepper.model
+        self._metric.weights.copy_(
+            model.calibrated_weights() if self._task.is_calibrated else model.heads.weights.detach()
+        )
 
     def _start_meter(self) -> Meter:
-        return Meter.start(self._processes.device, triplets_per_image=self._triplets_per_image)
+        return Meter.start(self._processes.device, triplets_per_sample=self._triplets_per_sample)
 
     @property
-    def _triplets_per_image(self) -> int:
-        """The number of triplets per image over all contexts."""
+    def _triplets_per_sample(self) -> int:
+        """The number of triplets per sample over all contexts."""
         return self._task.judgements_per_image * self._task.contexts
 
     def _report(self, record: dict[str, Any]) -> None:
@@ -277,7 +295,7 @@ class TrainingLoop:
     def _last_good(self) -> str:
         return f"the last good checkpoint is {self._saved}" if self._saved else "there is no checkpoint yet"
 
-    def _save(self, loader: ShardLoader) -> None:
+    def _save(self, loader: BatchSource) -> None:
         """Write a checkpoint. The state is the same on all processes, so rank 0 writes it."""
         if self._processes.process_index != 0:
             return

@@ -1,25 +1,30 @@
 """The model that training updates, as one Module: heads, judges, and the backbone if it is trained.
 
-    views --> [trained backbone] --> moments --> heads --> distances --> judge --> loss, accuracy
+    views or images --> [trained backbone] --> moments --> heads --> distances --> judge --> loss, accuracy
 
-Shapes: n images, D distorted versions of each, C channels, K contexts, T judged pairs per step.
+Shapes: n images, D distorted versions of each, C channels, K contexts, T judged pairs per step; m images and P pairs of
+a group of judgements.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastdps.metric.distances import Moments
+from fastdps.loading.order import part_of
+from fastdps.metric.distances import Moments, group_moments, normalized_vectors
 from fastdps.metric.heads import Heads, LogisticJudge, MLPJudge
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.precision import Precision, autocast
 from fastdps.metric.scores import two_afc
+from fastdps.runtime.processes import Processes
 from fastdps.training.losses import LOSSES, sync_loss
 from fastdps.training.recipes import TrainConfig
-from fastdps.training.tasks import Judgements
+from fastdps.training.tasks import GroupedImages, Judgements
 
 
 class TrainedModel(nn.Module):
@@ -48,35 +53,108 @@ class TrainedModel(nn.Module):
         self.loss = LOSSES[config.loss]
         self.sync_loss = config.sync_loss
 
-    def with_backbone(self, metric: PerceptualMetric, precision: Precision = "auto") -> TrainedModel:
-        """Train the backbone of a metric too, computed in `precision`; `forward` then takes views, not moments."""
+    def with_backbone(
+        self, metric: PerceptualMetric, precision: Precision = "auto", processes: Processes | None = None
+    ) -> TrainedModel:
+        """Train the backbone of a metric too, computed in `precision`; `forward` then takes views, not moments.
+
+        `processes` are those that divide the images of a group.
+        """
         metric.backbone.requires_grad_(True)
-        self.metric, self._precision = metric, precision
+        self.metric, self._precision, self._processes = metric, precision, processes
         return self
 
+    @torch.no_grad()
+    def start_from(self, weights: Tensor) -> None:
+        """Start with calibrated heads (K, C): their scale becomes the temperature of the logistic judge.
+
+        The mean weight of each head stays as it was, which is what the learning rates are chosen for.
+        """
+        judge = self._logistic()
+        factor = (weights.mean(dim=1) / self.heads.weights.mean(dim=1)).clamp_min(torch.finfo(weights.dtype).tiny)
+        self.heads.weights.copy_(weights / factor[:, None])
+        judge.log_temperature.copy_(factor.log())
+
+    @torch.no_grad()
+    def calibrated_weights(self) -> Tensor:
+        """Return the heads times the temperature of the logistic judge, (K, C)."""
+        return self.heads.weights * self._logistic().log_temperature.exp()[:, None]
+
+    def _logistic(self) -> LogisticJudge:
+        if not isinstance(self.judge, LogisticJudge):
+            raise TypeError("only a logistic judge has a temperature")
+        return self.judge
+
     def forward(
-        self, inputs: Moments | Tensor, judgements: Judgements, generator: torch.Generator
+        self, inputs: Moments | Tensor | GroupedImages, judgements: Judgements, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Compute loss and accuracy.
 
         Args:
-            inputs: Moments (n, D, C), or views (n, 1 + D, 3, H, W) if the backbone is trained.
+            inputs: Moments (n, D, C), or if the backbone is trained, views (n, 1 + D, 3, H, W) or the images of a
+                group of judgements.
             judgements: The pairs to compare, with their votes.
             generator: Source of the dropout noise.
 
         Returns:
-            Loss (n, K) and, without gradient, accuracy (n, K); both are means over the judgements of an image.
+            Loss (n, K) and, without gradient, accuracy (n, K); both are means over the judgements of an image. For a
+            group, (T, K) of each judgement times its weight.
         """
-        moments = self._moments(inputs) if isinstance(inputs, Tensor) else inputs
+        moments = inputs if isinstance(inputs, Moments) else self._moments(inputs)
         d0, d1 = judgements.pick(self.heads(moments.mean, moments.var, generator))
         loss = self.loss(self.judge(d0, d1), judgements.votes)
         accuracy = two_afc(d0.detach(), d1.detach(), judgements.votes).mean(dim=1)
         if self.sync_loss:
             loss = loss + sync_loss(d0, d1, judgements.votes, accuracy.mean(dim=0))
+        if judgements.weights is not None:
+            loss, accuracy = loss * judgements.weights[:, None], accuracy * judgements.weights[:, None]
         return loss, accuracy
 
-    def _moments(self, views: Tensor) -> Moments:
+    def _moments(self, inputs: Tensor | GroupedImages) -> Moments:
         if self.metric is None:
             raise TypeError("views need a TrainedModel with a backbone")
-        with autocast(self._precision, views.device):
-            return self.metric.moments(views)
+        if isinstance(inputs, GroupedImages):
+            return self._group_moments(self.metric, inputs)
+        with autocast(self._precision, inputs.device):
+            return self.metric.moments(inputs)
+
+    def _group_moments(self, metric: PerceptualMetric, group: GroupedImages) -> Moments:
+        """Return the moments (1, P, C) of the pairs of a group, whose images may be divided among processes."""
+        with autocast(self._precision, group.images.device):
+            features = metric.backbone(group.images)
+        vectors = normalized_vectors(features, metric.comparison)
+        processes = self._processes
+        if processes is not None and processes.num_processes > 1:
+            vectors = _of_all_processes(vectors, group.images_of_all, processes)
+        return group_moments(vectors, group.first, group.second, with_variance=self.training and self.heads.p > 0)
+
+
+def _of_all_processes(vectors: Sequence[Tensor], images: int, processes: Processes) -> list[Tensor]:
+    """Return the vectors of the images of all processes, (m, P, C_l) per tap, from those of this one."""
+    flat = torch.cat([part.flatten(1) for part in vectors], dim=1)
+    gathered = _GatherImages.apply(flat, images, processes)
+    parts = gathered.split([math.prod(part.shape[1:]) for part in vectors], dim=1)
+    return [part.unflatten(1, own.shape[1:]) for part, own in zip(parts, vectors, strict=True)]
+
+
+class _GatherImages(torch.autograd.Function):
+    """Collects the rows (m_r, F) of all processes, (m, F).
+
+    Every process computes the same loss from all rows, so it has the whole gradient of its own rows already. It is
+    multiplied by the number of processes, because gradients of parameters are averaged over processes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, rows: int, processes: Processes) -> Tensor:
+        world = processes.num_processes
+        parts = [part_of(rows, rank, world) for rank in range(world)]
+        most = max(map(len, parts))
+        padded = own.new_zeros(most, own.shape[1])
+        padded[: len(own)] = own
+        gathered = processes.gather(padded).view(world, most, -1)
+        ctx.part, ctx.world = parts[processes.process_index], world
+        return torch.cat([one[: len(part)] for one, part in zip(gathered, parts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0][ctx.part.start : ctx.part.stop] * ctx.world, None, None

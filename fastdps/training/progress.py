@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdps.loading.loader import ShardLoader
-from fastdps.loading.spec import Batch
+from fastdps.loading.spec import Batch, BatchSource
 from fastdps.runtime.processes import Processes
 
 
@@ -27,6 +26,7 @@ class Progress:
         left: Positions in the order of the epoch that were left when the current processes began it, None for all.
         steps: Number of steps since then (see `ShardLoader.left_after`).
         images: Number of images in all steps.
+        samples: Number of samples in all steps: images, triplets, or judgements.
         elapsed_s: Seconds taken by all steps.
         wait_s: Seconds spent waiting for data, part of `elapsed_s`.
     """
@@ -37,6 +37,7 @@ class Progress:
     left: list[range] | None = None
     steps: int = 0
     images: int = 0
+    samples: int = 0
     elapsed_s: float = 0.0
     wait_s: float = 0.0
 
@@ -45,14 +46,15 @@ class Progress:
         self.step += 1
         self.steps += 1
         self.seen += batch.global_size
-        self.images += batch.global_size
+        self.images += batch.global_images
+        self.samples += batch.global_size
 
     def next_epoch(self) -> None:
         """Begin the next epoch."""
         self.epoch += 1
         self.left, self.steps, self.seen = None, 0, 0
 
-    def to_json(self, loader: ShardLoader) -> dict[str, Any]:
+    def to_json(self, loader: BatchSource) -> dict[str, Any]:
         """Return the state for `resumed`. From its key `rest`, any number of processes can resume."""
         return {
             **dataclasses.asdict(self),
@@ -68,6 +70,7 @@ class Progress:
             state: The state.
             same_division: The number of processes is the same as before, and therefore the batches are the same.
         """
+        state = {"samples": state["images"], **state}  # checkpoints of 0.1.0 count images only, one for each sample
         known = {field.name: state[field.name] for field in dataclasses.fields(cls)}
         progress = cls(**known)
         if not same_division:
@@ -90,26 +93,28 @@ class Meter:
     """Sums over the steps between two log lines; tensors stay on the device until `read`.
 
     Attributes:
-        triplets_per_image: Triplets per image over all contexts.
+        triplets_per_sample: Triplets per sample over all contexts.
         loss: Sum of the losses, mean over contexts.
         accuracy: Sum of the accuracies, mean over contexts.
         started_s: Time at which the meter was started, on the clock of `time.perf_counter`.
         images: Number of images over all processes.
+        samples: Number of samples over all processes.
         wait_s: Seconds that this process waited for data.
     """
 
-    triplets_per_image: int
+    triplets_per_sample: int
     loss: Tensor
     accuracy: Tensor
     started_s: float
     images: int = 0
+    samples: int = 0
     wait_s: float = 0.0
 
     @classmethod
-    def start(cls, device: torch.device, *, triplets_per_image: int) -> Meter:
+    def start(cls, device: torch.device, *, triplets_per_sample: int) -> Meter:
         """Return an empty meter whose clock starts now."""
         return cls(
-            triplets_per_image,
+            triplets_per_sample,
             loss=torch.zeros((), device=device),
             accuracy=torch.zeros((), device=device),
             started_s=time.perf_counter(),
@@ -120,7 +125,8 @@ class Meter:
         contexts = loss.shape[1]
         self.loss += loss.detach().sum() / contexts
         self.accuracy += accuracy.sum() / contexts
-        self.images += batch.global_size
+        self.images += batch.global_images
+        self.samples += batch.global_size
         self.wait_s += wait_s
 
     def rates(self) -> dict[str, float]:
@@ -128,11 +134,11 @@ class Meter:
         elapsed_s = time.perf_counter() - self.started_s
         return {
             "images_per_s": self.images / elapsed_s,
-            "triplets_per_s": self.images * self.triplets_per_image / elapsed_s,
+            "triplets_per_s": self.samples * self.triplets_per_sample / elapsed_s,
             "data_wait_fraction": self.wait_s / elapsed_s,
         }
 
     def read(self, processes: Processes) -> dict[str, Any]:
-        """Return mean loss and accuracy over images and contexts, and rates. Waits for the device and all processes."""
+        """Return mean loss and accuracy over samples and contexts, and rates. Waits for the device and all processes."""
         sums = processes.reduce(torch.stack([self.loss, self.accuracy]), reduction="sum").tolist()
-        return {"loss": sums[0] / self.images, "accuracy": sums[1] / self.images, **self.rates()}
+        return {"loss": sums[0] / self.samples, "accuracy": sums[1] / self.samples, **self.rates()}

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from fastdps.errors import ConfigError, TrainingError
 from fastdps.loading.spec import Batch
+from fastdps.metric.distances import Moments
 from fastdps.metric.perceptual import PerceptualMetric, frozen_moments
 from fastdps.metric.precision import Precision, resolve_precision
 from fastdps.runtime.processes import Processes
 from fastdps.training.model import TrainedModel
 from fastdps.training.recipes import TrainConfig
-from fastdps.training.tasks import Task
+from fastdps.training.tasks import GroupedImages, Task
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Stepper:
             }
         ]
         if config.trains_backbone:
-            self.model.with_backbone(metric, self._execution.precision)
+            self.model.with_backbone(metric, self._execution.precision, processes)
             own = list(metric.backbone.parameters())
             groups.append({"params": own, "initial_lr": config.backbone_learning_rate})
         self.optimizer = torch.optim.Adam(groups, betas=config.adam_betas, fused=True)
@@ -130,7 +131,8 @@ class Stepper:
             rate_factor: Factor on the learning rates, see `learning_rate_factor`.
 
         Returns:
-            Loss (n, K) and accuracy (n, K) of this process's part.
+            Loss (n, K) and accuracy (n, K) of this process's part. Where every process computes all of them, they are
+            divided by the number of processes, so that they add up over processes in either case.
 
         Raises:
             TrainingError: Memory is exhausted.
@@ -139,7 +141,8 @@ class Stepper:
             self.start()
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate_factor
-        noise = dropout_generator(self._config.seed, step, self._processes.process_index, self._processes.device)
+        rank = 0 if self._task.divides_images else self._processes.process_index
+        noise = dropout_generator(self._config.seed, step, rank, self._processes.device)
         try:
             pieces = list(split(batch, self._execution.accumulate))
             results = [self._accumulate(piece, epoch, noise, last=piece is pieces[-1]) for piece in pieces]
@@ -158,26 +161,30 @@ class Stepper:
         """Add the gradients of one piece of a batch; processes exchange theirs with the last piece."""
         processes = self._processes
         with torch.no_grad():
-            views = self._task.views(batch, epoch)
+            inputs: Tensor | GroupedImages | Moments = self._task.inputs(batch, epoch)
         judgements = self._task.judgements(batch, epoch)
-        frozen = not self._config.trains_backbone
-        inputs = frozen_moments(self._metric, views, self._execution.precision) if frozen else views
+        if isinstance(inputs, Tensor) and not self._config.trains_backbone:
+            inputs = frozen_moments(self._metric, inputs, self._execution.precision)
+        # The number of processes that compute the loss of a sample.
+        copies = processes.num_processes if self._task.divides_images else 1
         with processes.no_sync(self._prepared) if not last else contextlib.nullcontext():
             loss, accuracy = self._prepared(inputs, judgements, noise)
             # Gradients are averaged over processes. With this weight the average equals the gradient of the whole
             # batch, however its samples are divided. Contexts are summed, so that each learns as if it were trained by
             # itself.
-            weighted = loss.sum() * (processes.num_processes / batch.global_size)
+            weighted = loss.sum() * (processes.num_processes / copies / batch.loss_size)
             processes.backward(self.scaler.scale(weighted))
-        return loss.detach(), accuracy
+        return (loss.detach(), accuracy) if copies == 1 else (loss.detach() / copies, accuracy / copies)
 
     def _out_of_memory(self, batch: Batch) -> TrainingError:
         config, pieces = self._config, self._execution.accumulate
+        smaller = f"Try --accumulate {2 * pieces}, which computes the same in smaller pieces, or a smaller --batch-size."
+        if self._task.divides_images:
+            smaller = "Try a smaller --batch-size."
         return TrainingError(
             f"out of memory on {self._processes.device} with --batch-size {config.batch_size} "
             f"({len(batch)} images on this process in {pieces} pieces, {self._task.contexts} contexts, "
-            f"{config.backbone}, {config.variant}). Try --accumulate {2 * pieces}, which computes the same in smaller "
-            "pieces, or a smaller --batch-size."
+            f"{config.backbone}, {config.variant}). {smaller}"
         )
 
 
@@ -199,6 +206,9 @@ def dropout_generator(seed: int, step: int, rank: int, device: torch.device) -> 
 
 def split(batch: Batch, pieces: int) -> Iterator[Batch]:
     """Split a batch into at most `pieces` batches of about equal size, at least one; `global_size` stays the same."""
+    if pieces == 1:
+        yield batch
+        return
     size = max(1, -(-len(batch) // pieces))
     for start in range(0, max(1, len(batch)), size):
         components = {name: values[start : start + size] for name, values in batch.components.items()}

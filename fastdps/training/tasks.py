@@ -1,8 +1,9 @@
-"""Tasks: adapting to rankings of distortions, or to judged triplets. A task turns a batch into views and judgements.
+"""Tasks: adapting to rankings of distortions, to judged triplets, or to a judgement set.
 
-batch, epoch -- views() --> (n, 1 + D, 3, H, W), reference first      batch, epoch -- judgements() --> Judgements
+batch, epoch -- inputs() --> (n, 1 + D, 3, H, W), reference first      batch, epoch -- judgements() --> Judgements
+                             or `GroupedImages` of a judgement set
 
-Shapes: n images, D distorted versions of each, K contexts, T judged pairs per step.
+Shapes: n images, D distorted versions of each, K contexts, T judged pairs per step; m images and P pairs of a group.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ class Judgements:
             contexts.
         second: Index of the second version, in the same shape.
         votes: Share of votes for the second version as the closer one; broadcasts to (n, T, K).
+        weights: Weight of the losses and accuracies of each row of the result, (n,); None for equal weights.
     """
 
     first: Tensor
     second: Tensor
     votes: Tensor
+    weights: Tensor | None = None
 
     def pick(self, distances: Tensor) -> tuple[Tensor, Tensor]:
         """Return the two distances of each judgement: (n, D, K) to two (n, T, K)."""
@@ -49,15 +52,49 @@ class Judgements:
         return distances.gather(1, self.first), distances.gather(1, self.second)
 
 
+class PairJudgements(Judgements):
+    """Judgements of pairs of a group of images: `first` and `second` (T,) are pairs, `votes` is (T, 1, 1).
+
+    Each judgement is a row of its own, (T, 1, K), so that it can have a weight.
+    """
+
+    def pick(self, distances: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the two distances of each judgement: (1, P, K) to two (T, 1, K)."""
+        return distances[0].index_select(0, self.first)[:, None], distances[0].index_select(0, self.second)[:, None]
+
+
+@dataclass(frozen=True)
+class GroupedImages:
+    """Images of a group of judgements, and the pairs of them that are compared.
+
+    Attributes:
+        images: The images of this process, float RGB in [0, 1], (m_r, 3, H, W).
+        first: Position of one image of each pair among the m images of all processes, int64 (P,).
+        second: Position of the other image, int64 (P,).
+        images_of_all: Number of images of all processes, m.
+    """
+
+    images: Tensor
+    first: Tensor
+    second: Tensor
+    images_of_all: int
+
+
 class Task(ABC):
     """A task that a metric is adapted to.
 
     Attributes:
         kind: Kind of the shard sets that the task reads.
         rankings: The contexts; empty for judgements, which are one context without a name.
+        divides_images: Processes divide the images of a step, and each computes the loss of all its judgements. False
+            where they divide samples, each with its own loss.
+        is_calibrated: The adapted metric includes the temperature of the logistic judge, so that the sigmoid of
+            d0 - d1 is the probability that 1 is closer.
     """
 
     kind: ClassVar[Kind]
+    divides_images: ClassVar[bool] = False
+    is_calibrated: ClassVar[bool] = False
     rankings: Sequence[Ranking] = ()
 
     @property
@@ -74,6 +111,10 @@ class Task(ABC):
     @abstractmethod
     def judgements_per_image(self) -> int:
         """The number of judgements, T, per image or triplet, context and epoch."""
+
+    def inputs(self, batch: Batch, epoch: int) -> Tensor | GroupedImages:
+        """Return the input of the model: views, or the images of a group of judgements."""
+        return self.views(batch, epoch)
 
     @abstractmethod
     def views(self, batch: Batch, epoch: int) -> Tensor:
