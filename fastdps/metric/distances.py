@@ -151,9 +151,7 @@ def pair_means(vectors: Sequence[Tensor], first: Tensor, other_vectors: Sequence
     return torch.cat(parts, dim=1)
 
 
-def group_moments(
-    vectors: Sequence[Tensor], first: Tensor, second: Tensor, *, with_variance: bool = True
-) -> Moments:
+def group_moments(vectors: Sequence[Tensor], first: Tensor, second: Tensor, *, with_variance: bool = True) -> Moments:
     """Compute the moments of image pairs from the vectors of single images, with gradients for these.
 
     Where many pairs share few images, the sums of squared differences are computed from scalar products, channel by

@@ -53,7 +53,9 @@ class JudgedBatch(Batch):
 
 
 class JudgedBatches:
-    """A judgement set as batches of images, see `fastdps.loading.spec.BatchSource`. Positions of an epoch are numbers of its groups.
+    """A judgement set as batches of images, see `fastdps.loading.spec.BatchSource`.
+
+    Positions in the order of an epoch, from which a training resumes, are numbers of its groups.
 
     Args:
         judged: The judgements.

@@ -89,11 +89,8 @@ class JudgedGroups:
 def _greedy_groups(images: NDArray[np.int64], most: int, seed: int, number: int) -> list[NDArray[np.int64]]:
     """Return a division of all judgements into groups of at most `most` images."""
     builder = _GroupBuilder(images, permutation(images.max() + 1, seed, number, _TIES_STREAM))
-    groups = []
-    for start in permutation(len(images), seed, number, _STARTS_STREAM).tolist():
-        if builder.unused[start]:
-            groups.append(builder.build(start, most))
-    return groups
+    starts = permutation(len(images), seed, number, _STARTS_STREAM).tolist()
+    return [builder.build(start, most) for start in starts if builder.unused[start]]
 
 
 class _GroupBuilder:

@@ -42,7 +42,7 @@ class JudgedTask(Task):
         part = batch.components
         return GroupedImages(to_float(part["image"]), part["first"], part["second"], batch.images_of_all)
 
-    def views(self, batch: Batch, epoch: int) -> Tensor:
+    def views(self, batch: Batch, epoch: int) -> Tensor:  # noqa: ARG002
         """Raise `TypeError`: images of a group are not views of references."""
         raise TypeError("judgement sets have images, not views")
 

@@ -139,6 +139,6 @@ class Meter:
         }
 
     def read(self, processes: Processes) -> dict[str, Any]:
-        """Return mean loss and accuracy over samples and contexts, and rates. Waits for the device and all processes."""
+        """Return mean loss and accuracy over samples and contexts, and rates. Waits for device and processes."""
         sums = processes.reduce(torch.stack([self.loss, self.accuracy]), reduction="sum").tolist()
         return {"loss": sums[0] / self.samples, "accuracy": sums[1] / self.samples, **self.rates()}

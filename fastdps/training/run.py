@@ -2,15 +2,14 @@
 
 shards, contexts --> task --> [one training, or one per context] --> RUN/metric.safetensors, log.jsonl, checkpoints/
 judgement set    --> moments of pairs, kept --> convex fit of heads --> RUN/metric.safetensors, log.jsonl
+                                            '--> [backbone of each judge trained from there] --> RUN/metrics/
 """
 
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal
@@ -26,30 +25,23 @@ from fastdps.metric.image_metric import ImageMetric
 from fastdps.metric.load import Context, load
 from fastdps.metric.precision import deterministic_algorithms
 from fastdps.run_directory import RunDirectory, Throughput
-from fastdps.runtime.processes import (
-    STALL_TIMEOUT_S,
-    Distributed,
-    Processes,
-    SingleProcess,
-    check_trackers,
-    join_processes,
-)
+from fastdps.runtime.processes import STALL_TIMEOUT_S, Distributed, check_trackers, join_processes
 from fastdps.shards.storage import LocationLike, locate
-from fastdps.training.best_epoch import VALIDATION_SEED
 from fastdps.training.checkpoints import CheckpointPolicy
 from fastdps.training.judged_run import JudgedTraining
+from fastdps.training.judged_tuning import JudgedTrainings
 from fastdps.training.judgement_files import packed_judgements
-from fastdps.training.loop import TrainingLoop, Validation, build_metric
+from fastdps.training.loop import build_metric
 from fastdps.training.pair_moments import MomentLimits
 from fastdps.training.recipes import TrainConfig
 from fastdps.training.run_config import RunData, begin, describe
 from fastdps.training.selection import Contexts, Selection, select
 from fastdps.training.step import Execution
-from fastdps.training.tasks import JudgementTask, RankingTask, Task
+from fastdps.training.trainings import Trainings, ViewTrainings, run_trainings
 
 Parallel = Literal["data", "contexts"]
 Resume = Literal["auto", "never"]
-_PARALLEL = "--parallel contexts is for --variant tune and scratch on contexts; heads train all at once."
+_PARALLEL = "--parallel contexts is for --variant tune and scratch on several contexts; heads train all at once."
 
 
 @dataclass(frozen=True)
@@ -180,9 +172,14 @@ def train(
     by = settings.get("by") or (config.by if isinstance(config, TrainConfig) else None)
     location = packed_judgements(shards, by=by, size=options.size)
     config, selection = select(contexts, location, config, settings)
-    if own_contexts and not (selection.rankings and config.trains_backbone):
+    if own_contexts and not ((selection.rankings or selection.judges) and config.trains_backbone):
         raise ConfigError(_PARALLEL)
-    if validation is not None and selection.table is not None:
+    if selection.table is not None and config.trains_backbone and options.execution.accumulate > 1:
+        raise ConfigError(
+            "--accumulate divides the images of a step, but judgements of a step share images: each piece would need "
+            "most of them again. To save memory, choose a smaller --batch-size, the number of images of a step."
+        )
+    if selection.table is not None and not config.trains_backbone and validation is not None:
         raise ConfigError("--validation chooses an epoch, and heads on a judgement set have none. Omit it.")
     data = RunData(location, None if validation is None else locate(validation), options.size, options.loading)
     run = RunDirectory(Path(out))
@@ -210,13 +207,27 @@ def _run(
             )
         if options.trackers:
             processes.start_trackers(config.to_json())
-        if selection.table is not None:
+        if selection.table is not None and not config.trains_backbone:
             _fit_heads(config, selection, data, processes, run, options)
             return
         if len(selection.rankings) == MAX_CONTEXTS < math.factorial(len(NAMES)):
             total = math.factorial(len(NAMES))
             processes.notify(f"{len(NAMES)} distortions have {total:,} contexts; {MAX_CONTEXTS} of them are drawn")
-        _train_tasks(config, selection.rankings, data, processes, run, options)
+        own_contexts = options.parallel == "contexts"
+        trainings: Trainings
+        if selection.table is not None:
+            trainings = JudgedTrainings(
+                config,
+                selection,
+                data,
+                processes,
+                limits=options.moments,
+                precision=options.execution.precision,
+                own_contexts=own_contexts,
+            )
+        else:
+            trainings = ViewTrainings(config, selection.rankings, data, processes, own_contexts=own_contexts)
+        run_trainings(trainings, processes, run, execution=options.execution, checkpoints=options.checkpoints)
 
 
 def _fit_heads(
@@ -246,64 +257,3 @@ def _fit_heads(
     if processes.process_index == 0:
         metric.save(run.metric)
     processes.wait_for_all()
-
-
-def _train_tasks(
-    config: TrainConfig,
-    rankings: Sequence[Ranking],
-    data: RunData,
-    processes: Distributed,
-    run: RunDirectory,
-    options: TrainOptions,
-) -> None:
-    """Train all contexts together, or one after another if each has its own backbone, and save the metrics."""
-    whole = RankingTask(rankings, config, processes.device) if rankings else JudgementTask(processes.device)
-    tasks: list[Task] = [whole]
-    if config.trains_backbone and rankings:
-        tasks = [RankingTask([ranking], config, processes.device) for ranking in rankings]
-    several = len(tasks) > 1
-    own_contexts = options.parallel == "contexts"
-    team: Processes = SingleProcess(processes) if own_contexts else processes
-    loader = data.open(data.shards, whole, config, team)
-    settings: str = processes.broadcast(lambda: begin(run, describe(config, rankings, data, loader)))
-    paths = [run.metric_of(number) if several else run.metric for number in range(len(tasks))]
-    left: list[int] = processes.broadcast(lambda: [number for number, path in enumerate(paths) if not path.exists()])
-    if not left:
-        processes.notify(f"{run.path} is finished: nothing to do. --overwrite trains again from scratch.")
-        return
-    with processes.one_per_node_first():  # one process downloads the weights, the others read the cache
-        metric = build_metric(config, tasks[left[0]].rankings, processes.device)
-    for number in left:
-        if own_contexts and number % processes.num_processes != processes.process_index:
-            continue
-        task = tasks[number]
-        if number != left[0]:
-            metric = build_metric(config, task.rankings, processes.device)
-        if config.variant != "baseline":
-            loop = TrainingLoop(
-                config,
-                task,
-                metric,
-                team,
-                run,
-                context=number if several else None,
-                execution=options.execution,
-                checkpoints=options.checkpoints,
-            )
-            loop.fit(loader, _validation(config, task, data, team), settings_sha256=settings)
-        if team.process_index == 0:
-            paths[number].parent.mkdir(exist_ok=True)
-            metric.save(paths[number], include_backbone=config.trains_backbone)
-            if several:
-                shutil.rmtree(run.checkpoints_of(number), ignore_errors=True)
-    processes.wait_for_all()
-
-
-def _validation(config: TrainConfig, task: Task, data: RunData, processes: Processes) -> Validation | None:
-    """Return the validation set with its task, on other draws of the distortions than the training."""
-    if data.validation is None:
-        return None
-    other_draws = replace(config, seed=VALIDATION_SEED, pairs="all")
-    if isinstance(task, RankingTask):
-        task = RankingTask(task.rankings, other_draws, processes.device)
-    return Validation(task, data.open(data.validation, task, config, processes))

@@ -89,10 +89,16 @@ def _rankings(contexts: Contexts, seed: int) -> list[Ranking]:
 
 def _select_judges(contexts: Contexts | None, shards: Location, manifest: Manifest, config: TrainConfig) -> Selection:
     """Return the judges of a judgement set that get a head."""
-    if config.solver != "lbfgs" or config.variant not in ("lin", "baseline"):
+    if not config.trains_backbone and config.solver != "lbfgs":
         raise ConfigError(
-            f"the variant {config.variant} with the recipe {config.recipe} does not train on judgement sets. Use "
-            "--variant lin --recipe judgements."
+            f"the recipe {config.recipe} trains heads step by step. On a judgement set they are the solution of a "
+            "convex problem, which is found in seconds: use --recipe judgements. Other recipes train backbones there, "
+            "with --variant tune."
+        )
+    if config.trains_backbone and (config.judge != "logistic" or config.sync_loss):
+        raise ConfigError(
+            f"the recipe {config.recipe} has the judge {config.judge}{' and the sync loss' * config.sync_loss}. On a "
+            "judgement set the metric includes its judge, which must be logistic: use --recipe judgements."
         )
     table, by = read_judgements(shards, manifest), config.by
     if by is None:

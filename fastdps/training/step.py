@@ -178,7 +178,9 @@ class Stepper:
 
     def _out_of_memory(self, batch: Batch) -> TrainingError:
         config, pieces = self._config, self._execution.accumulate
-        smaller = f"Try --accumulate {2 * pieces}, which computes the same in smaller pieces, or a smaller --batch-size."
+        smaller = (
+            f"Try --accumulate {2 * pieces}, which computes the same in smaller pieces, or a smaller --batch-size."
+        )
         if self._task.divides_images:
             smaller = "Try a smaller --batch-size."
         return TrainingError(

@@ -1,0 +1,175 @@
+"""The trainings of a run, one after another: a single one, or one for each context that has a backbone of its own.
+
+Trainings: task, loader, validation, start of each --> TrainingLoop --> RUN/metric.safetensors or RUN/metrics/NNN
+"""
+
+from __future__ import annotations
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from fastdps.contexts.rankings import Ranking
+from fastdps.loading.spec import BatchSource
+from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.run_directory import RunDirectory
+from fastdps.runtime.processes import Distributed, Processes, SingleProcess
+from fastdps.training.best_epoch import VALIDATION_SEED
+from fastdps.training.checkpoints import CheckpointPolicy
+from fastdps.training.loop import TrainingLoop, Validation, Validator, build_metric
+from fastdps.training.recipes import TrainConfig
+from fastdps.training.run_config import RunData, begin, describe
+from fastdps.training.step import Execution
+from fastdps.training.tasks import JudgementTask, RankingTask, Task
+
+
+class Trainings(ABC):
+    """The trainings of a run.
+
+    Attributes:
+        config: Settings of the run.
+        team: The processes that train together.
+    """
+
+    def __init__(self, config: TrainConfig, processes: Distributed, *, own_contexts: bool) -> None:
+        self.config = config
+        self.team: Processes = SingleProcess(processes) if own_contexts else processes
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of trainings."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return the content of `config.json`."""
+
+    @abstractmethod
+    def metric(self, number: int) -> PerceptualMetric:
+        """Return the unadapted metric that a training starts from."""
+
+    @abstractmethod
+    def task(self, number: int) -> Task:
+        """Return the task of a training."""
+
+    @abstractmethod
+    def loader(self, number: int) -> BatchSource:
+        """Return the data of a training."""
+
+    @abstractmethod
+    def validation(self, number: int) -> Validator | None:
+        """Return what chooses the best epoch of a training."""
+
+    def prepare(self) -> None:
+        """Prepare what the trainings share. All processes call this once, before the first training."""
+
+    def start(self, number: int) -> Tensor | None:  # noqa: ARG002
+        """Return calibrated heads (K, C) to start a training from, None for equal weights."""
+        return None
+
+
+class ViewTrainings(Trainings):
+    """Trainings on rankings, or on triplets.
+
+    Args:
+        config: Settings of the run.
+        rankings: The contexts; empty for triplets.
+        data: The data of the run.
+        processes: The processes of the job.
+        own_contexts: Each process trains contexts of its own.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        rankings: Sequence[Ranking],
+        data: RunData,
+        processes: Distributed,
+        *,
+        own_contexts: bool,
+    ) -> None:
+        super().__init__(config, processes, own_contexts=own_contexts)
+        self._rankings, self._data, self._device = rankings, data, processes.device
+        whole = RankingTask(rankings, config, self._device) if rankings else JudgementTask(self._device)
+        self._tasks: list[Task] = [whole]
+        if config.trains_backbone and rankings:
+            self._tasks = [RankingTask([ranking], config, self._device) for ranking in rankings]
+        self._loader = data.open(data.shards, whole, config, self.team)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the content of `config.json`."""
+        return describe(self.config, self._rankings, self._data, self._loader)
+
+    def metric(self, number: int) -> PerceptualMetric:
+        """Return the unadapted metric that a training starts from."""
+        return build_metric(self.config, self._tasks[number].rankings, self._device)
+
+    def task(self, number: int) -> Task:
+        """Return the task of a training."""
+        return self._tasks[number]
+
+    def loader(self, number: int) -> BatchSource:  # noqa: ARG002
+        """Return the shard set, which all trainings read."""
+        return self._loader
+
+    def validation(self, number: int) -> Validator | None:
+        """Return the validation set with its task, on other draws of the distortions than the training."""
+        if self._data.validation is None:
+            return None
+        task = self._tasks[number]
+        if isinstance(task, RankingTask):
+            other_draws = replace(self.config, seed=VALIDATION_SEED, pairs="all")
+            task = RankingTask(task.rankings, other_draws, self._device)
+        return Validation(task, self._data.open(self._data.validation, task, self.config, self.team))
+
+
+def run_trainings(
+    trainings: Trainings,
+    processes: Distributed,
+    run: RunDirectory,
+    *,
+    execution: Execution,
+    checkpoints: CheckpointPolicy,
+) -> None:
+    """Carry out the trainings of a run that have not ended, and save their metrics."""
+    config, team, several = trainings.config, trainings.team, len(trainings) > 1
+    settings: str = processes.broadcast(lambda: begin(run, trainings.describe()))
+    paths = [run.metric_of(number) if several else run.metric for number in range(len(trainings))]
+    left: list[int] = processes.broadcast(lambda: [number for number, path in enumerate(paths) if not path.exists()])
+    if not left:
+        processes.notify(f"{run.path} is finished: nothing to do. --overwrite trains again from scratch.")
+        return
+    with processes.one_per_node_first():  # one process downloads the weights, the others read the cache
+        metric = trainings.metric(left[0])
+    trainings.prepare()
+    for number in left:
+        if team is not processes and number % processes.num_processes != processes.process_index:
+            continue
+        if number != left[0]:
+            metric = trainings.metric(number)
+        if config.variant != "baseline":
+            loop = TrainingLoop(
+                config,
+                trainings.task(number),
+                metric,
+                team,
+                run,
+                context=number if several else None,
+                execution=execution,
+                checkpoints=checkpoints,
+            )
+            if (weights := trainings.start(number)) is not None:
+                loop.start_from(weights)
+            loop.fit(trainings.loader(number), trainings.validation(number), settings_sha256=settings)
+        if team.process_index == 0:
+            paths[number].parent.mkdir(exist_ok=True)
+            metric.save(paths[number], include_backbone=config.trains_backbone)
+            if several:
+                shutil.rmtree(run.checkpoints_of(number), ignore_errors=True)
+    processes.wait_for_all()
