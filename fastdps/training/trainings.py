@@ -63,7 +63,7 @@ class Trainings(ABC):
     def validation(self, number: int) -> Validator | None:
         """Return what chooses the best epoch of a training."""
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027, most trainings share nothing
         """Prepare what the trainings share. All processes call this once, before the first training."""
 
     def start(self, number: int) -> Tensor | None:  # noqa: ARG002
