@@ -24,6 +24,7 @@ from fastdps.training.judge_heads import Choice, JudgeHeads, fit_judge_heads
 from fastdps.training.logistic import Judged
 from fastdps.training.pair_moments import MomentLimits, PairMoments
 from fastdps.training.recipes import TrainConfig
+from fastdps.training.triplet_images import TripletImages
 
 
 def keep_judges(judged: JudgedPairs, judges: Sequence[str]) -> JudgedPairs:
@@ -75,7 +76,9 @@ class JudgedTraining:
         self._limits, self._precision = limits, precision
         self._step = 0
 
-    def fit(self, table: JudgementTable, judges: Sequence[str], loader: ShardLoader) -> PerceptualMetric:
+    def fit(
+        self, table: JudgementTable, judges: Sequence[str], loader: ShardLoader | TripletImages
+    ) -> PerceptualMetric:
         """Fit the pooled head and those of judges, and log how.
 
         Args:
@@ -133,18 +136,19 @@ class JudgedTraining:
     ) -> None:
         """Log how the heads were fitted, and say it in two lines."""
         images = torch.tensor(float(moments.images), device=self._processes.device)
-        images_per_s = float(self._processes.reduce(images, reduction="sum")) / max(features_s, 1e-9)
+        features = float(self._processes.reduce(images, reduction="sum"))
         triplets_per_s = heads.passes * len(judged) / max(elapsed_s, 1e-9)
         self._report(
             {
                 "event": "end",
                 "processes": self._processes.num_processes,
-                "images_per_s": images_per_s,
+                "images_per_s": features / max(features_s, 1e-9),
                 "triplets_per_s": triplets_per_s,
                 "data_wait_fraction": 0.0,
                 "features_s": features_s,
                 "elapsed_s": elapsed_s,
                 "images": len(judged.ids),
+                "features": features,
                 "triplets": len(judged),
                 "passes": heads.passes,
                 "moments": moments.place,

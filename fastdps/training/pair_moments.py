@@ -31,6 +31,7 @@ from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.precision import Precision, autocast
 from fastdps.runtime.console import Counter, counter
 from fastdps.runtime.files import write_errors
+from fastdps.training.triplet_images import TripletImages
 
 #: Bytes that are read from disk, or multiplied, at a time.
 BLOCK_BYTES = 1 << 26
@@ -100,7 +101,7 @@ class PairMoments:
     def __init__(
         self,
         metric: PerceptualMetric,
-        loader: ShardLoader,
+        loader: ShardLoader | TripletImages,
         ids: NDArray[np.int64],
         pairs: NDArray[np.int64],
         *,
@@ -211,6 +212,8 @@ class PairMoments:
                 low, high = torch.from_numpy(self._pairs[at:end] - (start, position)).to(images.device).unbind(dim=1)
                 yield self._order[at:end], pair_means(kept, low, vectors, high)
                 at = end
+            if at == last and position + len(images) >= start + size:
+                return  # no later image has a pair with the block
 
     def _images_from(self, start: int) -> Iterator[tuple[int, Tensor]]:
         """Yield the images from position `start` on in batches: the position of the first, and uint8 (m, H, W, 3)."""

@@ -171,7 +171,7 @@ def train(
         raise ConfigError(_PARALLEL)
     by = settings.get("by") or (config.by if isinstance(config, TrainConfig) else None)
     location = packed_judgements(shards, by=by, size=options.size)
-    config, selection = select(contexts, location, config, settings)
+    config, selection = select(contexts, location, config, settings, options.loading)
     if own_contexts and not ((selection.rankings or selection.judges) and config.trains_backbone):
         raise ConfigError(_PARALLEL)
     if selection.table is not None and config.trains_backbone and options.execution.accumulate > 1:
@@ -240,7 +240,7 @@ def _fit_heads(
 ) -> None:
     """Fit the heads of a judgement set, and save the metric."""
     assert selection.table is not None
-    loader = data.open_images(data.shards, processes.device)
+    loader = data.open_judged(data.shards, processes.device)
     names = [POOLED, *selection.judges]
     processes.broadcast(lambda: begin(run, describe(config, [], data, loader, names)))
     if processes.broadcast(run.metric.exists):

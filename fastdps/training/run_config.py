@@ -7,7 +7,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -23,7 +23,10 @@ from fastdps.shards.format import read_manifest
 from fastdps.shards.storage import Location
 from fastdps.training.recipes import TrainConfig, config_from_json
 from fastdps.training.tasks import Task
+from fastdps.training.triplet_images import ROLES, TripletImages
 
+#: Triplets that are loaded at a time where their images are read one by one.
+TRIPLETS = 16
 #: What a run and its resumption must have in common of the data.
 _DATA = ("size", "sha256", "validation_sha256")
 
@@ -59,6 +62,14 @@ class RunData:
         if loader.manifest.kind != task.kind:
             raise ConfigError(f"{directory} is a set of {loader.manifest.kind}; what is asked for needs {task.kind}.")
         return loader
+
+    def open_judged(self, directory: Location, device: torch.device) -> ShardLoader | TripletImages:
+        """Return all images of a judgement set, or of a set of triplets, in packed order, one by one."""
+        if read_manifest(directory).kind != "triplets":
+            return self.open_images(directory, device)
+        options = replace(self.loading, components=ROLES)
+        loader = open_shards(directory, batch_size=TRIPLETS, size=self.size, device=device, seed=None, options=options)
+        return TripletImages(loader)
 
     def open_images(self, directory: Location, device: torch.device) -> ShardLoader:
         """Return a loader of all images of a judgement set in packed order, the same on every process."""
@@ -142,7 +153,7 @@ def describe(
     config: TrainConfig,
     rankings: Sequence[Ranking],
     data: RunData,
-    loader: ShardLoader,
+    loader: ShardLoader | TripletImages,
     judges: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Return the content of `config.json`: settings, contexts, data, versions and machine.

@@ -9,10 +9,12 @@ from typing import Any
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import Ranking, parse_ranking, select_rankings
 from fastdps.errors import ConfigError, did_you_mean
+from fastdps.loading.loader import LoadOptions
 from fastdps.shards.format import Manifest, read_manifest
 from fastdps.shards.judgements import JudgementTable, read_judgements
 from fastdps.shards.storage import Location
 from fastdps.training.recipes import TrainConfig, get_recipe
+from fastdps.training.triplet_images import triplet_table
 
 #: What to adapt to: "all", a number to draw, rankings as text or as tuples; empty for the judgements of a triplet set.
 #: On a judgement set: "all" or names of judges.
@@ -41,6 +43,7 @@ def select(
     shards: Location,
     config: str | TrainConfig | None,
     settings: Mapping[str, Any],
+    loading: LoadOptions,
 ) -> tuple[TrainConfig, Selection]:
     """Return the settings and the contexts of a run.
 
@@ -49,6 +52,7 @@ def select(
         shards: The shard set.
         config: Name of a recipe, complete settings, or None for the default of the kind of the set.
         settings: Settings that replace those of `config`.
+        loading: How the votes of a set of triplets are read.
 
     Raises:
         ConfigError: Contexts or settings do not exist, or do not fit the set.
@@ -66,9 +70,11 @@ def select(
     config = config or get_recipe("judgements" if is_judged else "fast", settings)
     if is_judged:
         return config, _select_judges(contexts, shards, manifest, config)
-    if config.solver == "lbfgs":
+    if config.solver == "lbfgs" and manifest.kind == "triplets" and not config.trains_backbone and config.by is None:
+        return config, Selection(table=triplet_table(shards, loading))
+    if config.solver == "lbfgs" and not config.trains_backbone:
         raise ConfigError(
-            f"{shards} is a set of {manifest.kind}, and --recipe judgements is for judgement sets. Choose the recipe "
+            f"{shards} is a set of {manifest.kind}, and --recipe judgements is for judgements. Choose the recipe "
             "fast, or pack judgements with `fastdps pack judgements`."
         )
     if config.by is not None:

@@ -206,3 +206,40 @@ def test_two_processes_give_the_heads_of_one(judged_sets, tmp_path):
     ends = [RunDirectory(tmp_path / name).read_log()[-1] for name in ("one", "two")]
     assert ends[0]["pooled"]["strength"] == ends[1]["pooled"]["strength"]
     assert ends[1]["processes"] == 2
+
+
+def test_a_set_of_triplets_takes_the_same_way(tmp_path, capsys):
+    """The heads are those of a judgement set of the same file, although no image is shared."""
+    file = write_judged(tmp_path / "source", rows=150, images=40)
+    single = tmp_path / "source" / "single.csv"  # triplets have no counts of votes
+    single.write_text("\n".join(",".join(line.split(",")[:4]) for line in file.read_text().splitlines()) + "\n")
+    for kind in ("triplets", "judgements"):
+        argv = ["pack", kind, "--source", str(single), "--out", str(tmp_path / kind), "--size", str(SIDE)]
+        assert cli.main(argv) == 0
+    weights = {}
+    for kind in ("triplets", "judgements"):
+        run = tmp_path / f"run-{kind}"
+        options = ["--recipe", "judgements", "--prior-strength", "1", "--out", str(run)]
+        assert cli.main(["train", f"--{kind}", str(tmp_path / kind / "train"), *options]) == 0
+        weights[kind] = load_file(run / "metric.safetensors")["weights"]
+        end = RunDirectory(run).read_log()[-1]
+        assert end["triplets"] == 150
+    assert end["images"] < RunDirectory(tmp_path / "run-triplets").read_log()[-1]["images"] == 450
+    assert_same_metric(weights["triplets"], weights["judgements"])
+    capsys.readouterr()
+    argv = ["evaluate", str(tmp_path / "run-triplets"), "--bapps", str(tmp_path / "triplets" / "train")]
+    assert cli.main(argv) == 0
+    subset = json.loads((tmp_path / "run-triplets" / "scores.json").read_text())["bapps"]["2afc"]["train"]
+    assert subset["adapted"] > subset["baseline"]
+
+
+def test_blocks_of_triplets_compute_each_image_once(tmp_path):
+    file = write_judged(tmp_path / "source", rows=70, images=30)
+    argv = ["pack", "triplets", "--source", str(file), "--out", str(tmp_path / "set"), "--size", str(SIDE)]
+    assert cli.main(argv) == 0
+    run = tmp_path / "run"
+    options = ["--recipe", "judgements", "--prior-strength", "1", "--moments-memory", "0"]  # blocks of one batch
+    assert cli.main(["train", "--triplets", str(tmp_path / "set/train"), "--out", str(run), *options]) == 0
+    end = RunDirectory(run).read_log()[-1]
+    assert end["images"] == 210
+    assert end["features"] <= 1.5 * 210
