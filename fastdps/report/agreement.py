@@ -15,9 +15,9 @@ from fastdps.report.reading import RunRecord
 
 #: Number of judges in the chart: all of them up to `MOST`, beyond it the most and the least improved.
 MOST, EACH_END = 24, 8
-#: Where the ceiling of the votes is higher, hardly any triplet has votes on both sides. The ceiling, the majority and
-#: the agreement of single votes with it then say nothing.
+#: Where the ceiling of the votes is higher, hardly any triplet has votes on both sides: then the majority says nothing.
 _UNANIMOUS = 0.995
+_LEVEL = "95\N{NO-BREAK SPACE}%"
 #: Text of the kinds of marks.
 _KINDS = {"before": "before adaptation", "pooled": "pooled head", "own": "the judge's own head"}
 
@@ -65,7 +65,7 @@ def agreement(record: RunRecord) -> AgreementPart | None:
         judges,
         chart,
         hidden,
-        _calibration(scores["calibration"]),
+        _calibration(scores["calibration"], "pooled head" if own else "adapted metric"),
         _examples(record),
     )
 
@@ -112,12 +112,12 @@ def change_sentence(change: Mapping[str, float]) -> str:
         ends = sorted((abs(low), abs(high)))
         verb, noun = ("gained", "gain") if low > 0 else ("lost", "loss")
         return (
-            f"It {verb} {abs(value):.1f} percentage points. With 95 % confidence the {noun} is between {ends[0]:.1f} "
-            f"and {ends[1]:.1f}."
+            f"It {verb} {abs(value):.1f} percentage points. With {_LEVEL} confidence the {noun} is between "
+            f"{ends[0]:.1f} and {ends[1]:.1f}."
         )
     return (
-        f"The change of {signed(value, 1)} percentage points may be chance: with 95 % confidence it is between "
-        f"{signed(low, 1)} and {signed(high, 1)}."
+        f"The change of {signed(value, 1)} percentage points may be chance: with {_LEVEL} confidence it is "
+        f"between {signed(low, 1)} and {signed(high, 1)}."
     )
 
 
@@ -146,8 +146,8 @@ def own_head_sentences(judges: Mapping[str, Mapping[str, Any]], own: set[str]) -
     low, high = _mean_interval(gains)
     chance = ", which may be chance" if low <= 0 <= high else ""
     return [
-        f"{start}pooled head does, in the mean over {len(gains):,} judges (95 % interval {signed(low, 1)} to "
-        f"{signed(high, 1)}){chance}. It is better for {better:,} of them and worse for {worse:,}."
+        f"{start}pooled head does, in the mean over {len(gains):,} judges ({_LEVEL} interval {signed(low, 1)} "
+        f"to {signed(high, 1)}){chance}. It is better for {better:,} of them and worse for {worse:,}."
     ]
 
 
@@ -161,7 +161,7 @@ def _mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 def percent(share: float) -> str:
     """Return a share as text."""
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def _chart(
@@ -174,19 +174,19 @@ def _chart(
     rows = [_row("all together", pooled, after, is_separate=bool(judges))]
     rows += [_row(name, scores, "own" if name in own else after) for name, scores in shown]
     kinds = dict.fromkeys(mark.kind for row in rows for mark in row.marks)
-    names = _KINDS if is_fitted else _KINDS | {"own": "adapted"}
+    names = _KINDS if own else _KINDS | {after: "adapted"}
     legend: list[tuple[str, str]] = [(key(kind), names[kind]) for kind in _KINDS if kind in kinds]
     if any(row.ceiling is not None for row in rows):
         legend.append((key("ceiling"), "ceiling: the largest possible agreement"))
     gains = f"; {len(judges)} judges, by gain from {judges[0][0]} to {judges[-1][0]}" if judges else ""
+    values = [percent(pooled["votes"][name]["value"]) for name in ("before", "after")]
     description = (
-        f"Agreement with votes in percent, with 95 % intervals. All judges together: "
-        f"{percent(pooled['votes']['before']['value'])} before, {percent(pooled['votes']['after']['value'])} after"
-        f"{gains}"
+        "Agreement with votes in percent, with 95 % intervals. All judges together: "
+        f"{values[0]} before, {values[1]} after{gains}"
     )
-    gap = 1 + EACH_END if hidden else None
+    gap = (1 + EACH_END, f"{hidden:,} judges not shown") if hidden else None
     title = "Agreement with the votes of each judge" if judges else "Agreement with votes"
-    return Figure(title, interval_rows(rows, "agreement with votes, %", description, gap_after=gap), legend), hidden
+    return Figure(title, interval_rows(rows, "agreement with votes, %", description, gap=gap), legend), hidden
 
 
 def _row(name: str, scores: Mapping[str, Any], after: str, *, is_separate: bool = False) -> IntervalRow:
@@ -204,17 +204,17 @@ def _row(name: str, scores: Mapping[str, Any], after: str, *, is_separate: bool 
     return IntervalRow(name, marks, ceiling, is_separate)
 
 
-def _calibration(bins: Sequence[Mapping[str, float]]) -> Figure | None:
+def _calibration(bins: Sequence[Mapping[str, float]], what: str) -> Figure | None:
     if not bins:
         return None
     points = [(100 * one["predicted"], 100 * one["observed"], one["votes"]) for one in bins]
     total = sum(votes for *_, votes in points)
     error = sum(abs(predicted - observed) * votes for predicted, observed, votes in points) / max(total, 1e-12)
     description = (
-        f"Calibration of the pooled head in {len(points)} groups of choices: the predicted probability on the x axis "
+        f"Calibration of the {what} in {len(points)} groups of choices: the predicted probability on the x axis "
         f"and the share of votes that agree on the y axis differ by {error:.1f} percentage points in the mean."
     )
-    return Figure(f"Calibration of the pooled head; mean error {error:.1f} points", calibration(points, description))
+    return Figure(f"Calibration of the {what}; mean error {error:.1f} points", calibration(points, description))
 
 
 def _examples(record: RunRecord) -> list[dict[str, Any]] | None:

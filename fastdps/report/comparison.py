@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastdps.report.agreement import majority_of
 from fastdps.report.charts import COLOURS
 from fastdps.report.markup import render
 from fastdps.report.page import flat, training_curves
@@ -25,12 +26,51 @@ def render_comparison(records: Sequence[RunRecord]) -> str:
         names=names,
         numbers=numbers,
         same_contexts=len({_held_out(record) for record in records}) == 1,
-        missing=[record.evaluate_command for record in records if record.has_contexts and not record.contexts],
+        missing=[record.evaluate_command for record in records if _is_unscored(record)],
+        judged_sets=_judged_sets(names, records),
+        judged_alone=_judged_alone(names, records),
         differing={key: values for key, values in rows.items() if len(set(values)) > 1},
         shared={key: values[0] for key, values in rows.items() if len(set(values)) == 1},
         curves=training_curves(shown),
+        all_fitted=all(record.judges is not None for record in records),
         without_curves=names[COLOURS:],
     )
+
+
+def _is_unscored(record: RunRecord) -> bool:
+    """Return whether the scores of what a run was adapted to are missing."""
+    if record.has_judgement_set:
+        return record.judgements is None
+    return record.has_contexts and not record.contexts
+
+
+def _by_set(names: Sequence[str], records: Sequence[RunRecord]) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """Return the agreement with judges by the hash of the judgement set, and by the name of the run."""
+    sets: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for name, record in zip(names, records, strict=True):
+        if record.judgements is not None:
+            sets.setdefault(record.judgements["set"]["sha256"], {})[name] = record.judgements
+    return sets
+
+
+def _judged_sets(names: Sequence[str], records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """Return the judgement sets on which several runs were scored, with the agreement of these runs."""
+    return [
+        {
+            "sha256": sha256,
+            "triplets": next(iter(runs.values()))["pooled"]["triplets"],
+            "runs": {
+                name: {**scores["pooled"], "majority": majority_of(scores["pooled"])} for name, scores in runs.items()
+            },
+        }
+        for sha256, runs in _by_set(names, records).items()
+        if len(runs) > 1
+    ]
+
+
+def _judged_alone(names: Sequence[str], records: Sequence[RunRecord]) -> dict[str, str]:
+    """Return the runs that were scored on a judgement set of their own, with the hash of the set."""
+    return {name: sha256[:12] for sha256, runs in _by_set(names, records).items() if len(runs) == 1 for name in runs}
 
 
 def _names(records: Sequence[RunRecord]) -> list[str]:

@@ -55,8 +55,11 @@ class IntervalRow:
 
 
 def shorten(name: str, columns: int = NAME_COLUMNS) -> str:
-    """Return a name of at most this many columns, cut with an ellipsis. East Asian characters take two."""
-    used = 0
+    """Return a name of at most this many columns, cut with an ellipsis. East Asian characters take two.
+
+    Characters without a shape are left out: some change the direction of the text.
+    """
+    used, name = 0, "".join(character for character in name if character.isprintable())
     for place, character in enumerate(name):
         used += 2 if unicodedata.east_asian_width(character) in "WF" else 1
         if used > columns:
@@ -65,7 +68,7 @@ def shorten(name: str, columns: int = NAME_COLUMNS) -> str:
 
 
 def interval_rows(
-    rows: Sequence[IntervalRow], x_label: str, description: str, *, gap_after: int | None = None
+    rows: Sequence[IntervalRow], x_label: str, description: str, *, gap: tuple[int, str] | None = None
 ) -> Markup:
     """Draw the values of judges, one row each, with their intervals.
 
@@ -73,19 +76,19 @@ def interval_rows(
         rows: The rows, at least one.
         x_label: Label of the axis.
         description: Text for screen readers.
-        gap_after: Number of rows above a gap that stands for judges that are not shown, None without a gap.
+        gap: Number of rows above a gap that stands for judges that are not shown, and its text; None without a gap.
 
     Returns:
         The SVG element.
     """
-    left = 12 + 6.2 * max(len(shorten(row.name)) for row in rows)
-    ends = [end for row in rows for mark in row.marks for end in (mark.low, mark.high)]
-    span = max(ends) - min(ends)
+    left = 12 + 6.6 * max(len(shorten(row.name)) for row in rows)
+    values = [end for row in rows for mark in row.marks for end in (mark.low, mark.high)]
+    span = max(values) - min(values)
     # A far ceiling would squeeze the values; it is drawn as an arrow.
-    near = [row.ceiling for row in rows if row.ceiling is not None and row.ceiling <= max(ends) + span / 2]
-    axis = axis_over(x_label, [*ends, *near])
-    gaps = 0 if gap_after is None else 1
-    height = _PITCH * (len(rows) + gaps) + _AXIS + 4
+    near = [row.ceiling for row in rows if row.ceiling is not None and row.ceiling <= max(values) + span / 2]
+    axis = axis_over(x_label, [*values, *near])
+    gap_after, gap_text = gap or (len(rows), "")
+    height = _PITCH * (len(rows) + bool(gap)) + _AXIS + 4
 
     def at(value: float) -> float:
         return left + (value - axis.low) / (axis.high - axis.low) * (WIDTH - left - _RIGHT)
@@ -93,11 +96,14 @@ def interval_rows(
     bottom = height - _AXIS
     parts = [_x_axis(axis, at, bottom, left)]
     for number, row in enumerate(rows):
-        y = 4 + _PITCH * (number + 0.5 + (gap_after is not None and number >= gap_after))
+        y = 4 + _PITCH * (number + 0.5 + (number >= gap_after))
         parts.append(_row(row, at, y, left, beyond=row.ceiling is not None and row.ceiling > axis.high))
-    if gap_after is not None:
-        y = 4 + _PITCH * (gap_after + 0.5)
-        parts.append(element("line", class_="diagonal", x1=6.0, x2=WIDTH - _RIGHT, y1=y, y2=y))
+    if gap:
+        y, middle = 4 + _PITCH * (gap_after + 0.5), WIDTH / 2
+        half = 3.2 * len(gap_text) + 6
+        for x1, x2 in ((6.0, middle - half), (middle + half, WIDTH - _RIGHT)):
+            parts += [element("line", class_="diagonal", x1=x1, x2=x2, y1=y, y2=y)]
+        parts.append(element("text", gap_text, class_="tick", x=middle, y=y + 3.5, text_anchor="middle"))
     return svg(description, height, *parts)
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from fastdps.errors import FastDPSError
 from fastdps.report.charts import Line
-from fastdps.report.resume import judged_train_command
+from fastdps.report.resume import is_judgement_set, judged_train_command
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.json_files import check, parse_json, read_object
 from fastdps.shards.credentials import without_credentials
@@ -71,9 +71,14 @@ class RunRecord:
 
     @property
     def judges(self) -> list[str] | None:
-        """The names of the heads of a run on a judgement set, the pooled one first; None for other runs."""
+        """The names of the heads of a run that were fitted to judgements, the pooled one first; None for other runs."""
         judges: list[str] | None = self.config.get("judges")
         return judges
+
+    @property
+    def has_judgement_set(self) -> bool:
+        """True if the run was adapted to a judgement set, False if to contexts or to a set of triplets."""
+        return self.judges is not None and is_judgement_set(self.config)
 
     @property
     def judgements(self) -> dict[str, Any] | None:
@@ -97,7 +102,7 @@ class RunRecord:
         train = locate(self.config["data"]["shards"])
         held_out = train.with_name("val") if isinstance(train, Path) and train.name == "train" else None
         shards = shlex.quote(str(held_out)) if held_out and held_out.is_dir() else "HELD_OUT"
-        option = "--shards" if self.judges is None else "--judgements"
+        option = "--judgements" if self.has_judgement_set else "--shards"
         return f"fastdps evaluate {shlex.quote(str(self.run.path))} {option} {shards}"
 
     @property
@@ -189,12 +194,14 @@ class RunRecord:
                     f"{path} cannot be read as a metric: {error!r}. Restore it or train again."
                 ) from error
             rows.append(by_layer / by_layer.sum(axis=1, keepdims=True).clip(min=1e-30))
-        if any(ranking not in self.config["rankings"] for ranking in rankings) or judges != (self.judges or []):
+        known = self.judges or []
+        is_other = any(name not in known for name in judges) or (paths == [self.run.metric] and judges != known)
+        if is_other or any(ranking not in self.config["rankings"] for ranking in rankings):
             raise FastDPSError(
                 f"{paths[0]} is the metric of another run: {self.run.config} does not have its contexts. Restore it or "
                 "train again with --overwrite."
             )
-        if rankings != self.config["rankings"]:  # the training of some contexts has not ended
+        if rankings != self.config["rankings"] or judges != known:  # the training of some contexts has not ended
             return None
         names = [f"layer {tap}" if len(kinds) == 1 else f"layer {tap}, {kind}" for kind in kinds for tap in taps]
         return Layers(names, np.concatenate(rows), np.array(channels) / sum(channels))

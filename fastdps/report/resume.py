@@ -11,9 +11,16 @@ from fastdps.training.recipes import get_recipe
 
 #: Number of judges that a command lists.
 LISTED_JUDGES = 8
-#: Settings of a training on a judgement set that have an option.
-_SETTINGS = ("variant", "backbone", "taps", "comparison", "prior_strength", "seed")
-_RECIPE = "judgements"
+#: Settings that have an option.
+_SETTINGS = (
+    *("variant", "backbone", "taps", "comparison", "judge", "loss", "epochs", "max_steps", "batch_size"),
+    *("learning_rate", "backbone_learning_rate", "interpolation", "prior_strength", "seed"),
+)
+
+
+def is_judgement_set(config: dict[str, Any]) -> bool:
+    """Return whether a run with judges was adapted to a judgement set, and not to a set of triplets."""
+    return config["data"]["source"].get("name", "judgements") == "judgements"
 
 
 def judged_train_command(run: Path, config: dict[str, Any]) -> str:
@@ -24,8 +31,9 @@ def judged_train_command(run: Path, config: dict[str, Any]) -> str:
         config: Content of its `config.json`.
     """
     data, settings = config["data"], config["config"]
-    command = ["fastdps", "train", "--judgements", data["shards"], *_judge_options(settings, config["judges"][1:])]
-    if settings["recipe"] != _RECIPE:
+    option, recipe = ("--judgements", "judgements") if is_judgement_set(config) else ("--triplets", "fast")
+    command = ["fastdps", "train", option, data["shards"], *_judge_options(settings, config["judges"][1:])]
+    if settings["recipe"] != recipe:
         command += ["--recipe", settings["recipe"]]
     for name, value in settings.items():
         if name in _SETTINGS and value not in (None, _default(settings["recipe"], name)):

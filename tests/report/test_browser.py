@@ -8,6 +8,7 @@ from selenium.webdriver.common.by import By
 
 from fastdps.commands.cli import main
 from helpers.browser import chromium, prefer, resize
+from helpers.made_up_judges import make_judged_run
 from helpers.made_up_runs import make_run
 
 PHONE = 360
@@ -21,21 +22,26 @@ def session(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """A page of each kind: whole, with nothing but a config, of a name that is markup, of several runs."""
+    """A page of each kind: whole, with only a config, of a name that is markup, of many judges, of several runs."""
     root = tmp_path_factory.mktemp("runs")
     whole = make_run(root / "whole")
     bare = make_run(root / "bare", scored=False, bapps=False, validation=False)
     for name in ("log.jsonl", "metric.safetensors"):
         (bare / name).unlink()
     hostile = make_run(root / "<img src=x onerror=alert(1)>", [["<svg onload=alert(2)>", "b"], ["b", "c" * 200]])
-    for run in (whole, bare, hostile):
+    names = [f"person-{number}" for number in range(40)] + ["<img src=x onerror=alert(3)>", "x" * 300, "\u202eevil"]
+    judged = make_judged_run(root / "judged", names, names=("y" * 300, "<b>.jpg", "c.jpg"))
+    for run in (whole, bare, hostile, judged):
         assert main(["report", str(run)]) == 0
-    assert main(["report", str(whole), str(bare), str(hostile), "--out", str(root / "comparison.html")]) == 0
-    reports = {name: run / "report.html" for name, run in (("whole", whole), ("bare", bare), ("hostile", hostile))}
+    assert (
+        main(["report", str(whole), str(bare), str(hostile), str(judged), "--out", str(root / "comparison.html")]) == 0
+    )
+    kinds = {"whole": whole, "bare": bare, "hostile": hostile, "judged": judged}
+    reports = {name: run / "report.html" for name, run in kinds.items()}
     return reports | {"comparison": root / "comparison.html"}
 
 
-@pytest.mark.parametrize("kind", ["whole", "bare", "hostile", "comparison"])
+@pytest.mark.parametrize("kind", ["whole", "bare", "hostile", "judged", "comparison"])
 def test_pages_work_in_a_browser(session, pages, kind):
     session.get_log("browser"), session.get_log("performance")  # what came before is not this page's
     for width, phone in ((PHONE, True), (1200, False)):
@@ -83,8 +89,9 @@ _COLOUR = """const style = getComputedStyle(document.querySelector(arguments[0])
 return style.getPropertyValue(arguments[1]).match(/[0-9]+/g).slice(0, 3).map(Number)"""
 
 
-def test_a_page_prints_on_few_sheets(session, pages):
-    session.get(pages["whole"].as_uri())
+@pytest.mark.parametrize("kind", ["whole", "judged"])
+def test_a_page_prints_on_few_sheets(session, pages, kind):
+    session.get(pages[kind].as_uri())
     printed = session.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})
     sheets = base64.b64decode(printed["data"]).count(b"/Type /Page\n")
     assert 2 <= sheets <= 6
