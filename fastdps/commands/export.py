@@ -7,14 +7,22 @@ from pathlib import Path
 
 from fastdps.commands.options import add_quiet
 from fastdps.export.export import FORMATS, check_path, export, find_format
+from fastdps.report.judge_charts import shorten
 from fastdps.runtime.console import print_notice, print_result
 from fastdps.runtime.signals import exit_on_signal
+
+#: Widest name of a judge in the result.
+JUDGE_COLUMNS = 60
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastdps export`."""
     parser.add_argument("metric", metavar="RUN", help="run directory, metric file, or name of a backbone")
-    parser.add_argument("--context", metavar="A,B,...", help="which of several contexts, least disruptive first")
+    parser.add_argument(
+        "--context",
+        metavar="A,B,...|JUDGE",
+        help="which of several contexts: a ranking, least disruptive first, or the name of a judge",
+    )
     parser.add_argument(
         "--format",
         choices=sorted(FORMATS),
@@ -46,8 +54,10 @@ def run_export(arguments: argparse.Namespace) -> None:
         with_backbone=arguments.with_backbone,
         overwrite=arguments.overwrite,
     )
+    name = result.card["judge"]
+    judge = "" if name is None else f" (judgements of {shorten(name, JUDGE_COLUMNS)})"
     print_result(
-        f"{result.path}: {result.card['verified']['with']} computes the same distances for {result.verified.pairs} "
-        f"pairs of random images (largest difference {result.verified.largest_difference:.1e}). "
-        f"Card: {result.card_markdown}, {result.card_json}"
+        f"{result.path}{judge}: {result.card['verified']['with']} computes the same distances for "
+        f"{result.verified.pairs} pairs of random images (largest difference "
+        f"{result.verified.largest_difference:.1e}). Card: {result.card_markdown}, {result.card_json}"
     )

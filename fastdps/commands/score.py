@@ -18,6 +18,7 @@ from fastdps.errors import ConfigError, ImageError, SampleError
 from fastdps.metric.image_metric import ImageMetric
 from fastdps.metric.load import load
 from fastdps.packing.sources.folder import Folder, read_file
+from fastdps.report.judge_charts import shorten
 from fastdps.report.pictures import draw_difference, write_sheet
 from fastdps.runtime.console import counter, is_quiet, print_result
 from fastdps.runtime.machine import keep_freed_memory
@@ -25,6 +26,8 @@ from fastdps.shards.images import Fit, Pixels, UnreadableItemError, decode
 
 #: Largest number of images in a batch, and largest number of pixels in all of its images together.
 BATCH, BATCH_PIXELS = 32, 32 * 256 * 256
+#: Widest name of a judge in a heading.
+JUDGE_COLUMNS = 60
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN|FILE|BACKBONE",
         help="a run directory, a metric file, or the name of a backbone such as alexnet (unadapted)",
     )
-    parser.add_argument("--context", metavar="A,B,...", help="which of the run's contexts, least disruptive first")
+    parser.add_argument(
+        "--context",
+        metavar="A,B,...|JUDGE",
+        help="which of the run's contexts: a ranking, least disruptive first, or the name of a judge",
+    )
     parser.add_argument("--size", type=int, metavar="PIXELS", help="resize all images to a square of this side")
     parser.add_argument("--fit", choices=get_args(Fit), default="squash", help="how --size makes a square")
     parser.add_argument("--top", type=int, metavar="N", help="show only the nearest N")
@@ -102,6 +109,7 @@ class ImageDistances:
         return {
             "backbone": self.metric.metric.backbone.name,
             "context": self.metric.context,
+            "judge": self.metric.judge,
             "reference": str(self.reference.path),
             "height": height,
             "width": width,
@@ -211,8 +219,8 @@ def write_map(metric: ImageMetric, reference: ReferenceImage, path: Path, out: P
 
 def _title_of(metric: ImageMetric) -> str:
     """Return the backbone and the context of a metric, for headings."""
-    adapted_to = f"judgements of {metric.judge}" if metric.judge else ", ".join(metric.context or ["not adapted"])
-    return f"{metric.metric.backbone.name} ({adapted_to})"
+    unranked = "not adapted" if metric.judge is None else f"judgements of {shorten(metric.judge, JUDGE_COLUMNS)}"
+    return f"{metric.metric.backbone.name} ({', '.join(metric.context or [unranked])})"
 
 
 def _to_tensor(image: Pixels) -> Tensor:

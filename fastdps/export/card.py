@@ -28,6 +28,8 @@ LICENCE = (
     "your use is permitted. The data that the metric was adapted to may have further terms, which you must check "
     "yourself."
 )
+#: Characters with a meaning in Markdown or HTML.
+_MARKDOWN = frozenset("\\`*_[]<>#!|~&@:$^")
 #: Settings of a run that the card lists.
 _LISTED_SETTINGS = ("variant", "recipe", "epochs", "judge", "loss", "interpolation", "seed")
 #: Properties of the training data that the card lists. Paths are not listed: they may contain names of people.
@@ -39,7 +41,7 @@ def describe(metric: PerceptualMetric, place: ContextLocation | None, run: RunDi
 
     Args:
         metric: The metric.
-        place: File and ranking of its context, None for a backbone.
+        place: File, and ranking or judge, of its context; None for a backbone.
         run: The run of the metric, None if it was loaded from elsewhere.
 
     Returns:
@@ -48,11 +50,11 @@ def describe(metric: PerceptualMetric, place: ContextLocation | None, run: RunDi
     Raises:
         FastDPSError: A file of the run cannot be read.
     """
-    ranking = place.ranking if place else None
+    ranking, judge = (place.ranking, place.judge) if place else (None, None)
     card: dict[str, Any] = {
         "card_version": CARD_VERSION,
         "context": None if ranking is None else list(ranking),
-        "judge": place.judge if place else None,
+        "judge": judge,
         "metric": {
             "backbone": metric.backbone.name,
             "taps": list(metric.backbone.taps),
@@ -71,26 +73,35 @@ def describe(metric: PerceptualMetric, place: ContextLocation | None, run: RunDi
             "data": {name: config["data"].get(name) for name in _LISTED_DATA},
             "versions": config["versions"],
         }
-        contexts = config["rankings"]
-        if card["context"] and card["context"] not in contexts:
-            raise FastDPSError(
-                f"{run.path} holds the metric of another run: {run.config} does not have the context "
-                f"{','.join(card['context'])}. Restore it or train again with --overwrite."
-            )
-        number = contexts.index(card["context"]) if card["context"] else place.row if place else 0
-        card["scores"] = _scores(run, card["context"], card["judge"], number)
+        card["scores"] = _scores(run, card["context"], judge)
     return card
 
 
-def _scores(run: RunDirectory, context: list[str] | None, judge: str | None, number: int) -> dict[str, Any] | None:
+def _number_of(run: RunDirectory, context: list[str] | None, judge: str | None) -> int:
+    """Return the index of a context in its run. Raises `FastDPSError` if the run does not have it."""
+    config = run.read_config()
+    wanted, contexts = (context, config["rankings"]) if judge is None else (judge, config.get("judges", []))
+    if wanted is None:
+        return 0
+    if wanted not in contexts:
+        name = judge or ",".join(context or [])
+        raise FastDPSError(
+            f"{run.path} holds the metric of another run: {run.config} does not have the context {name}. Restore it or "
+            "train again with --overwrite."
+        )
+    found: int = contexts.index(wanted)
+    return found
+
+
+def _scores(run: RunDirectory, context: list[str] | None, judge: str | None) -> dict[str, Any] | None:
     """Return the scores of one context, each None if it was not measured; None for a run without scores.
 
     Args:
         run: The run.
         context: The ranking, None for judgements.
-        judge: The judge, None for a metric that was not adapted to judgements with names.
-        number: Index of the context in the run, which is its index in the scores on human judgement.
+        judge: The name of the judge, None for other contexts.
     """
+    number = _number_of(run, context, judge)
     scores = run.read_scores()
     if scores is None:
         return None
@@ -102,13 +113,17 @@ def _scores(run: RunDirectory, context: list[str] | None, judge: str | None, num
         }
         for test in ("2afc", "jnd")
     }
-    judged = scores.get("judgements") if judge else None
-    own = judged and (judged["pooled"] if judge == POOLED else judged["judges"].get(judge))
-    return {
-        **{name: row.get(name) for name in ("baseline_accuracy", "adapted_accuracy")},
-        "bapps": bapps,
-        "judgements": own and {name: own["votes"][name] for name in ("before", "after", "ceiling")},
-    }
+    accuracies = {name: row.get(name) for name in ("baseline_accuracy", "adapted_accuracy")}
+    return accuracies | {"bapps": bapps, "judgements": judge and _agreement(scores.get("judgements"), judge)}
+
+
+def _agreement(judgements: Mapping[str, Any] | None, judge: str) -> dict[str, Any] | None:
+    """Return the agreement with one judge, or with all for the pooled one; None if it was not measured."""
+    if judgements is None:
+        return None
+    found = judgements["pooled"] if judge == POOLED else judgements["judges"].get(judge)
+    listed = {name: judgements["set"][name] for name in ("sha256", "triplets", "images")}
+    return found and {"set": listed, **found}
 
 
 def finish(
@@ -141,9 +156,9 @@ def to_markdown(card: Mapping[str, Any]) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| adapted to | judgements of {_cell(card['judge'])} |"
-        if card["judge"]
-        else f"| context, least disruptive first | {_ranking_text(card['context'])} |",
+        f"| context, least disruptive first | {_ranking_text(card['context'])} |"
+        if card["judge"] is None
+        else f"| adapted to | judgements of {_judge_text(card['judge'])} |",
         f"| backbone | {metric['backbone']}, taps {taps}, compared by {metric['comparison']} |",
         f"| inputs | {file['inputs']} |",
         f"| verified | {verified['with']}: {verified['image_pairs']} pairs of random images, distances up to "
@@ -153,8 +168,9 @@ def to_markdown(card: Mapping[str, Any]) -> str:
         data = training["data"]
         source = (data["source"] or {}).get("name", "unknown")
         size = f", {data['size']} px" if data["size"] else ""
+        how = f", {training['epochs']} epochs" if card["judge"] is None else ""
         lines += [
-            f"| adapted | {training['variant']}, recipe {training['recipe']}, {training['epochs']} epochs |",
+            f"| adapted | {training['variant']}, recipe {training['recipe']}{how} |",
             f"| data | {source}, {data['samples']:,} samples{size}, sha256 {(data['sha256'] or 'unknown')[:16]} |",
         ]
     else:
@@ -165,13 +181,18 @@ def to_markdown(card: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _cell(text: str) -> str:
-    """Return text as a cell of a Markdown table."""
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
-
-
 def _ranking_text(context: list[str] | None) -> str:
     return ", ".join(context) if context else "none"
+
+
+def _judge_text(judge: str) -> str:
+    return "all judges together (pooled)" if judge == POOLED else _escaped(judge)
+
+
+def _escaped(text: str) -> str:
+    """Return a text from data for a table in Markdown, on one line and without a meaning of its characters."""
+    line = " ".join(text.split())
+    return "".join(f"&#{ord(c)};" if c in _MARKDOWN else c for c in line if c.isprintable())
 
 
 def _score_lines(scores: Mapping[str, Any] | None) -> list[str]:
@@ -179,19 +200,30 @@ def _score_lines(scores: Mapping[str, Any] | None) -> list[str]:
     rows = []
     if scores and scores["adapted_accuracy"] is not None:
         rows.append(("accuracy on held-out distortions", scores["baseline_accuracy"], scores["adapted_accuracy"], None))
-    if judged := scores and scores.get("judgements"):
-        values = (judged["before"]["value"], judged["after"]["value"], judged["ceiling"])
-        rows.append(("agreement with votes; human: its ceiling", *values))
     for test, subsets in ((scores and scores["bapps"]) or {}).items():
         rows += [
             (f"BAPPS {test} {name}", found["baseline"], found["adapted"], found["human"])
             for name, found in subsets.items()
         ]
+    agreement = (scores and scores["judgements"]) or {}
+    for name in ("votes", "majority"):
+        if found := agreement.get(name):
+            ceiling = None if agreement["human"] is None else found["ceiling"]
+            rows.append((f"agreement with {name}", found["before"]["value"], found["after"]["value"], ceiling))
     if not rows:
         return ["Not measured (`fastdps evaluate` measures them)."]
     lines = ["| | before | after | human |", "|---|---:|---:|---:|"]
     for name, before, after, human in rows:
         lines.append(f"| {name} | {before:.4f} | {after:.4f} | {'' if human is None else f'{human:.4f}'} |")
+    if agreement:
+        change, data = agreement["votes"]["change"], agreement["set"]
+        interval = f"{change['low']:+.4f} to {change['high']:+.4f}"
+        lines += [
+            "",
+            f"Agreement is measured on {agreement['triplets']:,} triplets of a judgement set, sha256 "
+            f"{data['sha256'][:16]}. It changed by {change['value']:+.4f}, with a 95 % interval of {interval}. The "
+            "column human has the largest agreement that any metric can reach, where triplets have several votes.",
+        ]
     return lines
 
 

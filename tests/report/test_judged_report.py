@@ -124,7 +124,7 @@ def test_the_model_card_names_the_judge_and_the_agreement(scored, tmp_path, weig
     card = json.loads((tmp_path / "colour.pth.card.json").read_text())
     votes = json.loads((scored[0] / "scores.json").read_text())["judgements"]["judges"]["colour"]["votes"]
     assert card["judge"] == "colour"
-    assert card["scores"]["judgements"]["after"] == votes["after"]
+    assert card["scores"]["judgements"]["votes"] == votes
     text = (tmp_path / "colour.pth.card.md").read_text()
     assert "judgements of colour" in text
     assert f"{votes['after']['value']:.4f}" in text
