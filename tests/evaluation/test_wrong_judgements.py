@@ -216,7 +216,7 @@ def test_a_new_training_removes_the_examples(run, tmp_path):
 
 
 class CrashError(Exception):
-    """What ends an evaluation in these tests."""
+    """The error that ends an evaluation in these tests."""
 
 
 def results(run: RunDirectory, number: int) -> tuple[object, None, JudgedExamples]:

@@ -24,7 +24,7 @@ def interval(value: float, half: float = 0.02) -> dict[str, float]:
 def judge_scores(
     before: float, pooled: float, own: float | None = None, *, votes: int = 4, half: float = 0.02
 ) -> dict[str, Any]:
-    """Return the scores of one judge, or of all together if `own` is None; with one vote there are no majorities."""
+    """Return the scores of one judge, or of all together without `own`; with one vote there are no majorities."""
 
     def of(gain: float, ceiling: float) -> dict[str, Any]:
         after = (pooled if own is None else own) + gain
