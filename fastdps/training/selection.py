@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.judgements import POOLED
 from fastdps.contexts.rankings import Ranking, parse_ranking, select_rankings
 from fastdps.errors import ConfigError, did_you_mean
 from fastdps.loading.loader import LoadOptions
@@ -138,6 +139,11 @@ def find_judges(table: JudgementTable, wanted: str | Sequence[str]) -> list[str]
     if not table.judges:
         raise ConfigError(
             "the judgements name no judges. Pack them with --by COLUMN, the column whose value is the judge."
+        )
+    if POOLED in table.judges:
+        raise ConfigError(
+            f"a judge has the name {POOLED!r}, which is the name of the context of all judges together. Rename the "
+            "judge in the source, and pack it again."
         )
     if wanted == "all":
         return list(table.judges)

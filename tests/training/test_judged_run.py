@@ -163,6 +163,15 @@ def test_other_files_are_named_with_the_remedy(tmp_path, capsys):
     assert "is neither a shard set nor a file of judgements (.csv, .jsonl, .parquet)" in error_of(capsys)
 
 
+def test_a_judge_cannot_have_the_name_of_the_pooled_head(tmp_path, capsys):
+    file = write_judged(tmp_path / "source", rows=60, images=10)
+    file.write_text(file.read_text().replace("bright", "pooled"))
+    assert train(file, tmp_path / "run", "--by", "person", "--size", str(SIDE)) == 1
+    assert "a judge has the name 'pooled'" in error_of(capsys)
+    assert not (tmp_path / "run").exists()
+    assert train(file, tmp_path / "run", "--size", str(SIDE)) == 0
+
+
 def test_by_is_for_judgement_sets(tmp_path, capsys):
     argv = ["train", "--shards", str(tmp_path), "--out", str(tmp_path / "run"), "--by", "person"]
     assert cli.main(argv) == 1
