@@ -174,15 +174,10 @@ def load_metrics(
 def _require_same_run(run: RunDirectory, config: TrainConfig, adapted: Sequence[PerceptualMetric]) -> None:
     """Raise `FastDPSError` if the metrics are not those that the settings of the run describe."""
     content = run.read_config()
-    wanted = [tuple(ranking) for ranking in content["rankings"]]
-    judges = [name for metric in adapted for name in metric.judges]
-    found = [ranking for metric in adapted for ranking in metric.rankings]
+    wanted = [*map(tuple, content["rankings"]), *content.get("judges", [])]
+    found = [context for metric in adapted for context in (*metric.rankings, *metric.judges)]
     described = [(metric.backbone.name, metric.comparison) for metric in adapted]
-    if (
-        judges != content.get("judges", [])
-        or not set(found) <= set(wanted)
-        or set(described) != {(config.backbone, config.comparison)}
-    ):
+    if not set(found) <= set(wanted) or set(described) != {(config.backbone, config.comparison)}:
         raise FastDPSError(
             f"{run.path} holds the metric of another run: its contexts, backbone or comparison differ from "
             f"{run.config}. Restore it or train again with --overwrite."

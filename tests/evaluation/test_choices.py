@@ -116,6 +116,28 @@ def test_each_choice_is_described_by_its_numbers_and_pictures(found):
         assert example.pictures.keys() == files
 
 
+def test_the_first_choice_is_the_worst_of_the_adapted_metric(found):
+    """By the difference of both distances as a share of their sum; images of earlier examples are left out."""
+    batch, _, adapted, _, examples = found
+    views = evaluation_views(batch, 0, CPU, "nearest")
+    owners = {tuple(ranking): (metric, row) for metric in adapted for row, ranking in enumerate(metric.rankings)}
+    shown: set[int] = set()
+    for example in examples:
+        order = example.entry["ranking"]
+        metric, row = owners[tuple(order)]
+        wrongness = {}
+        for image, sample in enumerate(batch.ids.tolist()):
+            d = {name: distance(metric, row, views[image], number) for number, name in enumerate(NAMES)}
+            for place, closer in enumerate(order):
+                for farther in order[place + 1 :]:
+                    share = (d[closer] - d[farther]) / (d[closer] + d[farther])
+                    wrongness[sample, closer, farther] = share if sample not in shown else -1
+        first = example.entry["wrong"][0]
+        chosen = first["sample"], first["closer"]["distortion"], first["farther"]["distortion"]
+        assert wrongness[chosen] == pytest.approx(max(wrongness.values()), rel=1e-4)
+        shown |= {choice["sample"] for choice in example.entry["wrong"]}
+
+
 def test_pictures_and_details_are_written(found, tmp_path):
     *_, tally, examples = found
     run = RunDirectory(tmp_path)

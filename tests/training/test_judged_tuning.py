@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -76,8 +75,7 @@ def test_a_step_has_the_gradients_of_the_plain_computation(judged_sets):
     stepper.model.zero_grad()
     images = dict(zip(batch.ids.tolist(), batch.components["image"].permute(0, 3, 1, 2) / 255, strict=True))
     own = np.flatnonzero(np.isin(judged.ids[judged.images], batch.ids.numpy()).all(axis=1))
-    in_batch = {tuple(judged.images[row].tolist()) for row in own}
-    assert len(batch.components["share"]) <= len(own)
+    assert 0 < len(batch.components["share"]) <= len(own)
     total = torch.zeros(())
     part = batch.components
     ends = torch.stack([part["first"], part["second"]], dim=1)
@@ -89,11 +87,10 @@ def test_a_step_has_the_gradients_of_the_plain_computation(judged_sets):
         logit = stepper.model.judge(d[:1], d[1:])[0, 0]
         total = total + weight * F.binary_cross_entropy_with_logits(logit, share)
     (total / batch.loss_size).backward()
-    assert in_batch
     assert len(gradients) > 10
     for name, parameter in stepper.model.named_parameters():
         scale = parameter.grad.abs().max().item()
-        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-4 * scale + 1e-9)
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=0, atol=1e-4 * scale)
 
 
 def train(sets, out, *options):
@@ -172,7 +169,6 @@ def test_two_processes_give_the_metric_of_one(judged_sets, tmp_path):
     command = [*launch_command(2), "-m", "fastdps.train", *options, "--out", str(tmp_path / "two")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
-    assert sys.executable
     images = torch.rand(2, 6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     one, two = (fastdps.load(tmp_path / name)(*images) for name in ("one", "two"))
     torch.testing.assert_close(two, one, rtol=2e-2, atol=1e-4)
