@@ -39,12 +39,14 @@ class JudgedWorkload:
         shards: The set.
         run: The run directory.
         settings: The settings of the training.
-        seconds: The seconds of each call.
+        triplets: Number of judgements of the set.
+        seconds: The seconds of each training.
     """
 
     shards: Path
     run: RunDirectory
     settings: dict[str, Any]
+    triplets: int
     seconds: list[float]
 
     def __call__(self, amount: int) -> Timed:
@@ -54,10 +56,11 @@ class JudgedWorkload:
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
                 train(self.shards, self.run.path, overwrite=True, **self.settings)
             end = self.run.read_log()[-1]
-            done = end["passes"] * end["triplets"] if "passes" in end else 0
-            self.seconds.append(end.get("elapsed_s", 0.0))
-            items += done or 1.0
-            seconds += end["elapsed_s"] if done else 1 / end["triplets_per_s"]
+            # A fit reads all judgements in each pass; the baseline has one epoch.
+            done = end["triplets"] * end["passes"] if "passes" in end else self.triplets
+            taken_s = end.get("elapsed_s", done / end["triplets_per_s"])
+            self.seconds.append(taken_s)
+            items, seconds = items + done, seconds + taken_s
         return Timed(items, seconds)
 
 
@@ -71,9 +74,9 @@ def run(bench: Bench) -> Iterator[Measurement]:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             pack(open_source("judgements", _write_rows(place / "judged.csv", images, count)), place / "set", options)
             pack(open_source("triplets", _write_rows(place / "few.csv", images, packed)), place / "triplets", options)
-        judged = JudgedWorkload(place / "set/train", RunDirectory(place / "judged"), {}, [])
+        judged = JudgedWorkload(place / "set/train", RunDirectory(place / "judged"), {}, count, [])
         usual = JudgedWorkload(
-            place / "triplets/train", RunDirectory(place / "usual"), {"config": "lpips", "epochs": 1}, []
+            place / "triplets/train", RunDirectory(place / "usual"), {"config": "lpips", "epochs": 1}, packed, []
         )
         rates = bench.timing.rates({"judged": judged, USUAL: usual})
     yield Measurement(
