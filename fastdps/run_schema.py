@@ -32,6 +32,7 @@ _SUBSET = {
     "baseline": _SHARE,
     "adapted": _SHARE,
     "change": Number(-1, 1),
+    "unadapted?": Maybe(_SHARE),
     "contexts": [_SHARE],
     "of?": [str],
 }
@@ -41,6 +42,7 @@ _AGREEMENT = {
     "after": _INTERVAL,
     "change": _INTERVAL,
     "pooled": Maybe(_INTERVAL),
+    "unadapted?": Maybe(_INTERVAL),
     "ceiling": _SHARE,
 }
 _JUDGE = {
@@ -88,7 +90,7 @@ _VIEW = {
     "adapted_distance": float,
 }
 DETAILS = {
-    "held_out": {"shards": str, "samples": int, "draws": int, "sha256": str},
+    "held_out": {"shards": str, "samples": int, "draws": int, "interpolation?": str, "sha256": str},
     "pairs": [{"closer": str, "farther": str, "contexts": int, **_ACCURACIES}],
     "examples": [
         {

@@ -9,6 +9,7 @@ from typing import get_args
 
 from fastdps.commands.options import add_cache, add_quiet, cache_from, is_main_rank, location
 from fastdps.commands.tables import print_agreement, print_judges, print_scores
+from fastdps.contexts.interpolation import Interpolation
 from fastdps.evaluation.evaluate import evaluate
 from fastdps.evaluation.options import DRAWS, EvaluationOptions
 from fastdps.evaluation.run_scores import RunScores
@@ -28,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draws", type=int, default=DRAWS, help=f"draws of all distortions per image (default {DRAWS})"
     )
+    parser.add_argument(
+        "--interpolation",
+        choices=get_args(Interpolation),
+        help="sampling of the geometric distortions (default: that of the training, or nearest if that is mixed)",
+    )
     parser.add_argument("--batch-size", type=int, default=50, help="images per step and process (default 50)")
     parser.add_argument("--size", type=int, help="resize images to a square of this many pixels while loading")
     parser.add_argument("--loader", choices=get_args(LoaderName), default="auto", help="how shards are read")
@@ -40,6 +46,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     options = EvaluationOptions(
         draws=arguments.draws,
         batch_size=arguments.batch_size,
+        interpolation=arguments.interpolation,
         size=arguments.size,
         loading=LoadOptions(loader=arguments.loader, cache=cache_from(arguments)),
     )

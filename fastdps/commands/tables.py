@@ -67,6 +67,11 @@ def print_agreement(agreement: HumanAgreement) -> None:
                 table.add_row(f"{title} {name} of {len(mean.of)}", *_agreement_cells(mean), style="bold")
         table.add_section()
     table.print()
+    mean = agreement.averages["all"] or agreement.averages["jnd"]
+    if mean and mean.unadapted is not None:
+        print_line(
+            f"With equal weights: pretrained backbone {mean.baseline:.4f}, trained backbone {mean.unadapted:.4f}"
+        )
 
 
 def print_judges(scores: JudgementScores) -> None:
@@ -91,6 +96,10 @@ def print_judges(scores: JudgementScores) -> None:
             f" (95 %: {majority.after.low:.3f} to {majority.after.high:.3f}); one person's votes: "
             f"{all_judges.human or 0:.3f}",
         )
+    part = all_judges.majority or all_judges.votes
+    if part.unadapted is not None:
+        values = f"pretrained backbone {part.before.value:.3f}, trained backbone {part.unadapted.value:.3f}"
+        print_line(f"With equal weights: {values}")
     change = all_judges.votes.change
     print_line(
         f"Change of the agreement with votes: {change.value:+.3f} (95 %: {change.low:+.3f} to {change.high:+.3f})"

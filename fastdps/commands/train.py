@@ -18,10 +18,12 @@ from fastdps.training.checkpoints import CheckpointPolicy
 from fastdps.training.pair_moments import MomentLimits
 from fastdps.training.recipes import (
     RECIPES,
+    Augment,
     Comparison,
     JudgeName,
     LossName,
     Variant,
+    default_recipe,
     get_recipe,
 )
 from fastdps.training.run import Parallel, Resume, TrainOptions, train
@@ -41,6 +43,9 @@ SETTINGS_WITH_OPTION = (
     "learning_rate",
     "backbone_learning_rate",
     "interpolation",
+    "augment",
+    "crop_size",
+    "keep",
     "seed",
     "prior_strength",
     "by",
@@ -100,12 +105,13 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         choices=sorted(RECIPES),
-        help="named set of settings (default: fast; for --judgements: judgements)",
+        help="named set of settings (default: fast; for --variant shared: shared; for --judgements: judgements)",
     )
     parser.add_argument(
         "--variant",
         choices=get_args(Variant),
-        help="what is trained: nothing, heads, heads and backbone, or both from a random backbone",
+        help="what is trained: baseline, nothing; lin, heads; shared, heads and one backbone for all contexts; tune, "
+        "heads and a backbone for each context; scratch, the same from a random backbone",
     )
     parser.add_argument("--backbone", help="name of a backbone of fastdps, or of any torchvision model with --taps")
     parser.add_argument("--taps", type=_taps, metavar="N,N,...", help="sub-modules whose outputs are compared")
@@ -119,6 +125,21 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone-learning-rate", type=float, help="initial rate of a trained backbone")
     parser.add_argument(
         "--interpolation", choices=get_args(Interpolation), help="sampling of the geometric distortions"
+    )
+    parser.add_argument(
+        "--augment", choices=get_args(Augment), help="train on random crops and flips, or on whole images"
+    )
+    parser.add_argument(
+        "--crop-size",
+        type=int,
+        metavar="PIXELS",
+        help="side of the crops, below the packed size (default: equal to it)",
+    )
+    parser.add_argument(
+        "--keep",
+        type=float,
+        metavar="STRENGTH",
+        help="how strongly a trained backbone is held to the pretrained one in its unadapted metric; 0: not at all",
     )
     parser.add_argument(
         "--prior-strength",
@@ -199,7 +220,7 @@ def _taps(text: str) -> tuple[int, ...]:
 
 def run_train(arguments: argparse.Namespace) -> None:
     """Run `fastdps train`. Called again, it resumes the run, or finds it finished."""
-    recipe = arguments.recipe or ("judgements" if arguments.judgements else "fast")
+    recipe = arguments.recipe or default_recipe(arguments.variant, judgements=bool(arguments.judgements))
     config = get_recipe(recipe, {name: getattr(arguments, name) for name in SETTINGS_WITH_OPTION})
     if arguments.print_config:
         print(json.dumps(config.to_json(), indent=1))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 from kornia.enhance import adjust_brightness_accumulative
-from kornia.geometry.transform import get_rotation_matrix2d, translate, warp_affine
+from kornia.geometry.transform import get_rotation_matrix2d, remap, translate, warp_affine
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,6 +30,12 @@ from fastdps.contexts.philox import uniforms
 BLUR_KERNEL = (21, 11)
 #: A counter gives four random numbers, so a distortion has at most four parameters.
 MAX_PARAMETERS = 4
+#: Number of the random stream that draws the sampling of each image, with the interpolation "mixed".
+SAMPLING_STREAM = 1 << 15
+
+#: Sampling of geometric distortions: one of Kornia's modes for all images, or for each image True for nearest and False
+#: for bilinear, bool (n,).
+Sampling = str | Tensor
 
 
 @dataclass(frozen=True)
@@ -55,44 +61,54 @@ class Distortion:
 
     Attributes:
         parameters: What is drawn for each image.
-        apply: Maps images (n, 3, H, W) and parameters (n, P) to distorted images of the same shape. Geometric
-            distortions sample with the given interpolation.
+        apply: Maps images (n, 3, H, W), parameters (n, P) and the sampling of geometric distortions to distorted images
+            of the same shape.
 
     Raises:
         ValueError: There are no parameters, or more than `MAX_PARAMETERS`.
     """
 
     parameters: tuple[Parameter, ...]
-    apply: Callable[[Tensor, Tensor, Interpolation], Tensor]
+    apply: Callable[[Tensor, Tensor, Sampling], Tensor]
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.parameters) <= MAX_PARAMETERS:
             raise ValueError(f"a distortion has 1 to {MAX_PARAMETERS} parameters, not {len(self.parameters)}")
 
 
-def _warp_about_centre(images: Tensor, angle: Tensor, scale: Tensor, interpolation: Interpolation) -> Tensor:
+def _warp_about_centre(images: Tensor, angle: Tensor, scale: Tensor, sampling: Sampling) -> Tensor:
     height, width = images.shape[-2:]
     centre = torch.stack([torch.full_like(angle, (size - 1) / 2) for size in (width, height)], dim=1)
-    matrix = get_rotation_matrix2d(centre, angle, scale[:, None].expand(-1, 2))
-    return warp_affine(images, matrix, (height, width), mode=interpolation)
+    if isinstance(sampling, str):
+        matrix = get_rotation_matrix2d(centre, angle, scale[:, None].expand(-1, 2))
+        return warp_affine(images, matrix, (height, width), mode=sampling)
+    # Bilinear sampling at positions rounded to pixels is nearest, so one pass serves both.
+    inverse = get_rotation_matrix2d(centre, -angle, scale.reciprocal()[:, None].expand(-1, 2))
+    y, x = torch.meshgrid(
+        *(torch.arange(size, device=images.device, dtype=images.dtype) for size in (height, width)), indexing="ij"
+    )
+    positions = inverse @ torch.stack([x.flatten(), y.flatten(), torch.ones_like(x.flatten())])
+    positions = torch.where(sampling[:, None, None], positions.round(), positions).unflatten(2, (height, width))
+    return remap(images, positions[:, 0], positions[:, 1], mode="bilinear", align_corners=True)
 
 
-def _rotate(images: Tensor, parameters: Tensor, interpolation: Interpolation) -> Tensor:
+def _rotate(images: Tensor, parameters: Tensor, sampling: Sampling) -> Tensor:
     angle = parameters[:, 0]
-    return _warp_about_centre(images, angle, torch.ones_like(angle), interpolation)
+    return _warp_about_centre(images, angle, torch.ones_like(angle), sampling)
 
 
-def _translate(images: Tensor, parameters: Tensor, interpolation: Interpolation) -> Tensor:
+def _translate(images: Tensor, parameters: Tensor, sampling: Sampling) -> Tensor:
     height, width = images.shape[-2:]
     shift = torch.stack([parameters[:, 0] * width, parameters[:, 1] * height], dim=1).round()
-    return translate(images, shift, mode=interpolation)
+    # Of whole pixels, so all samplings are equal but for rounding.
+    return translate(images, shift, mode=sampling if isinstance(sampling, str) else "nearest")
 
 
-def _darken(images: Tensor, parameters: Tensor, _: Interpolation) -> Tensor:
+def _darken(images: Tensor, parameters: Tensor, _: Sampling) -> Tensor:
     return adjust_brightness_accumulative(images, parameters[:, 0])
 
 
-def _color(images: Tensor, parameters: Tensor, _: Interpolation) -> Tensor:
+def _color(images: Tensor, parameters: Tensor, _: Sampling) -> Tensor:
     """Rotate the hue as a round trip through HSV would, without computing the saturation and without branches.
 
     Scale the channels so that the lowest is 0 and the highest 1. With a = |green - blue| and the hue h counted from red
@@ -112,7 +128,7 @@ def _color(images: Tensor, parameters: Tensor, _: Interpolation) -> Tensor:
     return torch.addcmul(low.add_(chroma, alpha=2)[:, None], chroma[:, None], distance, value=-6)
 
 
-def _blur(images: Tensor, parameters: Tensor, _: Interpolation) -> Tensor:
+def _blur(images: Tensor, parameters: Tensor, _: Sampling) -> Tensor:
     n, channels, height, width = images.shape
     vertical, horizontal = (
         _blur_matrices(parameters[:, :1], taps, size) for taps, size in zip(BLUR_KERNEL, (height, width), strict=True)
@@ -135,9 +151,9 @@ def _blur_matrices(sigma: Tensor, taps: int, size: int) -> Tensor:
     return matrices
 
 
-def _zoom_in(images: Tensor, parameters: Tensor, interpolation: Interpolation) -> Tensor:
+def _zoom_in(images: Tensor, parameters: Tensor, sampling: Sampling) -> Tensor:
     scale = parameters[:, 0]
-    return _warp_about_centre(images, torch.zeros_like(scale), scale, interpolation)
+    return _warp_about_centre(images, torch.zeros_like(scale), scale, sampling)
 
 
 #: The distortions of the paper, by name.
@@ -165,10 +181,12 @@ class DistortionPlan:
     Attributes:
         distortions: The D distortions by name.
         values: (n, D, 4) float32. Distortion d uses the first P of the four values, in the order of its `parameters`.
+        nearest: Where the interpolation "mixed" samples the nearest pixel, in half of the images, bool (n,).
     """
 
     distortions: Mapping[str, Distortion]
     values: Tensor
+    nearest: Tensor
 
     def __getitem__(self, name: str) -> Tensor:
         """Return the parameters (n, P) of one distortion."""
@@ -176,7 +194,8 @@ class DistortionPlan:
 
     def to(self, device: torch.device | str) -> DistortionPlan:
         """Return the plan on another device."""
-        return DistortionPlan(self.distortions, self.values.to(device, non_blocking=True))
+        values, nearest = (part.to(device, non_blocking=True) for part in (self.values, self.nearest))
+        return DistortionPlan(self.distortions, values, nearest)
 
 
 def draw_plan(
@@ -209,7 +228,8 @@ def draw_plan(
             low[d, p], high[d, p] = parameter.low, parameter.high
     low, high = low.to(ids.device), high.to(ids.device)
     drawn = uniforms(seed, epoch, ids, streams=len(distortions))
-    return DistortionPlan(distortions, (low + (high - low) * drawn).to(torch.float32))
+    nearest = uniforms(seed, epoch, ids, streams=1, first_stream=SAMPLING_STREAM)[:, 0, 0] < 0.5
+    return DistortionPlan(distortions, (low + (high - low) * drawn).to(torch.float32), nearest)
 
 
 def apply_plan(
@@ -220,7 +240,8 @@ def apply_plan(
     Args:
         images: (n, 3, H, W) float RGB in [0, 1].
         plan: The plan for these n images.
-        interpolation: Sampling of the geometric distortions; the paper's code uses "nearest".
+        interpolation: Sampling of the geometric distortions; the paper's code uses "nearest". "mixed" is nearest or
+            bilinear for each image, as its plan says.
         out: Tensor for the result, (n, D, 3, H, W).
 
     Returns:
@@ -248,8 +269,9 @@ def apply_plan(
     views = images.new_empty(shape) if out is None else out
     if views.shape != shape:
         raise ValueError(f"out must be {shape}, not {tuple(views.shape)}")
+    sampling = plan.nearest if interpolation == "mixed" else interpolation
     for d, (name, distortion) in enumerate(plan.distortions.items()):
-        views[:, d] = distortion.apply(images, plan[name].to(images.dtype), interpolation)
+        views[:, d] = distortion.apply(images, plan[name].to(images.dtype), sampling)
     return views
 
 

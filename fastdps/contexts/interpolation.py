@@ -2,4 +2,5 @@
 
 from typing import Literal
 
-Interpolation = Literal["nearest", "bilinear"]
+#: Sampling of the geometric distortions; "mixed" is nearest or bilinear, drawn for each image.
+Interpolation = Literal["nearest", "bilinear", "mixed"]

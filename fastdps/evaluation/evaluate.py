@@ -204,7 +204,7 @@ def _score_contexts(
     loader = options.open(shards, processes)
     if loader.manifest.kind != "images":
         raise ConfigError(f"{shards} is a set of {loader.manifest.kind}; contexts are scored on images.")
-    interpolation = config.interpolation
+    interpolation = options.interpolation_after(config.interpolation)
     tally = tally_choices(baseline, adapted, loader, processes, draws=options.draws, interpolation=interpolation)
     if not processes.is_main_process:
         return tally, None
@@ -214,6 +214,7 @@ def _score_contexts(
         "shards": str(shards),
         "samples": loader.samples,
         "draws": options.draws,
+        "interpolation": interpolation,
         "sha256": loader.manifest.content_sha256(),
     }
     return tally, Details(held_out, tally.per_order(), examples)

@@ -3,7 +3,7 @@
 `details.json` of a run:
 
     {"format_version": 1,
-     "held_out": {"shards", "samples", "draws", "sha256"},
+     "held_out": {"shards", "samples", "draws", "interpolation", "sha256"},
      "pairs": [{"closer", "farther", "contexts", "baseline_accuracy", "adapted_accuracy"}, ...],
      "examples": [{"ranking", "baseline_accuracy", "adapted_accuracy", "searched": number of images,
                    "wrong": [{"sample", "reference": file, "closer": VIEW, "farther": VIEW}, ...]}, ...]}

@@ -2,11 +2,11 @@
 
 {"set": {"path", "sha256", "triplets", "images"},
  "pooled": {"triplets", "images", "ties", "human",
-            "votes": {"before", "after", "change", "pooled", "ceiling"}, "majority": the same, or null},
+            "votes": {"before", "after", "change", "pooled", "unadapted", "ceiling"}, "majority": the same, or null},
  "judges": {name: as "pooled"},
  "calibration": [{"predicted", "observed", "votes"}]}
 
-"before", "after", "change" and "pooled" are {"value", "low", "high"}: a share and its 95 % interval.
+"before", "after", "change", "pooled" and "unadapted" are {"value", "low", "high"}: a share and its 95 % interval.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ class VoteAgreement:
     """Agreement with votes, or with majorities; shares in [0, 1].
 
     Attributes:
-        before: The unadapted metric.
+        before: The unadapted metric of the pretrained backbone.
         after: The adapted metric: the judge's own head where it has one, the pooled head otherwise; for a run without
             judges the mean over its contexts.
         change: `after` minus `before`, on the same resamples.
         pooled: The pooled head; None for the pooled judge itself, and for runs without judges.
         ceiling: The largest agreement that any metric can reach.
+        unadapted: The run's trained backbone with equal weights; None for a frozen backbone, where that is `before`,
+            and for a backbone per context.
     """
 
     before: Interval
@@ -49,13 +51,13 @@ class VoteAgreement:
     change: Interval
     pooled: Interval | None
     ceiling: float
+    unadapted: Interval | None = None
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> VoteAgreement:
         """Return the agreement of `to_dict`."""
-        intervals = {
-            name: content[name] and Interval(**content[name]) for name in ("before", "after", "change", "pooled")
-        }
+        names = ("before", "after", "change", "pooled", "unadapted")
+        intervals: dict[str, Any] = {name: content.get(name) and Interval(**content[name]) for name in names}
         return cls(**intervals, ceiling=content["ceiling"])
 
 

@@ -9,8 +9,9 @@ Shapes: R judgements, K heads, S statistics.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from fastdps.contexts.judgements import JudgedPairs, judged_pairs
 from fastdps.errors import FastDPSError
 from fastdps.evaluation.judged_scores import CalibrationBin, Interval, JudgementScores, JudgeScores, VoteAgreement
 from fastdps.loading.loader import ShardLoader
-from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.perceptual import PerceptualMetric, with_unadapted
 from fastdps.metric.scores import two_afc
 from fastdps.shards.judgements import read_judgements
 from fastdps.shards.storage import Location
@@ -43,12 +44,14 @@ class JudgedDistances:
         before: Distances of the unadapted metric, float64 (P,).
         after: Distances of the adapted metrics, (P, K).
         judges: Names of the K heads; empty for a run without judges.
+        unadapted: Distances of the only trained backbone with equal weights, (P,); None for other runs.
     """
 
     judged: JudgedPairs
     before: NDArray[np.float64]
     after: NDArray[np.float64]
     judges: tuple[str, ...]
+    unadapted: NDArray[np.float64] | None = None
 
 
 def judged_distances(
@@ -80,6 +83,10 @@ def judged_distances(
     judged = judged_pairs(read_judgements(location, loader.manifest))
     moments = PairMoments(baseline, loader, judged.ids, judged.pairs, limits=limits, progress=progress)
     before = moments.distances(baseline.weights[:1])
+    judges = tuple(name for metric in adapted for name in metric.judges)
+    is_shared = len(adapted) == 1 and adapted[0].backbone is not baseline.backbone
+    if is_shared:
+        adapted = [with_unadapted(adapted[0])]
     parts = []
     for metric in adapted:
         own = moments
@@ -92,8 +99,9 @@ def judged_distances(
             f"on {location} the metric gives distances that are NaN or infinite: its training diverged. Train again "
             "with a lower learning rate."
         )
-    judges = tuple(name for metric in adapted for name in metric.judges)
-    return JudgedDistances(judged, before[:, 0].double().cpu().numpy(), after.double().cpu().numpy(), judges)
+    numbers = after.double().cpu().numpy()
+    unadapted, numbers = (numbers[:, 0], numbers[:, 1:]) if is_shared else (None, numbers)
+    return JudgedDistances(judged, before[:, 0].double().cpu().numpy(), numbers, judges, unadapted)
 
 
 def score_judged(distances: JudgedDistances, location: Location, sha256: str) -> JudgementScores:
@@ -110,7 +118,7 @@ def score_judged(distances: JudgedDistances, location: Location, sha256: str) ->
     judged, heads = distances.judged, distances.judges
     pooled = judged.pool()
     places = pair_places(pooled.pairs, judged)
-    everyone = [distances.after[places]] if not heads else [distances.after[places][:, [0]]]
+    everyone = distances.after[places] if not heads else distances.after[places][:, [0]]
     description = {
         "path": str(location),
         "sha256": sha256,
@@ -122,10 +130,18 @@ def score_judged(distances: JudgedDistances, location: Location, sha256: str) ->
         own = judged.select(judged.judge == number)
         rows = pair_places(own.pairs, judged)
         after = distances.after[rows]
-        columns = [after] if not heads else [after[:, [heads.index(name) if name in heads else 0]], after[:, [0]]]
-        judges[name] = _scores(own, distances.before[rows], columns)
-    calibration = _calibration(pooled, everyone[0][:, 0]) if heads else ()
-    return JudgementScores(description, _scores(pooled, distances.before[places], everyone), judges, calibration)
+        own_head = after if not heads else after[:, [heads.index(name) if name in heads else 0]]
+        columns = {"before": distances.before[rows][:, None], "after": own_head}
+        if heads:
+            columns["pooled"] = after[:, [0]]
+        if distances.unadapted is not None:
+            columns["unadapted"] = distances.unadapted[rows][:, None]
+        judges[name] = _scores(own, columns)
+    columns = {"before": distances.before[places][:, None], "after": everyone}
+    if distances.unadapted is not None:
+        columns["unadapted"] = distances.unadapted[places][:, None]
+    calibration = _calibration(pooled, everyone[:, 0]) if heads else ()
+    return JudgementScores(description, _scores(pooled, columns), judges, calibration)
 
 
 def pair_places(pairs: NDArray[np.int64], of: JudgedPairs) -> NDArray[np.int64]:
@@ -134,24 +150,23 @@ def pair_places(pairs: NDArray[np.int64], of: JudgedPairs) -> NDArray[np.int64]:
     return np.searchsorted(of.pairs[:, 0] * width + of.pairs[:, 1], pairs[:, 0] * width + pairs[:, 1])
 
 
-def _scores(judged: JudgedPairs, before: NDArray[np.float64], after: Sequence[NDArray[np.float64]]) -> JudgeScores:
-    """Return the scores of distances (P,) before and (P, K) after; a second entry of `after` is the pooled head's."""
+def _scores(judged: JudgedPairs, columns: Mapping[str, NDArray[np.float64]]) -> JudgeScores:
+    """Return the scores of distances (P, K) by name: those of `VoteAgreement`."""
     share, votes = judged.share, judged.votes
     has_majority = share != 0.5
-    columns = [before[:, None], *after]
 
     def statistics(target: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the agreement of each judgement with a target (R,): before, after, change and pooled, (R, 3 or 4)."""
+        """Return the agreement of each judgement with a target (R,): that of each column, and the change, (R, S)."""
         wanted = torch.from_numpy(target)[:, None]
         agreeing = [
             two_afc(torch.from_numpy(d[judged.first]), torch.from_numpy(d[judged.second]), wanted).mean(dim=1).numpy()
-            for d in columns
+            for d in columns.values()
         ]
-        return np.stack([*agreeing[:2], agreeing[1] - agreeing[0], *agreeing[2:]], axis=1)
+        return np.stack([*agreeing, agreeing[1] - agreeing[0]], axis=1)
 
     majority = (share > 0.5).astype(float)
     most = np.maximum(share, 1 - share)
-    several = bool((votes > 1).any())
+    several, names = bool((votes > 1).any()), [*columns, "change"]
     reference = judged.images[:, 0]
     human = float((votes * most)[has_majority].sum() / votes[has_majority].sum()) if has_majority.any() else None
     return JudgeScores(
@@ -159,20 +174,24 @@ def _scores(judged: JudgedPairs, before: NDArray[np.float64], after: Sequence[ND
         images=len(np.unique(judged.images)),
         ties=int((~has_majority).sum()),
         human=human if several else None,
-        votes=_agreement(statistics(share), votes, reference, float((votes * most).sum() / votes.sum())),
-        majority=_agreement(statistics(majority), has_majority.astype(float), reference, 1.0)
+        votes=_agreement(names, statistics(share), votes, reference, float((votes * most).sum() / votes.sum())),
+        majority=_agreement(names, statistics(majority), has_majority.astype(float), reference, 1.0)
         if several and has_majority.any()
         else None,
     )
 
 
 def _agreement(
-    values: NDArray[np.float64], weights: NDArray[np.float64], reference: NDArray[np.int64], ceiling: float
+    names: Sequence[str],
+    values: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    reference: NDArray[np.int64],
+    ceiling: float,
 ) -> VoteAgreement:
-    """Return weighted means of `values` (R, S) with intervals."""
-    means, low, high = bootstrap_means(values, weights, reference)
-    before, after, change, *pooled = (Interval(*row) for row in zip(means, low, high, strict=True))
-    return VoteAgreement(before, after, change, pooled[0] if pooled else None, ceiling)
+    """Return weighted means of `values` (R, S) with intervals, by name."""
+    rows = zip(*bootstrap_means(values, weights, reference), strict=True)
+    found: dict[str, Any] = {name: Interval(*row) for name, row in zip(names, rows, strict=True)}
+    return VoteAgreement(**{"pooled": None, **found}, ceiling=ceiling)
 
 
 def bootstrap_means(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from fastdps.evaluation.options import EvaluationOptions
 from fastdps.evaluation.run_scores import HumanAgreement, SubsetScores
 from fastdps.loading.loader import ShardLoader
 from fastdps.loading.spec import Batch
-from fastdps.metric.perceptual import PerceptualMetric, all_distances
+from fastdps.metric.perceptual import PerceptualMetric, all_distances, with_unadapted
 from fastdps.metric.scores import average_precision, human_ceiling, two_afc
 from fastdps.runtime.console import track
 from fastdps.runtime.processes import Distributed
@@ -134,6 +134,10 @@ class _Scorer:
     """Scores one sub-set in one pass; every process gets the same result."""
 
     def __init__(self, baseline: PerceptualMetric, adapted: Sequence[PerceptualMetric], processes: Distributed) -> None:
+        # With a single trained backbone its unadapted metric is one more column.
+        self._has_unadapted = len(adapted) == 1 and adapted[0].backbone is not baseline.backbone
+        if self._has_unadapted:
+            adapted = [with_unadapted(adapted[0])]
         self._baseline, self._adapted, self._processes = baseline, adapted, processes
         self._columns = 1 + sum(len(metric.weights) for metric in adapted)
 
@@ -155,7 +159,7 @@ class _Scorer:
             d0, d1 = self._distances(batch, "ref", "p0", "p1").unbind(dim=1)
             sums += torch.cat([human_ceiling(votes), two_afc(d0, d1, votes)], dim=1).sum(dim=0)
         human, *values = (self._processes.reduce(sums, reduction="sum") / samples).tolist()
-        return _subset_scores(samples, human, torch.tensor(values, dtype=torch.float64))
+        return self._subset_scores(samples, human, torch.tensor(values, dtype=torch.float64))
 
     def _score_jnd(self, batches: Iterable[Batch], samples: int) -> SubsetScores:
         """Rank all pairs of the sub-set, which needs the distances of all processes in one place."""
@@ -170,7 +174,13 @@ class _Scorer:
             distances[own] = self._distances(batch, "p0", "p1")[:, 0]
         votes, distances = self._processes.gather(votes), self._processes.gather(distances)
         is_sample = ~votes.isnan()
-        return _subset_scores(samples, None, average_precision(distances[is_sample], votes[is_sample]).cpu())
+        return self._subset_scores(samples, None, average_precision(distances[is_sample], votes[is_sample]).cpu())
+
+    def _subset_scores(self, samples: int, human: float | None, values: Tensor) -> SubsetScores:
+        """Return scores from the values of all columns, (1 + K,) or (2 + K,)."""
+        if not self._has_unadapted:
+            return _subset_scores(samples, human, values)
+        return replace(_subset_scores(samples, human, values[[0, *range(2, len(values))]]), unadapted=values[1].item())
 
     def _distances(self, batch: Batch, *names: str) -> Tensor:
         """Return the distances (n, D, 1 + K) of the first named component to each of the D others."""
@@ -182,7 +192,7 @@ def _subset_scores(samples: int, human: float | None, values: Tensor, of: Sequen
     """Return scores from `values` (1 + K,) float64 on the CPU: the baseline's, then that of each context."""
     baseline, contexts = values[0].item(), values[1:]
     adapted = contexts.mean().item()
-    return SubsetScores(samples, human, baseline, adapted, adapted - baseline, tuple(contexts.tolist()), tuple(of))
+    return SubsetScores(samples, human, baseline, adapted, adapted - baseline, tuple(contexts.tolist()), of=tuple(of))
 
 
 def _averages(scores: Mapping[Test, Mapping[str, SubsetScores]]) -> dict[str, SubsetScores | None]:
@@ -200,4 +210,6 @@ def _mean(scores: Mapping[str, SubsetScores], subsets: Collection[str]) -> Subse
     ceilings = [one.human for one in chosen if one.human is not None]
     values = [torch.tensor([one.baseline, *one.contexts], dtype=torch.float64) for one in chosen]
     human = sum(ceilings) / len(ceilings) if ceilings else None
-    return _subset_scores(sum(one.samples for one in chosen), human, torch.stack(values).mean(dim=0), of=list(subsets))
+    mean = _subset_scores(sum(one.samples for one in chosen), human, torch.stack(values).mean(dim=0), of=list(subsets))
+    unadapted = [one.unadapted for one in chosen if one.unadapted is not None]
+    return replace(mean, unadapted=sum(unadapted) / len(unadapted)) if unadapted else mean

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fastdps.contexts.interpolation import Interpolation
 from fastdps.errors import ConfigError
 from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
 from fastdps.runtime.processes import Processes
@@ -21,6 +22,8 @@ class EvaluationOptions:
     Attributes:
         draws: Number of draws of all distortions per image.
         batch_size: Samples per step and process.
+        interpolation: Sampling of the geometric distortions; None for that of the training, or, if that is mixed, for
+            nearest, the paper's.
         size: Side in pixels to which images are resized while loading, None for their packed size.
         loading: How shards are read.
         moments: Limits of the kept moments of a judgement set.
@@ -28,6 +31,7 @@ class EvaluationOptions:
 
     draws: int = DRAWS
     batch_size: int = 50
+    interpolation: Interpolation | None = None
     size: int | None = None
     loading: LoadOptions = field(default_factory=LoadOptions)
     moments: MomentLimits = field(default_factory=MomentLimits)
@@ -35,6 +39,10 @@ class EvaluationOptions:
     def __post_init__(self) -> None:
         if self.draws < 1:
             raise ConfigError(f"--draws must be at least 1, not {self.draws}.")
+
+    def interpolation_after(self, trained: Interpolation) -> Interpolation:
+        """Return the interpolation to score with after a training with that of `trained`."""
+        return self.interpolation or ("nearest" if trained == "mixed" else trained)
 
     def open(self, location: Location, processes: Processes) -> ShardLoader:
         """Return the loader of a shard set for this process, in packed order."""

@@ -77,6 +77,8 @@ class SubsetScores:
         change: `adapted - baseline`.
         contexts: Score of each context.
         of: Names of the sub-sets that a mean is over, empty for a single sub-set.
+        unadapted: Score of the run's trained backbone with equal weights; None for a frozen backbone, where that is the
+            baseline, and for a backbone per context.
     """
 
     samples: int
@@ -86,11 +88,13 @@ class SubsetScores:
     change: float
     contexts: tuple[float, ...]
     of: tuple[str, ...] = ()
+    unadapted: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scores as JSON types."""
         content = {**asdict(self), "contexts": list(self.contexts), "of": list(self.of)}
-        return content if self.of else {key: value for key, value in content.items() if key != "of"}
+        absent = {"of": not self.of, "unadapted": self.unadapted is None}
+        return {key: value for key, value in content.items() if not absent.get(key)}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> SubsetScores:

@@ -235,6 +235,15 @@ def all_distances(baseline: PerceptualMetric, adapted: Sequence[PerceptualMetric
     return torch.cat([distances(baseline.weights[:1], mean), *own], dim=-1)
 
 
+def with_unadapted(metric: PerceptualMetric) -> PerceptualMetric:
+    """Return a metric on the same backbone with 1 + K contexts: equal weights, then those of `metric`, without names.
+
+    So the unadapted metric of a trained backbone is scored in the same pass.
+    """
+    weights = torch.cat([torch.ones_like(metric.weights[:1]), metric.weights])
+    return PerceptualMetric(metric.backbone, weights, comparison=metric.comparison)
+
+
 def read_contexts(path: str | Path) -> tuple[list[Ranking], list[str]]:
     """Return the contexts of a metric file, in order, without reading its tensors.
 

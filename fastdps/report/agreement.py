@@ -83,6 +83,8 @@ def overall_sentences(pooled: Mapping[str, Any], *, has_own_heads: bool = False)
         f"{what} agrees with {percent(votes['after']['value'])} of the votes on {pooled['triplets']:,} triplets; "
         f"before adaptation it agreed with {percent(votes['before']['value'])}. {change_sentence(votes['change'])}"
     ]
+    if (kept := unadapted_sentence(pooled)) is not None:
+        sentences.append(kept)
     if majority is None:
         return sentences
     sentences.append(
@@ -97,6 +99,18 @@ def overall_sentences(pooled: Mapping[str, Any], *, has_own_heads: bool = False)
     if pooled["ties"]:
         sentence += f" {pooled['ties']:,} triplets without a majority are left out."
     return [*sentences, sentence]
+
+
+def unadapted_sentence(pooled: Mapping[str, Any]) -> str | None:
+    """Return what training the backbone did to its unadapted metric, None where the backbone was not trained."""
+    part = majority_of(pooled) or pooled["votes"]
+    if (unadapted := part.get("unadapted")) is None:
+        return None
+    what = "votes" if part is pooled["votes"] else "majority of votes"
+    return (
+        f"With equal weights for all channels, the trained backbone agrees with {percent(unadapted['value'])} of the "
+        f"{what}, and the pretrained one with {percent(part['before']['value'])}."
+    )
 
 
 def majority_of(scores: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -108,13 +108,22 @@ def _settings(record: RunRecord) -> dict[str, str]:
         **({"size": f"{data['size']} px"} if data["size"] else {}),
         **({"scored on, sha256": details["held_out"]["sha256"][:12]} if details else {}),
         **({"draws per image": str(details["held_out"]["draws"])} if details else {}),
+        **({"scored with": _scored_with(record)} if details else {}),
         **record.config["versions"],
         **record.config["machine"],
     }
 
 
 def _held_out(record: RunRecord) -> tuple[Any, ...]:
-    """Return contexts, held-out images and draws: scores are comparable if these are equal."""
+    """Return contexts, held-out images, draws and interpolation: scores are comparable if these are equal."""
     held_out = record.details["held_out"] if record.details else {}
     rankings = sorted(tuple(ranking) for ranking in record.config["rankings"])
-    return (tuple(rankings), held_out.get("sha256"), held_out.get("draws"))
+    return (tuple(rankings), held_out.get("sha256"), held_out.get("draws"), _scored_with(record))
+
+
+def _scored_with(record: RunRecord) -> str | None:
+    """Return the interpolation of the scores; before it was recorded, it was that of the training."""
+    if record.details is None:
+        return None
+    interpolation: str = record.details["held_out"].get("interpolation", record.config["config"]["interpolation"])
+    return interpolation

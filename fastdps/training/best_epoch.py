@@ -1,4 +1,8 @@
-"""Best epoch: score a validation set after each epoch, and keep the best state of each context."""
+"""Best epoch: score a validation set after each epoch, and keep the best state: of each context, or of all together.
+
+Heads on a frozen backbone are independent, so each context ends with its own best epoch. Contexts that share a trained
+backbone end with the epoch of the best mean.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,7 @@ def validation_scores(
 
 
 class BestEpoch:
-    """Keeps the state of the best epoch, separately for each context where they share a frozen backbone."""
+    """Keeps the state of the best epoch, separately for each context where the backbone is frozen."""
 
     def __init__(self, contexts: int, *, trains_backbone: bool) -> None:
         self.scores = torch.full((contexts,), -1.0, dtype=torch.float64)
@@ -51,6 +55,8 @@ class BestEpoch:
     def update(self, epoch: int, scores: Tensor, metric: PerceptualMetric) -> None:
         """Record the scores (K,) and, where they are better, the state after an epoch."""
         better = scores.cpu() > self.scores
+        if self._trains_backbone:
+            better = (scores.cpu().mean() > self.scores.mean()).expand_as(better)
         if not better.any():
             return
         self.scores[better] = scores.cpu()[better]

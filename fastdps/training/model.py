@@ -10,21 +10,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fastdps.loading.order import part_of
 from fastdps.metric.distances import Moments, group_moments, normalized_vectors
 from fastdps.metric.heads import Heads, LogisticJudge, MLPJudge
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.precision import Precision, autocast
 from fastdps.metric.scores import two_afc
 from fastdps.runtime.processes import Processes
+from fastdps.training.gathering import gathered
 from fastdps.training.losses import LOSSES, sync_loss
+from fastdps.training.prior import Prior
 from fastdps.training.recipes import TrainConfig
 from fastdps.training.tasks import GroupedImages, Judgements
+
+
+class Losses(NamedTuple):
+    """What one step is about.
+
+    Attributes:
+        loss: Loss of each image and context, mean over its judgements, (n, K); for a group of judgements that of each
+            judgement times its weight, (T, K).
+        accuracy: Accuracy in the same shape, without gradient.
+        prior: The term that holds the unadapted metric, see `fastdps.training.prior`; None without one.
+    """
+
+    loss: Tensor
+    accuracy: Tensor
+    prior: Tensor | None
 
 
 class TrainedModel(nn.Module):
@@ -50,6 +66,7 @@ class TrainedModel(nn.Module):
         else:
             self.judge = MLPJudge(contexts, generator=generator)
         self.metric: PerceptualMetric | None = None
+        self._prior: Prior | None = None
         self.loss = LOSSES[config.loss]
         self.sync_loss = config.sync_loss
 
@@ -62,6 +79,11 @@ class TrainedModel(nn.Module):
         """
         metric.backbone.requires_grad_(True)
         self.metric, self._precision, self._processes = metric, precision, processes
+        return self
+
+    def with_prior(self, prior: Prior) -> TrainedModel:
+        """Hold the unadapted metric of the trained backbone; `forward` with a step then returns the term."""
+        self._prior = prior
         return self
 
     @torch.no_grad()
@@ -86,8 +108,12 @@ class TrainedModel(nn.Module):
         return self.judge
 
     def forward(
-        self, inputs: Moments | Tensor | GroupedImages, judgements: Judgements, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        inputs: Moments | Tensor | GroupedImages,
+        judgements: Judgements,
+        generator: torch.Generator,
+        prior_step: int | None = None,
+    ) -> Losses:
         """Compute loss and accuracy.
 
         Args:
@@ -95,10 +121,7 @@ class TrainedModel(nn.Module):
                 group of judgements.
             judgements: The pairs to compare, with their votes.
             generator: Source of the dropout noise.
-
-        Returns:
-            Loss (n, K) and, without gradient, accuracy (n, K); both are means over the judgements of an image. For a
-            group, (T, K) of each judgement times its weight.
+            prior_step: Number of the step, to compute the term that holds the unadapted metric; None to omit it.
         """
         moments = inputs if isinstance(inputs, Moments) else self._moments(inputs)
         d0, d1 = judgements.pick(self.heads(moments.mean, moments.var, generator))
@@ -108,7 +131,10 @@ class TrainedModel(nn.Module):
             loss = loss + sync_loss(d0, d1, judgements.votes, accuracy.mean(dim=0))
         if judgements.weights is not None:
             loss, accuracy = loss * judgements.weights[:, None], accuracy * judgements.weights[:, None]
-        return loss, accuracy
+        prior = None
+        if self._prior is not None and self.metric is not None and prior_step is not None:
+            prior = self._prior.term(self.metric, prior_step)
+        return Losses(loss, accuracy, prior)
 
     def _moments(self, inputs: Tensor | GroupedImages) -> Moments:
         if self.metric is None:
@@ -123,38 +149,15 @@ class TrainedModel(nn.Module):
         with autocast(self._precision, group.images.device):
             features = metric.backbone(group.images)
         vectors = normalized_vectors(features, metric.comparison)
-        processes = self._processes
-        if processes is not None and processes.num_processes > 1:
-            vectors = _of_all_processes(vectors, group.images_of_all, processes)
+        if self._processes is not None:
+            vectors = _of_all_processes(vectors, group.images_of_all, self._processes)
         return group_moments(vectors, group.first, group.second, with_variance=self.training and self.heads.p > 0)
 
 
 def _of_all_processes(vectors: Sequence[Tensor], images: int, processes: Processes) -> list[Tensor]:
     """Return the vectors of the images of all processes, (m, P, C_l) per tap, from those of this one."""
+    if processes.num_processes == 1:
+        return list(vectors)
     flat = torch.cat([part.flatten(1) for part in vectors], dim=1)
-    gathered = _GatherImages.apply(flat, images, processes)
-    parts = gathered.split([math.prod(part.shape[1:]) for part in vectors], dim=1)
+    parts = gathered(flat, images, processes).split([math.prod(part.shape[1:]) for part in vectors], dim=1)
     return [part.unflatten(1, own.shape[1:]) for part, own in zip(parts, vectors, strict=True)]
-
-
-class _GatherImages(torch.autograd.Function):
-    """Collects the rows (m_r, F) of all processes, (m, F).
-
-    Every process computes the same loss from all rows, so it has the whole gradient of its own rows already. It is
-    multiplied by the number of processes, because gradients of parameters are averaged over processes.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, rows: int, processes: Processes) -> Tensor:
-        world = processes.num_processes
-        parts = [part_of(rows, rank, world) for rank in range(world)]
-        most = max(map(len, parts))
-        padded = own.new_zeros(most, own.shape[1])
-        padded[: len(own)] = own
-        gathered = processes.gather(padded).view(world, most, -1)
-        ctx.part, ctx.world = parts[processes.process_index], world
-        return torch.cat([one[: len(part)] for one, part in zip(gathered, parts, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return gradients[0][ctx.part.start : ctx.part.stop] * ctx.world, None, None

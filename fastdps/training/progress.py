@@ -100,6 +100,8 @@ class Meter:
         images: Number of images over all processes.
         samples: Number of samples over all processes.
         wait_s: Seconds that this process waited for data.
+        prior: Sum of the terms that hold the unadapted metric; None without them.
+        steps: Number of steps.
     """
 
     triplets_per_sample: int
@@ -109,6 +111,8 @@ class Meter:
     images: int = 0
     samples: int = 0
     wait_s: float = 0.0
+    prior: Tensor | None = None
+    steps: int = 0
 
     @classmethod
     def start(cls, device: torch.device, *, triplets_per_sample: int) -> Meter:
@@ -120,14 +124,17 @@ class Meter:
             started_s=time.perf_counter(),
         )
 
-    def add(self, loss: Tensor, accuracy: Tensor, batch: Batch, wait_s: float) -> None:
-        """Count one step: loss (n, K) and accuracy (n, K) of this process's part, and its wait for the data."""
+    def add(self, loss: Tensor, accuracy: Tensor, batch: Batch, wait_s: float, prior: Tensor | None = None) -> None:
+        """Count one step: loss and accuracy (n, K) of this process, its wait for the data, and the prior's term."""
         contexts = loss.shape[1]
         self.loss += loss.detach().sum() / contexts
         self.accuracy += accuracy.sum() / contexts
         self.images += batch.global_images
         self.samples += batch.global_size
         self.wait_s += wait_s
+        self.steps += 1
+        if prior is not None:
+            self.prior = prior if self.prior is None else self.prior + prior
 
     def rates(self) -> dict[str, float]:
         """Return the throughput over all processes, and the share of time that this process waited for data."""
@@ -139,6 +146,7 @@ class Meter:
         }
 
     def read(self, processes: Processes) -> dict[str, Any]:
-        """Return mean loss and accuracy over samples and contexts, and rates. Waits for device and processes."""
+        """Return means of loss, accuracy and the prior's term, and rates. Waits for device and processes."""
         sums = processes.reduce(torch.stack([self.loss, self.accuracy]), reduction="sum").tolist()
-        return {"loss": sums[0] / self.samples, "accuracy": sums[1] / self.samples, **self.rates()}
+        prior = {} if self.prior is None else {"prior": self.prior.item() / self.steps}
+        return {"loss": sums[0] / self.samples, "accuracy": sums[1] / self.samples, **prior, **self.rates()}

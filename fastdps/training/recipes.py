@@ -11,7 +11,7 @@ from fastdps.contexts.interpolation import Interpolation
 from fastdps.errors import ConfigError, did_you_mean
 from fastdps.runtime.json_files import Maybe, Number, check
 
-Variant = Literal["baseline", "lin", "tune", "scratch"]
+Variant = Literal["baseline", "lin", "shared", "tune", "scratch"]
 Comparison = Literal["spatial", "mean", "sort", "spatial+mean", "spatial+sort"]
 JudgeName = Literal["logistic", "mlp"]
 LossName = Literal["expected_error", "cross_entropy"]
@@ -19,6 +19,7 @@ PairsName = Literal["all", "one"]
 HeadInit = Literal["constant", "lpips"]
 Decay = Literal["cosine", "linear"]
 Solver = Literal["adam", "lbfgs"]
+Augment = Literal["none", "crop"]
 
 #: The types of settings that are not a choice of names: a schema of `fastdps.runtime.json_files`, and its description.
 _TYPES: dict[str, tuple[Any, str]] = {
@@ -31,6 +32,8 @@ _TYPES: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("initial_weight", "initial_temperature", "dropout"), (float, "a number")),
     **dict.fromkeys(("learning_rate", "backbone_learning_rate"), (Number(-1e300, 1e300), "a number")),
     "prior_strength": (Maybe(Number(0, 1e300)), "a number above 0"),
+    "keep": (Number(0, 1e300), "a number of at least 0"),
+    "crop_size": (Maybe(int), "a whole number above 0"),
     "folds": (int, "a whole number above 1"),
     "adam_betas": ([float], "two numbers in [0, 1)"),
 }
@@ -42,8 +45,8 @@ class TrainConfig:
 
     Attributes:
         recipe: Name of the recipe that the settings come from.
-        variant: What is trained: "baseline" nothing, "lin" the heads, "tune" heads and backbone, "scratch" both from a
-            random backbone.
+        variant: What is trained: "baseline" nothing; "lin" the heads; "shared" the heads and one backbone for all
+            contexts; "tune" the heads and a backbone for each context; "scratch" the same from a random backbone.
         backbone: Name of the backbone, see `fastdps.metric.backbones`.
         taps: Indices of the sub-modules whose outputs are compared, None for the backbone's default.
         comparison: How features are compared, see `fastdps.metric.distances`.
@@ -70,8 +73,12 @@ class TrainConfig:
         by: On a judgement set, the column whose value is the judge, or "judge" for that of the set: each judge is a
             context, beside the pooled one of all judges. None for the pooled one only.
         folds: With "lbfgs", number of folds of the cross-validation, which are divided by image.
-        interpolation: Sampling of the geometric distortions.
-        seed: Seed of everything random: contexts, order, distortions, dropout.
+        keep: Strength of the term that holds the unadapted metric of a trained backbone to that of the pretrained one,
+            see `fastdps.training.prior`; 0 for none.
+        augment: "crop" trains on random crops and flips of the images, "none" on whole images.
+        crop_size: Side in pixels of the crops; None for the size of the images.
+        interpolation: Sampling of the geometric distortions; "mixed" draws nearest or bilinear for each image.
+        seed: Seed of everything random: contexts, order, crops, distortions, dropout.
     """
 
     recipe: str
@@ -98,6 +105,9 @@ class TrainConfig:
     prior_strength: float | None = None
     folds: int = 5
     by: str | None = None
+    keep: float = 0.0
+    augment: Augment = "none"
+    crop_size: int | None = None
     interpolation: Interpolation = "nearest"
     seed: int = 0
 
@@ -127,6 +137,14 @@ class TrainConfig:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}.")
         if self.prior_strength is not None and not self.prior_strength > 0:
             raise ConfigError(f"prior_strength must be above 0, not {self.prior_strength}.")
+        if self.crop_size is not None and (self.augment == "none" or self.crop_size < 1):
+            raise ConfigError(
+                f"crop_size is {self.crop_size}; it is the side in pixels of the crops of augment='crop', and above 0."
+            )
+        if self.keep and not self.keeps_prior:
+            raise ConfigError(
+                f"keep is {self.keep}, but the variant {self.variant} does not train a pretrained backbone."
+            )
         if self.folds < 2:
             raise ConfigError(f"folds must be at least 2, not {self.folds}.")
         if not 0 <= self.dropout < 1:
@@ -136,8 +154,18 @@ class TrainConfig:
 
     @property
     def trains_backbone(self) -> bool:
-        """True if the backbone is trained, so that each context has one of its own."""
+        """True if the backbone is trained."""
+        return self.variant in ("shared", "tune", "scratch")
+
+    @property
+    def backbone_per_context(self) -> bool:
+        """True if each context has a trained backbone of its own, so that they are trained one after another."""
         return self.variant in ("tune", "scratch")
+
+    @property
+    def keeps_prior(self) -> bool:
+        """True if `keep` can hold the unadapted metric: a pretrained backbone is trained."""
+        return self.variant in ("shared", "tune")
 
     def replace(self, settings: Mapping[str, Any]) -> TrainConfig:
         """Return a copy with some settings replaced; None keeps a setting. Raises `ConfigError` for unknown names."""
@@ -173,6 +201,20 @@ def fast() -> TrainConfig:
     error ends about 0.01 above the cross-entropy in mean held-out accuracy, and 0.04 above it in the worst context.
     """
     return TrainConfig(recipe="fast")
+
+
+def shared() -> TrainConfig:
+    """Return the settings for one backbone with the heads of all contexts, on crops, that keeps its unadapted metric.
+
+    Interpolations are mixed, since a backbone that saw one only recognises distortions by the traces of resampling.
+    """
+    return TrainConfig(
+        recipe="shared",
+        variant="shared",
+        epochs=60,
+        augment="crop",
+        interpolation="mixed",
+    )
 
 
 def paper() -> TrainConfig:
@@ -217,10 +259,18 @@ def judgements() -> TrainConfig:
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "fast": fast,
+    "shared": shared,
     "paper": paper,
     "lpips": lpips,
     "judgements": judgements,
 }
+
+
+def default_recipe(variant: str | None, *, judgements: bool = False) -> str:
+    """Return the name of the recipe of a variant, where none is given, on judgement sets or on others."""
+    if judgements:
+        return "judgements"
+    return "shared" if variant == "shared" else "fast"
 
 
 def get_recipe(name: str, overrides: Mapping[str, Any]) -> TrainConfig:

@@ -14,7 +14,7 @@ from fastdps.loading.loader import LoadOptions
 from fastdps.shards.format import Manifest, read_manifest
 from fastdps.shards.judgements import JudgementTable, read_judgements
 from fastdps.shards.storage import Location
-from fastdps.training.recipes import TrainConfig, get_recipe
+from fastdps.training.recipes import TrainConfig, default_recipe, get_recipe
 from fastdps.training.triplet_images import triplet_table
 
 #: What to adapt to: "all", a number to draw, rankings as text or as tuples; empty for the judgements of a triplet set.
@@ -68,7 +68,7 @@ def select(
             return config, Selection(rankings)
     manifest = read_manifest(shards)
     is_judged = manifest.kind == "judgements"
-    config = config or get_recipe("judgements" if is_judged else "fast", settings)
+    config = config or get_recipe(default_recipe(settings.get("variant"), judgements=is_judged), settings)
     if is_judged:
         return config, _select_judges(contexts, shards, manifest, config)
     if config.solver == "lbfgs" and manifest.kind == "triplets" and not config.trains_backbone and config.by is None:
@@ -106,6 +106,11 @@ def _select_judges(contexts: Contexts | None, shards: Location, manifest: Manife
         raise ConfigError(
             f"the recipe {config.recipe} has the judge {config.judge}{' and the sync loss' * config.sync_loss}. On a "
             "judgement set the metric includes its judge, which must be logistic: use --recipe judgements."
+        )
+    if config.augment != "none":
+        raise ConfigError(
+            "a judgement is about whole images, so --augment crop is for shard sets of images and of triplets. Use "
+            "--augment none."
         )
     table, by = read_judgements(shards, manifest), config.by
     if by is None:

@@ -50,6 +50,8 @@ class Execution:
             raise ConfigError(f"--accumulate is {self.accumulate}; it must be at least 1.")
 
 
+#: Adam's term in the denominator, torch's default.
+ADAM_EPS = 1e-8
 #: Prefixes of the tensors in a checkpoint: names of the file format, which older checkpoints have too.
 _MODEL, _OPTIMIZER = "trainee.", "optimizer."
 
@@ -61,6 +63,7 @@ class Stepper:
         model: Heads, judges and, where it is trained, the backbone.
         optimizer: Adam over the parameters of `model`.
         scaler: The loss scale of a float16 backbone, disabled otherwise.
+        prior: The term of the last step that holds the unadapted metric, (); None without one.
     """
 
     def __init__(
@@ -76,11 +79,12 @@ class Stepper:
         if self._execution.compile:
             metric.backbone.compile(dynamic=True)  # dynamic, since the last batch of an epoch is shorter
         self.model = TrainedModel(config, task.contexts, metric.channels).to(processes.device)
+        # A backbone that contexts share learns from their mean, so that it learns at the same rate from 1 and from 720.
+        # Heads then have gradients smaller by that number; with eps as much smaller, Adam takes the same steps.
+        self._mean_of = task.contexts if config.trains_backbone else 1
+        heads = [*self.model.heads.parameters(), *self.model.judge.parameters()]
         groups: list[dict[str, Any]] = [
-            {
-                "params": [*self.model.heads.parameters(), *self.model.judge.parameters()],
-                "initial_lr": config.learning_rate,
-            }
+            {"params": heads, "initial_lr": config.learning_rate, "eps": ADAM_EPS / self._mean_of}
         ]
         if config.trains_backbone:
             self.model.with_backbone(metric, self._execution.precision, processes)
@@ -91,6 +95,7 @@ class Stepper:
         scaled = config.trains_backbone and resolve_precision(self._execution.precision, processes.device) == "fp16"
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=scaled)
         self._prepared: Any = None
+        self.prior: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors that steps change, for `load`. The loss scale, which is not a tensor, is not included."""
@@ -145,7 +150,9 @@ class Stepper:
         noise = dropout_generator(self._config.seed, step, rank, self._processes.device)
         try:
             pieces = list(split(batch, self._execution.accumulate))
-            results = [self._accumulate(piece, epoch, noise, last=piece is pieces[-1]) for piece in pieces]
+            results = [
+                self._accumulate(piece, epoch, noise, last_of=step if piece is pieces[-1] else None) for piece in pieces
+            ]
             self.scaler.step(self.optimizer)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
@@ -157,8 +164,10 @@ class Stepper:
         loss, accuracy = (torch.cat(values) for values in zip(*results, strict=True))
         return loss, accuracy
 
-    def _accumulate(self, batch: Batch, epoch: int, noise: torch.Generator, *, last: bool) -> tuple[Tensor, Tensor]:
-        """Add the gradients of one piece of a batch; processes exchange theirs with the last piece."""
+    def _accumulate(
+        self, batch: Batch, epoch: int, noise: torch.Generator, *, last_of: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Add the gradients of one piece of a batch; processes exchange theirs with the last piece of a step."""
         processes = self._processes
         with torch.no_grad():
             inputs: Tensor | GroupedImages | Moments = self._task.inputs(batch, epoch)
@@ -167,12 +176,14 @@ class Stepper:
             inputs = frozen_moments(self._metric, inputs, self._execution.precision)
         # The number of processes that compute the loss of a sample.
         copies = processes.num_processes if self._task.divides_images else 1
-        with processes.no_sync(self._prepared) if not last else contextlib.nullcontext():
-            loss, accuracy = self._prepared(inputs, judgements, noise)
+        with processes.no_sync(self._prepared) if last_of is None else contextlib.nullcontext():
+            loss, accuracy, prior = self._prepared(inputs, judgements, noise, last_of)
             # Gradients are averaged over processes. With this weight the average equals the gradient of the whole
             # batch, however its samples are divided. Contexts are summed, so that each learns as if it were trained by
-            # itself.
-            weighted = loss.sum() * (processes.num_processes / copies / batch.loss_size)
+            # itself; see `_mean_of` for those that share a trained backbone.
+            weighted = loss.sum() * (processes.num_processes / copies / batch.loss_size / self._mean_of)
+            if prior is not None:
+                weighted, self.prior = weighted + self._config.keep * prior, prior.detach()
             processes.backward(self.scaler.scale(weighted))
         return (loss.detach(), accuracy) if copies == 1 else (loss.detach() / copies, accuracy / copies)
 

@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fastdps.contexts.crops import crop, draw_crops
 from fastdps.contexts.distortions import NAMES, draw_plan, make_views, to_float
 from fastdps.contexts.philox import uniforms
 from fastdps.contexts.rankings import Ranking, labels, pairs
@@ -142,9 +143,9 @@ class RankingTask(Task):
         return 1 if self._config.pairs == "one" else len(self._first)
 
     def views(self, batch: Batch, epoch: int) -> Tensor:
-        """Return each image with its distorted versions."""
+        """Return each image, or a crop of it, with its distorted versions."""
         plan = draw_plan(batch.ids, seed=self._config.seed, epoch=epoch).to(batch.images.device)
-        return make_views(to_float(batch.images), plan, self._config.interpolation)
+        return make_views(_augmented(batch.images, batch.ids, epoch, self._config), plan, self._config.interpolation)
 
     def judgements(self, batch: Batch, epoch: int) -> Judgements:
         """Return all pairs for all contexts, or one pair per image and context in random order, drawn by counter."""
@@ -168,7 +169,8 @@ class JudgementTask(Task):
 
     kind = "triplets"
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self._config = config
         self._first, self._second = torch.tensor([0], device=device), torch.tensor([1], device=device)
 
     @property
@@ -176,10 +178,22 @@ class JudgementTask(Task):
         """One judgement per triplet."""
         return 1
 
-    def views(self, batch: Batch, epoch: int) -> Tensor:  # noqa: ARG002, the same in every epoch
-        """Return reference, p0 and p1."""
-        return torch.stack([to_float(batch.components[name]) for name in ("ref", "p0", "p1")], dim=1)
+    def views(self, batch: Batch, epoch: int) -> Tensor:
+        """Return reference, p0 and p1, or the same crop of all three."""
+        names = ("ref", "p0", "p1")
+        return torch.stack(
+            [_augmented(batch.components[name], batch.ids, epoch, self._config) for name in names], dim=1
+        )
 
     def judgements(self, batch: Batch, epoch: int) -> Judgements:  # noqa: ARG002
         """Return one pair per triplet, p0 and p1, with the share of votes for p1."""
         return Judgements(self._first, self._second, batch.components["judge"][:, None, None])
+
+
+def _augmented(images: Tensor, ids: Tensor, epoch: int, config: TrainConfig) -> Tensor:
+    """Return images uint8 (n, H, W, 3) as float (n, 3, H, W), cropped if the settings say so."""
+    floats = to_float(images)
+    if config.augment == "none":
+        return floats
+    plan = draw_crops(ids, seed=config.seed, epoch=epoch).to(floats.device)
+    return crop(floats, plan, config.crop_size or min(floats.shape[-2:]))

@@ -14,13 +14,16 @@ from typing import Any
 from torch import Tensor
 
 from fastdps.contexts.rankings import Ranking
+from fastdps.loading.loader import ShardLoader, open_shards
 from fastdps.loading.spec import BatchSource
 from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.precision import Precision
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.processes import Distributed, Processes, SingleProcess
 from fastdps.training.best_epoch import VALIDATION_SEED
 from fastdps.training.checkpoints import CheckpointPolicy
 from fastdps.training.loop import TrainingLoop, Validation, Validator, build_metric
+from fastdps.training.prior import GROUP, Prior, read_images
 from fastdps.training.recipes import TrainConfig
 from fastdps.training.run_config import RunData, begin, describe
 from fastdps.training.step import Execution
@@ -38,6 +41,7 @@ class Trainings(ABC):
     def __init__(self, config: TrainConfig, processes: Distributed, *, own_contexts: bool) -> None:
         self.config = config
         self.team: Processes = SingleProcess(processes) if own_contexts else processes
+        self._prior_images: Tensor | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -62,6 +66,18 @@ class Trainings(ABC):
     @abstractmethod
     def validation(self, number: int) -> Validator | None:
         """Return what chooses the best epoch of a training."""
+
+    @abstractmethod
+    def image_loader(self) -> ShardLoader:
+        """Return the images of the training set at the size of training, whole and in packed order."""
+
+    def prior(self, metric: PerceptualMetric, precision: Precision) -> Prior | None:
+        """Return what holds the unadapted metric of `metric`, None if `config.keep` is 0."""
+        if not self.config.keep:
+            return None
+        if self._prior_images is None:
+            self._prior_images = read_images(self.image_loader())
+        return Prior(metric, self._prior_images, self.team, precision)
 
     def prepare(self) -> None:  # noqa: B027, most trainings share nothing
         """Prepare what the trainings share. All processes call this once, before the first training."""
@@ -93,9 +109,9 @@ class ViewTrainings(Trainings):
     ) -> None:
         super().__init__(config, processes, own_contexts=own_contexts)
         self._rankings, self._data, self._device = rankings, data, processes.device
-        whole = RankingTask(rankings, config, self._device) if rankings else JudgementTask(self._device)
+        whole = RankingTask(rankings, config, self._device) if rankings else JudgementTask(config, self._device)
         self._tasks: list[Task] = [whole]
-        if config.trains_backbone and rankings:
+        if config.backbone_per_context and rankings:
             self._tasks = [RankingTask([ranking], config, self._device) for ranking in rankings]
         self._loader = data.open(data.shards, whole, config, self.team)
 
@@ -118,15 +134,24 @@ class ViewTrainings(Trainings):
         """Return the shard set, which all trainings read."""
         return self._loader
 
+    def image_loader(self) -> ShardLoader:
+        """Return the images of the training set, or its triplets."""
+        data = self._data
+        size = self.config.crop_size or data.size
+        return open_shards(data.shards, batch_size=GROUP, size=size, seed=None, options=data.loading)
+
     def validation(self, number: int) -> Validator | None:
-        """Return the validation set with its task, on other draws of the distortions than the training."""
+        """Return the validation set with its task, on whole images and other draws than the training."""
         if self._data.validation is None:
             return None
-        task = self._tasks[number]
+        task, whole = self._tasks[number], replace(self.config, augment="none", crop_size=None)
         if isinstance(task, RankingTask):
-            other_draws = replace(self.config, seed=VALIDATION_SEED, pairs="all")
+            other_draws = replace(whole, seed=VALIDATION_SEED, pairs="all")
             task = RankingTask(task.rankings, other_draws, self._device)
-        return Validation(task, self._data.open(self._data.validation, task, self.config, self.team))
+        else:
+            task = JudgementTask(whole, self._device)
+        data = replace(self._data, size=self.config.crop_size or self._data.size)
+        return Validation(task, data.open(self._data.validation, task, self.config, self.team))
 
 
 def run_trainings(
@@ -164,6 +189,8 @@ def run_trainings(
                 execution=execution,
                 checkpoints=checkpoints,
             )
+            if (prior := trainings.prior(metric, execution.precision)) is not None:
+                loop.hold_to(prior)
             if (weights := trainings.start(number)) is not None:
                 loop.start_from(weights)
             loop.fit(trainings.loader(number), trainings.validation(number), settings_sha256=settings)

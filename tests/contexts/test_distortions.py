@@ -143,7 +143,7 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "mixed"])
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_an_image_does_not_depend_on_its_batch(threads, height, width, interpolation):
     """The result is bitwise equal in batches of 1, 7 and 64, on one thread or two."""
@@ -153,10 +153,24 @@ def test_an_image_does_not_depend_on_its_batch(threads, height, width, interpola
     for count in (1, 2):
         threads(count)
         for batch in (1, 7, 64):
-            parts = zip(images.split(batch), plan.values.split(batch), strict=True)
-            views = [apply_plan(part, DistortionPlan(DISTORTIONS, v), interpolation=interpolation) for part, v in parts]
+            parts = zip(images.split(batch), plan.values.split(batch), plan.nearest.split(batch), strict=True)
+            views = [
+                apply_plan(part, DistortionPlan(DISTORTIONS, values, nearest), interpolation=interpolation)
+                for part, values, nearest in parts
+            ]
             versions.append(torch.cat(views))
     assert all(torch.equal(version, versions[0]) for version in versions[1:])
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_mixed_is_nearest_or_bilinear_for_each_image_as_its_plan_says(height, width):
+    images = smooth_images(64, height, width)
+    plan = draw_plan(torch.arange(64), seed=1, epoch=0)
+    assert 20 < plan.nearest.sum() < 44
+    mixed, nearest, bilinear = (apply_plan(images, plan, interpolation=i) for i in ("mixed", "nearest", "bilinear"))
+    wanted = torch.where(plan.nearest[:, None, None, None, None], nearest, bilinear)
+    assert ((mixed - wanted).abs() < 1e-4).float().mean() > 0.995  # positions between two pixels may round either way
+    assert ((mixed - wanted)[~plan.nearest].abs() < 1e-4).all()
 
 
 def test_color_of_greys_primaries_and_mixtures():

@@ -43,12 +43,12 @@ def gradients(tmp_path_factory, weights_dir):
         patch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
         patch.setenv("OMP_NUM_THREADS", "1")
         for launch in ([sys.executable], launch_command(2)):
-            result = run(*launch, *script, "lin:1", "tune:2")
+            result = run(*launch, *script, "lin:1", "tune:2", "shared:2")
             assert result.returncode == 0, result.stderr
     return out
 
 
-@pytest.mark.parametrize("variant", ["lin", "tune"])
+@pytest.mark.parametrize("variant", ["lin", "tune", "shared"])
 def test_two_processes_have_the_gradients_of_one_with_both_batches(gradients, variant):
     one, *two = (torch.load(gradients / f"{variant}-{name}.pt") for name in ("1-0", "2-0", "2-1"))
     assert len(one) > 1

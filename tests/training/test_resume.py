@@ -43,6 +43,10 @@ VARIANTS = {
     ],
     "lin, max steps, pieces": ["--max-steps", "10", "--accumulate", "3", "--checkpoint-every", "4"],
     "tune": ["--variant", "tune", "--epochs", "2", "--checkpoint-every", "3", "--validation", "{leaves}/val"],
+    "shared": [
+        *["--variant", "shared", "--epochs", "2", "--checkpoint-every", "3", "--validation", "{leaves}/val"],
+        *["--keep", "0.3"],
+    ],
     "scratch, batch norm": [
         *[
             "--variant",

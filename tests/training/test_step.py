@@ -22,6 +22,7 @@ from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.processes import join_processes
 from fastdps.training.loop import build_metric
+from fastdps.training.prior import Prior
 from fastdps.training.recipes import fast, get_recipe
 from fastdps.training.step import Execution, Stepper, split
 from fastdps.training.tasks import RankingTask
@@ -50,6 +51,8 @@ def gradients(together, batch: Batch, execution: Execution, **settings) -> list[
     config = get_recipe("fast", {"dropout": 0.0, "interpolation": "bilinear", **settings})
     task = RankingTask(RANKINGS[:1] if config.variant == "tune" else RANKINGS, config, CPU)
     stepper = Stepper(config, task, build_metric(config, task.rankings, CPU), together, execution)
+    if config.keep:
+        stepper.model.with_prior(Prior(build_metric(config, (), CPU), batch_of(5).images, together))
     found: list[torch.Tensor] = []
     stepper.optimizer.register_step_pre_hook(
         lambda optimizer, *_: found.extend(p.grad.clone() for group in optimizer.param_groups for p in group["params"])
@@ -58,11 +61,12 @@ def gradients(together, batch: Batch, execution: Execution, **settings) -> list[
     return found
 
 
-@pytest.mark.parametrize("variant", ["lin", "tune"])
+@pytest.mark.parametrize("variant", ["lin", "tune", "shared"])
 @pytest.mark.parametrize("pieces", [2, 3, 100])
 def test_pieces_give_the_gradients_of_the_whole(together, variant, pieces):
-    whole = gradients(together, batch_of(7), Execution(), variant=variant)
-    in_pieces = gradients(together, batch_of(7), Execution(accumulate=pieces), variant=variant)
+    settings = {"variant": variant, "augment": "crop", "keep": 0.0 if variant == "lin" else 0.5}
+    whole = gradients(together, batch_of(7), Execution(), **settings)
+    in_pieces = gradients(together, batch_of(7), Execution(accumulate=pieces), **settings)
     assert len(whole) == len(in_pieces) > 1
     for a, b in zip(whole, in_pieces, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)

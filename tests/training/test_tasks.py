@@ -82,7 +82,7 @@ def test_judgements_are_votes_for_the_second():
     n = 4
     images = {name: torch.randint(0, 256, (n, 64, 64, 3), dtype=torch.uint8) for name in ("ref", "p0", "p1")}
     batch = Batch({**images, "judge": torch.tensor([0.0, 0.25, 0.5, 1.0])}, torch.arange(n), n)
-    task = JudgementTask(CPU)
+    task = JudgementTask(fast(), CPU)
     views = task.views(batch, 0)
     assert torch.equal((views * 255).round().to(torch.uint8)[:, 2], images["p1"].permute(0, 3, 1, 2))
     judgements = task.judgements(batch, 0)
@@ -110,7 +110,7 @@ def test_the_papers_step_written_out(monkeypatch, weights_dir, flipped):
     trainee = TrainedModel(config, 1, metric.backbone.channels)
     trainee.heads.project_()
     judgements = task.judgements(batch, 0)
-    loss, _ = trainee(frozen_moments(metric, task.views(batch, 0)), judgements, torch.Generator())
+    loss, *_ = trainee(frozen_moments(metric, task.views(batch, 0)), judgements, torch.Generator())
     loss.mean().backward()
 
     network = lpips_oracle("alex", load_file(weights_dir / "alexnet_features.safetensors"))

@@ -205,7 +205,7 @@ def test_contexts_learn_as_if_each_were_alone():
         trainee = TrainedModel(config, len(chosen), channels=[20])
         optimizer = torch.optim.Adam(trainee.parameters(), lr=0.05, betas=config.adam_betas)
         for mean, var in moments:
-            loss, _ = trainee(Moments(mean, var), all_judgements(chosen), generator)
+            loss, *_ = trainee(Moments(mean, var), all_judgements(chosen), generator)
             (loss.sum() / len(mean)).backward()
             optimizer.step()
             optimizer.zero_grad()
