@@ -76,5 +76,5 @@ def test_what_the_readme_shows_works_from_a_wheel(environment, weights_dir, tmp_
     for command in COMMANDS:
         run(*command.split())
     assert run("python", "-c", PROGRAM).split("\n")[:2] == ["1", "torch.Size([1])"]
-    for file in ("runs/photos/report.html", "grid.png", "map.png", "mine.pth", "runs/demo/report.html"):
+    for file in ("runs/photos/report.html", "grid.png", "map.png", "mine.pth", "runs/demo/comparison.html"):
         assert (tmp_path / file).exists(), file

@@ -1,4 +1,7 @@
-"""`fastdps demo`: pack, adapt, score and report on generated images, and print the command of each step."""
+"""`fastdps demo`: pack, adapt, score and report on generated images, and print the command of each step.
+
+It adapts twice: the heads on the frozen backbone, and one backbone with all heads. A page compares the two.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ from fastdps.training.run import train
 
 IMAGES = 800
 HOLDOUT = 0.2
-EPOCHS = 30
+#: Epochs of each variant, in the order in which they are trained.
+EPOCHS = {"lin": 20, "shared": 12}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,13 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shards", type=Path, default=Path("shards/demo"), help="directory of the shard sets (default: shards/demo)"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run directory (default: runs/demo)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="directory of the two runs (default: runs/demo)"
+    )
     parser.add_argument(
         "--images", type=int, default=IMAGES, help=f"number of dead-leaves images to generate (default: {IMAGES})"
     )
-    parser.add_argument(
-        "--epochs", type=int, default=EPOCHS, help=f"number of passes over the images (default: {EPOCHS})"
-    )
+    default = ", ".join(f"{epochs} for {variant}" for variant, epochs in EPOCHS.items())
+    parser.add_argument("--epochs", type=int, help=f"number of passes over the images (default: {default})")
     add_quiet(parser)
 
 
@@ -61,14 +66,23 @@ def _run_steps(arguments: argparse.Namespace) -> None:
             progress=PackProgress(count.start, count.advance),
         )
     print_summary(packed)
-    _show("train", "--shards", shards / "train", "--out", out, "--epochs", arguments.epochs, "--overwrite")
-    run = train(shards / "train", out, overwrite=True, epochs=arguments.epochs)
+    for variant, epochs in EPOCHS.items():
+        _adapt(shards, out / variant, variant, arguments.epochs or epochs)
+    page = out / "comparison.html"
+    _show("report", *(out / variant for variant in EPOCHS), "--out", page)
+    report([out / variant for variant in EPOCHS], page)
+    print_result(f"\nImages: {shards}, metrics: {out / '*' / 'metric.safetensors'}, the two compared: {page}")
+
+
+def _adapt(shards: Path, out: Path, variant: str, epochs: int) -> None:
+    """Train one variant, score it and write its report."""
+    _show("train", "--shards", shards / "train", "--variant", variant, "--out", out, "--epochs", epochs, "--overwrite")
+    run = train(shards / "train", out, overwrite=True, variant=variant, epochs=epochs)
     print_result(f"Adapted to {len(run.rankings)} contexts: {out}")
     _show("evaluate", out, "--shards", shards / "val")
     print_evaluation(out, evaluate(out, shards=shards / "val"), on_contexts=True, on_people=False)
     _show("report", out)
     print_result(str(report(out)))
-    print_result(f"\nImages: {shards}, metric: {out / 'metric.safetensors'}, log: {out / 'log.jsonl'}")
 
 
 def _show(*command: object) -> None:
