@@ -27,8 +27,8 @@ class JudgedBatch(Batch):
     """A group of judgements, and this process's part of its images. Samples are judgements.
 
     The components are "image", uint8 (m_r, H, W, 3); "first" and "second", the images of each pair as positions among
-    the m images of the group, int64 (P,); "pair_a" and "pair_b", the pairs of each judgement, int64 (T,); "share" and
-    "weight", float32 (T,).
+    the m images of the group, int64 (P,); "pair_a" and "pair_b", the pairs of each judgement, and "judge", the number
+    of its judge, int64 (T,); "share" and "weight", float32 (T,).
 
     Attributes:
         images_of_all: Number of images of all processes, m.
@@ -136,6 +136,7 @@ class JudgedBatches:
         part = part_of(len(group.images), self._rank, self._world_size)
         own = group.images[part.start : part.stop]
         indices = {"first": both[:, 0], "second": both[:, 1], "pair_a": pair_a, "pair_b": pair_b}
+        indices["judge"] = judged.judge[group.judgements]
         values = {"share": judged.share[group.judgements], "weight": self._weights[group.judgements]}
         components: dict[str, Tensor] = {
             "image": self._kept.of(own),

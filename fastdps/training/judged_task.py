@@ -25,11 +25,24 @@ from fastdps.training.tasks import GroupedImages, PairJudgements, Task
 
 
 class JudgedTask(Task):
-    """Adapt to the judgements of one judge, or of all together."""
+    """Adapt to the judgements of one judge, or of all together; or to both at once, with a shared backbone.
+
+    Args:
+        shares: For a shared backbone: the share of the votes that each judge gave, (J,). There are 1 + J contexts, the
+            pooled one first; each counts the same, however many votes its judge gave. None for one context.
+    """
 
     kind = "judgements"
     divides_images = True
     is_calibrated = True
+
+    def __init__(self, shares: Tensor | None = None) -> None:
+        self._shares = shares
+
+    @property
+    def contexts(self) -> int:
+        """The number of contexts, K."""
+        return 1 if self._shares is None else 1 + len(self._shares)
 
     @property
     def judgements_per_image(self) -> int:
@@ -49,7 +62,12 @@ class JudgedTask(Task):
     def judgements(self, batch: Batch, epoch: int) -> PairJudgements:  # noqa: ARG002
         """Return the judgements of a `JudgedBatch`, weighted by their votes."""
         part = batch.components
-        return PairJudgements(part["pair_a"], part["pair_b"], part["share"][:, None, None], part["weight"])
+        weights = part["weight"]
+        if self._shares is not None:
+            judges = torch.arange(len(self._shares), device=weights.device)
+            own = (part["judge"][:, None] == judges) / self._shares.to(weights.device)
+            weights = weights[:, None] * torch.cat([torch.ones_like(own[:, :1]), own], dim=1)
+        return PairJudgements(part["pair_a"], part["pair_b"], part["share"][:, None, None], weights)
 
 
 @dataclass(frozen=True)
@@ -60,14 +78,19 @@ class JudgedValidation:
         judged: The judgements.
         loader: All images of the set, in packed order.
         limits: Limits of the kept moments.
+        judges: Number of judges that are contexts beside the pooled one, of a shared backbone.
     """
 
     judged: JudgedPairs
     loader: ShardLoader
     limits: MomentLimits
+    judges: int = 0
 
     def scores(self, metric: PerceptualMetric, processes: Processes, precision: Precision) -> Tensor:
-        """Return the share of the votes that agree with the metric, (1,). Each process scores some judgements."""
+        """Return the share of the votes of each context that agree with the metric, (K,).
+
+        Each process scores some judgements.
+        """
         own = self.judged.select(rows_of_rank(self.judged, processes.process_index, processes.num_processes))
         processes.beat("validates")
         moments = PairMoments(
@@ -82,6 +105,9 @@ class JudgedValidation:
         d = moments.distances(metric.weights)
         first, second = (torch.from_numpy(index).to(d.device) for index in (own.first, own.second))
         share, votes = (torch.from_numpy(value).to(d.device) for value in (own.share, own.votes))
-        agreed = votes @ two_afc(d[first].double(), d[second].double(), share[:, None])
-        sums = processes.reduce(torch.cat([agreed, votes.sum()[None]]), reduction="sum")
-        return sums[:1] / sums[1]
+        judge = torch.from_numpy(own.judge).to(d.device)[:, None]
+        counted = [torch.ones_like(judge, dtype=torch.bool), judge == torch.arange(self.judges, device=d.device)]
+        votes = votes[:, None] * torch.cat(counted, dim=1)
+        agreed = (votes * two_afc(d[first].double(), d[second].double(), share[:, None])).sum(dim=0)
+        sums = processes.reduce(torch.stack([agreed, votes.sum(dim=0)]), reduction="sum")
+        return sums[0] / sums[1]

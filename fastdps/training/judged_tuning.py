@@ -1,12 +1,15 @@
-"""Train backbones on a judgement set: one for all judges together, and one for each judge.
+"""Train backbones on a judgement set: one for all judges together and one for each judge, or a shared one.
 
 judgement set --> features once, convex fit: heads to start from --> training of the backbone of each context
+                                                                 '-> training of one backbone with all heads
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from fastdps.contexts.judgements import POOLED, JudgedPairs, image_folds, judged_pairs
@@ -33,7 +36,7 @@ from fastdps.training.trainings import Trainings
 
 
 class JudgedTrainings(Trainings):
-    """Trainings on a judgement set: all judges together, then each of them.
+    """Trainings on a judgement set: all judges together, then each of them; a single one with a shared backbone.
 
     Args:
         config: Settings of the run.
@@ -81,21 +84,27 @@ class JudgedTrainings(Trainings):
                     )
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._names) if self.config.backbone_per_context else 1
 
     def describe(self) -> dict[str, Any]:
         """Return the content of `config.json`."""
         return describe(self.config, [], self._data, self._loader, self._names)
 
     def metric(self, number: int) -> PerceptualMetric:
-        """Return the unadapted metric, named after its judge."""
+        """Return the unadapted metric, named after its judges."""
         metric = build_metric(self.config, (), self._processes.device)
-        metric.judges = self._names[number : number + 1]
-        return metric
+        names = self._names_of(number)
+        return PerceptualMetric(
+            metric.backbone, metric.weights.repeat(len(names), 1), comparison=metric.comparison, judges=names
+        ).to(self._processes.device)
 
-    def task(self, number: int) -> Task:  # noqa: ARG002
-        """Return the task, which is the same for all judges: batches hold the judgements."""
-        return JudgedTask()
+    def task(self, number: int) -> Task:
+        """Return the task: batches hold the judgements."""
+        if len(self._names_of(number)) == 1:
+            return JudgedTask()
+        judge, votes = self._judged.judge, self._judged.votes
+        of_judges = np.bincount(judge[judge >= 0], weights=votes[judge >= 0], minlength=len(self._names) - 1)
+        return JudgedTask(torch.from_numpy(of_judges / votes.sum()).float())
 
     def prepare(self) -> None:
         """Load the images, and fit the heads to start from."""
@@ -127,11 +136,16 @@ class JudgedTrainings(Trainings):
         """Return the judgements of the same judge in the validation set."""
         if self._validation is None:
             return None
-        return JudgedValidation(self._of(self._validation, number), self._validation_loader, self._limits)
+        judged, judges = self._of(self._validation, number), len(self._names_of(number)) - 1
+        return JudgedValidation(judged, self._validation_loader, self._limits, judges)
 
     def start(self, number: int) -> Tensor:
-        """Return the fitted head of a judge, (1, C)."""
-        return self._heads[number : number + 1]
+        """Return the fitted heads of a training, (K, C)."""
+        return self._heads if len(self) == 1 else self._heads[number : number + 1]
+
+    def _names_of(self, number: int) -> tuple[str, ...]:
+        """Return the names of the contexts of a training."""
+        return self._names if len(self) == 1 else self._names[number : number + 1]
 
     def _of(self, judged: JudgedPairs, number: int) -> JudgedPairs:
         """Return the judgements of a training: all of them, or those of one judge."""

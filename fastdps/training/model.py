@@ -129,8 +129,9 @@ class TrainedModel(nn.Module):
         accuracy = two_afc(d0.detach(), d1.detach(), judgements.votes).mean(dim=1)
         if self.sync_loss:
             loss = loss + sync_loss(d0, d1, judgements.votes, accuracy.mean(dim=0))
-        if judgements.weights is not None:
-            loss, accuracy = loss * judgements.weights[:, None], accuracy * judgements.weights[:, None]
+        if (weights := judgements.weights) is not None:
+            weights = weights if weights.dim() == 2 else weights[:, None]
+            loss, accuracy = loss * weights, accuracy * weights
         prior = None
         if self._prior is not None and self.metric is not None and prior_step is not None:
             prior = self._prior.term(self.metric, prior_step)

@@ -37,7 +37,8 @@ class Judgements:
             contexts.
         second: Index of the second version, in the same shape.
         votes: Share of votes for the second version as the closer one; broadcasts to (n, T, K).
-        weights: Weight of the losses and accuracies of each row of the result, (n,); None for equal weights.
+        weights: Weight of the losses and accuracies of each row of the result, (n,), or of each row and context,
+            (n, K); None for equal weights.
     """
 
     first: Tensor

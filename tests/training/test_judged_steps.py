@@ -29,6 +29,7 @@ from fastdps.training.judged_batches import JudgedBatches
 from fastdps.training.judged_task import JudgedTask
 from fastdps.training.kept_images import KeptImages
 from fastdps.training.model import TrainedModel
+from fastdps.training.pair_moments import PairMoments
 from fastdps.training.recipes import get_recipe
 from fastdps.training.step import Stepper
 from helpers.judged_images import packed_judged
@@ -251,3 +252,52 @@ def test_a_run_resumes_in_mid_epoch_with_another_number_of_processes(judged_set,
 
     with_two("--max-steps", "2", "--by", "judge", "--parallel", "contexts", "--out", str(tmp_path / "judges"))
     assert len(RunDirectory(tmp_path / "judges").metrics()) == 4
+
+
+def test_a_shared_backbone_counts_each_judge_the_same(loaded):
+    """The heads of a shared backbone have the gradients of the judges' own trainings, in one scale each."""
+    judged, kept = loaded
+    votes = np.bincount(judged.judge, weights=judged.votes)
+    task = JudgedTask(torch.from_numpy(votes / votes.sum()).float())
+    batches = JudgedBatches(judged, kept, most_images=50, seed=0)
+    (batch,) = batches.epoch(0)  # all images in one step
+    weights = task.judgements(batch, 0).weights
+    assert weights.shape == (len(judged), 1 + len(judged.judges)) == (len(judged), 1 + task._shares.numel())
+    torch.testing.assert_close(weights.sum(dim=0), torch.full((task.contexts,), float(len(judged))))
+    for number in range(len(judged.judges)):
+        assert torch.equal(weights[:, 1 + number] > 0, batch.components["judge"] == number)
+
+
+def test_a_shared_backbone_has_a_head_for_each_judge(judged_set, tmp_path, capsys):
+    run = tmp_path / "run"
+    argv = ["train", "--judgements", str(judged_set), "--out", str(run), "--variant", "shared", "--by", "person"]
+    argv += ["--epochs", "2", "--batch-size", "10", "--keep", "0.1", "--validation", str(judged_set)]
+    assert cli.main(argv) == 0
+    metric = PerceptualMetric.load(run / "metric.safetensors")
+    assert metric.judges == ("pooled", "bright", "colour", "random")
+    assert not torch.equal(metric.backbone.features[0].weight, Backbone("alexnet").features[0].weight)
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    chosen = next(record for record in log if record["event"] == "chosen")
+    assert len(chosen["accuracies"]) == 4
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(run), "--judgements", str(judged_set)]) == 0
+    shown = capsys.readouterr().out
+    scores = json.loads((run / "scores.json").read_text())["judgements"]
+    for judge, accuracy in zip(metric.judges, chosen["accuracies"], strict=True):
+        scored = scores["pooled"] if judge == "pooled" else scores["judges"][judge]
+        assert scored["votes"]["after"]["value"] == pytest.approx(accuracy, abs=1e-6)
+    unadapted = PerceptualMetric(metric.backbone)
+    table = judged_pairs(read_judgements(judged_set))
+    moments = PairMoments(unadapted, open_shards(judged_set, batch_size=50, seed=None), table.ids, table.pairs)
+    d = moments.distances(unadapted.weights)[:, 0].numpy()
+    agreed = np.where(d[table.first] < d[table.second], table.votes_a, table.votes_b).sum() / table.votes.sum()
+    pooled = scores["pooled"]
+    part = pooled["majority"] or pooled["votes"]
+    assert f"trained backbone {part['unadapted']['value']:.3f}" in shown
+    assert pooled["votes"]["unadapted"]["value"] == pytest.approx(agreed, abs=0.01)
+
+
+def test_judgements_are_about_whole_images(judged_set, tmp_path, capsys):
+    argv = ["train", "--judgements", str(judged_set), "--out", str(tmp_path / "run"), "--variant", "shared"]
+    assert cli.main([*argv, "--augment", "crop"]) == 1
+    assert "a judgement is about whole images" in capsys.readouterr().err
