@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fastdps.contexts.judgements import POOLED, JudgedPairs, image_folds, judged_pairs
 from fastdps.errors import ConfigError
-from fastdps.loading.loader import ShardLoader
 from fastdps.loading.spec import BatchSource
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.precision import Precision
@@ -127,10 +126,6 @@ class JudgedTrainings(Trainings):
             world_size=self.team.num_processes,
             device=self.team.device,
         )
-
-    def image_loader(self) -> ShardLoader:
-        """Return the images of the set."""
-        return self._loader
 
     def validation(self, number: int) -> Validator | None:
         """Return the judgements of the same judge in the validation set."""

@@ -30,7 +30,6 @@ from fastdps.runtime.signals import stop_request
 from fastdps.training.agreement import Agreement, LossGuard
 from fastdps.training.best_epoch import BestEpoch, validation_scores
 from fastdps.training.checkpoints import SETTINGS, Checkpoint, CheckpointPolicy, Checkpoints
-from fastdps.training.prior import Prior
 from fastdps.training.progress import Meter, Progress
 from fastdps.training.recipes import TrainConfig
 from fastdps.training.step import Execution, Stepper, learning_rate_factor
@@ -109,10 +108,6 @@ class TrainingLoop:
     def start_from(self, weights: Tensor) -> None:
         """Start with calibrated heads (K, C) instead of equal weights, unless `fit` resumes from a checkpoint."""
         self._stepper.model.start_from(weights)
-
-    def hold_to(self, prior: Prior) -> None:
-        """Hold the unadapted metric of the trained backbone to that of the pretrained one."""
-        self._stepper.model.with_prior(prior)
 
     def fit(
         self, loader: BatchSource, validation: Validator | None = None, *, settings_sha256: str | None = None

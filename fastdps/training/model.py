@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastdps.metric.distances import Moments, group_moments, normalized_vectors
+from fastdps.metric.backbones import Backbone
+from fastdps.metric.distances import Moments, group_moments, moments, normalized_vectors
 from fastdps.metric.heads import Heads, LogisticJudge, MLPJudge
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.precision import Precision, autocast
@@ -35,7 +36,8 @@ class Losses(NamedTuple):
         loss: Loss of each image and context, mean over its judgements, (n, K); for a group of judgements that of each
             judgement times its weight, (T, K).
         accuracy: Accuracy in the same shape, without gradient.
-        prior: The term that holds the unadapted metric, see `fastdps.training.prior`; None without one.
+        prior: The term that holds the unadapted metric, see `fastdps.training.prior`, of each image (n,), or of a group
+            (); None without one.
     """
 
     loss: Tensor
@@ -82,7 +84,7 @@ class TrainedModel(nn.Module):
         return self
 
     def with_prior(self, prior: Prior) -> TrainedModel:
-        """Hold the unadapted metric of the trained backbone; `forward` with a step then returns the term."""
+        """Hold the unadapted metric of the trained backbone."""
         self._prior = prior
         return self
 
@@ -112,7 +114,7 @@ class TrainedModel(nn.Module):
         inputs: Moments | Tensor | GroupedImages,
         judgements: Judgements,
         generator: torch.Generator,
-        prior_step: int | None = None,
+        held: Tensor | None = None,
     ) -> Losses:
         """Compute loss and accuracy.
 
@@ -121,10 +123,11 @@ class TrainedModel(nn.Module):
                 group of judgements.
             judgements: The pairs to compare, with their votes.
             generator: Source of the dropout noise.
-            prior_step: Number of the step, to compute the term that holds the unadapted metric; None to omit it.
+            held: Views whose distances the prior holds, see `fastdps.training.prior.held_views`; None for a group of
+                judgements, where it holds the compared pairs.
         """
-        moments = inputs if isinstance(inputs, Moments) else self._moments(inputs)
-        d0, d1 = judgements.pick(self.heads(moments.mean, moments.var, generator))
+        compared, prior = (inputs, None) if isinstance(inputs, Moments) else self._moments(inputs, held)
+        d0, d1 = judgements.pick(self.heads(compared.mean, compared.var, generator))
         loss = self.loss(self.judge(d0, d1), judgements.votes)
         accuracy = two_afc(d0.detach(), d1.detach(), judgements.votes).mean(dim=1)
         if self.sync_loss:
@@ -132,24 +135,32 @@ class TrainedModel(nn.Module):
         if (weights := judgements.weights) is not None:
             weights = weights if weights.dim() == 2 else weights[:, None]
             loss, accuracy = loss * weights, accuracy * weights
-        prior = None
-        if self._prior is not None and self.metric is not None and prior_step is not None:
-            prior = self._prior.term(self.metric, prior_step)
         return Losses(loss, accuracy, prior)
 
-    def _moments(self, inputs: Tensor | GroupedImages) -> Moments:
+    def _moments(self, inputs: Tensor | GroupedImages, held: Tensor | None) -> tuple[Moments, Tensor | None]:
+        """Return the moments, and the term of the prior, if there is one."""
         if self.metric is None:
             raise TypeError("views need a TrainedModel with a backbone")
+        comparison, prior = self.metric.comparison, self._prior
         if isinstance(inputs, GroupedImages):
-            return self._group_moments(self.metric, inputs)
+            found = self._group_moments(self.metric.backbone, comparison, inputs)
+            if prior is None:
+                return found, None
+            with torch.no_grad():
+                before = self._group_moments(prior.backbone, comparison, inputs).mean.sum(dim=-1)
+            return found, prior.difference(found.mean.sum(dim=-1), before)[0]
         with autocast(self._precision, inputs.device):
-            return self.metric.moments(inputs)
+            features = self.metric.backbone(inputs.flatten(0, 1))
+            found = moments(features, inputs.shape[1] - 1, comparison)
+        if prior is None or held is None:
+            return found, None
+        return found, prior.term(features, inputs, held)
 
-    def _group_moments(self, metric: PerceptualMetric, group: GroupedImages) -> Moments:
+    def _group_moments(self, backbone: Backbone, comparison: str, group: GroupedImages) -> Moments:
         """Return the moments (1, P, C) of the pairs of a group, whose images may be divided among processes."""
         with autocast(self._precision, group.images.device):
-            features = metric.backbone(group.images)
-        vectors = normalized_vectors(features, metric.comparison)
+            features = backbone(group.images)
+        vectors = normalized_vectors(features, comparison)
         if self._processes is not None:
             vectors = _of_all_processes(vectors, group.images_of_all, self._processes)
         return group_moments(vectors, group.first, group.second, with_variance=self.training and self.heads.p > 0)

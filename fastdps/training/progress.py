@@ -101,7 +101,6 @@ class Meter:
         samples: Number of samples over all processes.
         wait_s: Seconds that this process waited for data.
         prior: Sum of the terms that hold the unadapted metric; None without them.
-        steps: Number of steps.
     """
 
     triplets_per_sample: int
@@ -112,7 +111,6 @@ class Meter:
     samples: int = 0
     wait_s: float = 0.0
     prior: Tensor | None = None
-    steps: int = 0
 
     @classmethod
     def start(cls, device: torch.device, *, triplets_per_sample: int) -> Meter:
@@ -132,7 +130,6 @@ class Meter:
         self.images += batch.global_images
         self.samples += batch.global_size
         self.wait_s += wait_s
-        self.steps += 1
         if prior is not None:
             self.prior = prior if self.prior is None else self.prior + prior
 
@@ -147,6 +144,7 @@ class Meter:
 
     def read(self, processes: Processes) -> dict[str, Any]:
         """Return means of loss, accuracy and the prior's term, and rates. Waits for device and processes."""
-        sums = processes.reduce(torch.stack([self.loss, self.accuracy]), reduction="sum").tolist()
-        prior = {} if self.prior is None else {"prior": self.prior.item() / self.steps}
-        return {"loss": sums[0] / self.samples, "accuracy": sums[1] / self.samples, **prior, **self.rates()}
+        names = ["loss", "accuracy"] + ["prior"] * (self.prior is not None)
+        values = [self.loss, self.accuracy, *([] if self.prior is None else [self.prior])]
+        sums = processes.reduce(torch.stack(values), reduction="sum").tolist()
+        return {**{name: value / self.samples for name, value in zip(names, sums, strict=True)}, **self.rates()}

@@ -23,6 +23,7 @@ from fastdps.metric.perceptual import PerceptualMetric, frozen_moments
 from fastdps.metric.precision import Precision, resolve_precision
 from fastdps.runtime.processes import Processes
 from fastdps.training.model import TrainedModel
+from fastdps.training.prior import Prior
 from fastdps.training.recipes import TrainConfig
 from fastdps.training.tasks import GroupedImages, Task
 
@@ -63,7 +64,8 @@ class Stepper:
         model: Heads, judges and, where it is trained, the backbone.
         optimizer: Adam over the parameters of `model`.
         scaler: The loss scale of a float16 backbone, disabled otherwise.
-        prior: The term of the last step that holds the unadapted metric, (); None without one.
+        prior: The term of the last step that holds the unadapted metric, the sum over this process's images, (); None
+            without one.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class Stepper:
     ) -> None:
         self._config, self._task, self._metric, self._processes = config, task, metric, processes
         self._execution = execution or Execution()
+        # A copy of the backbone, so before it is compiled.
+        prior = Prior(metric.backbone, metric.comparison, self._execution.precision) if config.keep else None
         if self._execution.compile:
             metric.backbone.compile(dynamic=True)  # dynamic, since the last batch of an epoch is shorter
         self.model = TrainedModel(config, task.contexts, metric.channels).to(processes.device)
@@ -88,6 +92,8 @@ class Stepper:
         ]
         if config.trains_backbone:
             self.model.with_backbone(metric, self._execution.precision, processes)
+            if prior is not None:
+                self.model.with_prior(prior)
             own = list(metric.backbone.parameters())
             groups.append({"params": own, "initial_lr": config.backbone_learning_rate})
         self.optimizer = torch.optim.Adam(groups, betas=config.adam_betas, fused=True)
@@ -150,9 +156,7 @@ class Stepper:
         noise = dropout_generator(self._config.seed, step, rank, self._processes.device)
         try:
             pieces = list(split(batch, self._execution.accumulate))
-            results = [
-                self._accumulate(piece, epoch, noise, last_of=step if piece is pieces[-1] else None) for piece in pieces
-            ]
+            results = [self._accumulate(piece, epoch, noise, last=piece is pieces[-1]) for piece in pieces]
             self.scaler.step(self.optimizer)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
@@ -161,13 +165,14 @@ class Stepper:
         self.scaler.update()
         self.optimizer.zero_grad()
         self.model.heads.project_()
-        loss, accuracy = (torch.cat(values) for values in zip(*results, strict=True))
-        return loss, accuracy
+        losses, accuracies, priors = zip(*results, strict=True)
+        self.prior = torch.stack(priors).sum() if self._config.keep else None
+        return torch.cat(losses), torch.cat(accuracies)
 
     def _accumulate(
-        self, batch: Batch, epoch: int, noise: torch.Generator, *, last_of: int | None
-    ) -> tuple[Tensor, Tensor]:
-        """Add the gradients of one piece of a batch; processes exchange theirs with the last piece of a step."""
+        self, batch: Batch, epoch: int, noise: torch.Generator, *, last: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Add the gradients of one piece of a batch; processes exchange theirs with the last piece."""
         processes = self._processes
         with torch.no_grad():
             inputs: Tensor | GroupedImages | Moments = self._task.inputs(batch, epoch)
@@ -176,16 +181,21 @@ class Stepper:
             inputs = frozen_moments(self._metric, inputs, self._execution.precision)
         # The number of processes that compute the loss of a sample.
         copies = processes.num_processes if self._task.divides_images else 1
-        with processes.no_sync(self._prepared) if last_of is None else contextlib.nullcontext():
-            loss, accuracy, prior = self._prepared(inputs, judgements, noise, last_of)
+        held = self._task.held_views(batch, epoch) if self._config.keep else None
+        with processes.no_sync(self._prepared) if not last else contextlib.nullcontext():
+            loss, accuracy, prior = self._prepared(inputs, judgements, noise, held)
             # Gradients are averaged over processes. With this weight the average equals the gradient of the whole
             # batch, however its samples are divided. Contexts are summed, so that each learns as if it were trained by
             # itself; see `_mean_of` for those that share a trained backbone.
-            weighted = loss.sum() * (processes.num_processes / copies / batch.loss_size / self._mean_of)
-            if prior is not None:
-                weighted, self.prior = weighted + self._config.keep * prior, prior.detach()
+            share = processes.num_processes / copies / batch.loss_size
+            weighted = loss.sum() * (share / self._mean_of)
+            if prior is not None:  # of a group, it is the same on all processes
+                weighted = weighted + self._config.keep * (prior if prior.dim() == 0 else prior.sum() * share)
             processes.backward(self.scaler.scale(weighted))
-        return (loss.detach(), accuracy) if copies == 1 else (loss.detach() / copies, accuracy / copies)
+        held_back = torch.zeros((), device=processes.device) if prior is None else prior.detach().sum() / copies
+        if copies > 1:
+            loss, accuracy = loss / copies, accuracy / copies
+        return loss.detach(), accuracy, held_back
 
     def _out_of_memory(self, batch: Batch) -> TrainingError:
         config, pieces = self._config, self._execution.accumulate

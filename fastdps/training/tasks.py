@@ -22,6 +22,7 @@ from fastdps.contexts.philox import uniforms
 from fastdps.contexts.rankings import Ranking, labels, pairs
 from fastdps.loading.spec import Batch
 from fastdps.shards.format import COMPONENTS, Kind
+from fastdps.training.prior import held_views
 from fastdps.training.recipes import TrainConfig
 
 #: Number of the first random stream that draws pairs; lower streams draw distortions.
@@ -126,6 +127,10 @@ class Task(ABC):
     def judgements(self, batch: Batch, epoch: int) -> Judgements:
         """Return the pairs to compare in this batch, with their votes."""
 
+    def held_views(self, batch: Batch, epoch: int) -> Tensor | None:  # noqa: ARG002
+        """Return the views whose distances the prior holds, see `fastdps.training.prior`; None for a group."""
+        return None
+
 
 class RankingTask(Task):
     """Adapt to rankings of the distortions, with new distortions for every image in every epoch."""
@@ -147,6 +152,11 @@ class RankingTask(Task):
         """Return each image, or a crop of it, with its distorted versions."""
         plan = draw_plan(batch.ids, seed=self._config.seed, epoch=epoch).to(batch.images.device)
         return make_views(_augmented(batch.images, batch.ids, epoch, self._config), plan, self._config.interpolation)
+
+    def held_views(self, batch: Batch, epoch: int) -> Tensor:
+        """Return some of the distorted versions, drawn by counter."""
+        drawn = held_views(batch.ids, len(NAMES), seed=self._config.seed, epoch=epoch)
+        return drawn.to(self._votes.device)
 
     def judgements(self, batch: Batch, epoch: int) -> Judgements:
         """Return all pairs for all contexts, or one pair per image and context in random order, drawn by counter."""
@@ -185,6 +195,10 @@ class JudgementTask(Task):
         return torch.stack(
             [_augmented(batch.components[name], batch.ids, epoch, self._config) for name in names], dim=1
         )
+
+    def held_views(self, batch: Batch, epoch: int) -> Tensor:  # noqa: ARG002
+        """Return all three images."""
+        return torch.arange(3, device=self._first.device).expand(len(batch.ids), -1)
 
     def judgements(self, batch: Batch, epoch: int) -> Judgements:  # noqa: ARG002
         """Return one pair per triplet, p0 and p1, with the share of votes for p1."""

@@ -14,16 +14,13 @@ from typing import Any
 from torch import Tensor
 
 from fastdps.contexts.rankings import Ranking
-from fastdps.loading.loader import ShardLoader, open_shards
 from fastdps.loading.spec import BatchSource
 from fastdps.metric.perceptual import PerceptualMetric
-from fastdps.metric.precision import Precision
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.processes import Distributed, Processes, SingleProcess
 from fastdps.training.best_epoch import VALIDATION_SEED
 from fastdps.training.checkpoints import CheckpointPolicy
 from fastdps.training.loop import TrainingLoop, Validation, Validator, build_metric
-from fastdps.training.prior import GROUP, Prior, read_images
 from fastdps.training.recipes import TrainConfig
 from fastdps.training.run_config import RunData, begin, describe
 from fastdps.training.step import Execution
@@ -41,7 +38,6 @@ class Trainings(ABC):
     def __init__(self, config: TrainConfig, processes: Distributed, *, own_contexts: bool) -> None:
         self.config = config
         self.team: Processes = SingleProcess(processes) if own_contexts else processes
-        self._prior_images: Tensor | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -66,18 +62,6 @@ class Trainings(ABC):
     @abstractmethod
     def validation(self, number: int) -> Validator | None:
         """Return what chooses the best epoch of a training."""
-
-    @abstractmethod
-    def image_loader(self) -> ShardLoader:
-        """Return the images of the training set at the size of training, whole and in packed order."""
-
-    def prior(self, metric: PerceptualMetric, precision: Precision) -> Prior | None:
-        """Return what holds the unadapted metric of `metric`, None if `config.keep` is 0."""
-        if not self.config.keep:
-            return None
-        if self._prior_images is None:
-            self._prior_images = read_images(self.image_loader())
-        return Prior(metric, self._prior_images, self.team, precision)
 
     def prepare(self) -> None:  # noqa: B027, most trainings share nothing
         """Prepare what the trainings share. All processes call this once, before the first training."""
@@ -134,12 +118,6 @@ class ViewTrainings(Trainings):
         """Return the shard set, which all trainings read."""
         return self._loader
 
-    def image_loader(self) -> ShardLoader:
-        """Return the images of the training set, or its triplets."""
-        data = self._data
-        size = self.config.crop_size or data.size
-        return open_shards(data.shards, batch_size=GROUP, size=size, seed=None, options=data.loading)
-
     def validation(self, number: int) -> Validator | None:
         """Return the validation set with its task, on whole images and other draws than the training."""
         if self._data.validation is None:
@@ -189,8 +167,6 @@ def run_trainings(
                 execution=execution,
                 checkpoints=checkpoints,
             )
-            if (prior := trainings.prior(metric, execution.precision)) is not None:
-                loop.hold_to(prior)
             if (weights := trainings.start(number)) is not None:
                 loop.start_from(weights)
             loop.fit(trainings.loader(number), trainings.validation(number), settings_sha256=settings)

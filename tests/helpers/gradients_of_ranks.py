@@ -10,7 +10,6 @@ from fastdps.contexts.rankings import sample_rankings
 from fastdps.loading.loader import open_shards
 from fastdps.runtime.processes import Distributed, join_processes
 from fastdps.training.loop import build_metric
-from fastdps.training.prior import Prior, read_images
 from fastdps.training.recipes import get_recipe
 from fastdps.training.step import Execution, Stepper
 from fastdps.training.tasks import RankingTask
@@ -31,9 +30,6 @@ def gradients(shards: str, variant: str, pieces: int, processes: Distributed) ->
     task = RankingTask(sample_rankings(1 if variant == "tune" else 24, NAMES, seed=1), config, processes.device)
     metric = build_metric(config, task.rankings, processes.device)
     stepper = Stepper(config, task, metric, processes, Execution(accumulate=pieces))
-    if config.keep:
-        images = read_images(open_shards(shards, batch_size=7, seed=None), 9)
-        stepper.model.with_prior(Prior(build_metric(config, (), processes.device), images, processes))
     found: dict[str, torch.Tensor] = {}
 
     def keep(optimizer, *_):

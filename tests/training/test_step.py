@@ -22,7 +22,6 @@ from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.processes import join_processes
 from fastdps.training.loop import build_metric
-from fastdps.training.prior import Prior
 from fastdps.training.recipes import fast, get_recipe
 from fastdps.training.step import Execution, Stepper, split
 from fastdps.training.tasks import RankingTask
@@ -51,8 +50,6 @@ def gradients(together, batch: Batch, execution: Execution, **settings) -> list[
     config = get_recipe("fast", {"dropout": 0.0, "interpolation": "bilinear", **settings})
     task = RankingTask(RANKINGS[:1] if config.variant == "tune" else RANKINGS, config, CPU)
     stepper = Stepper(config, task, build_metric(config, task.rankings, CPU), together, execution)
-    if config.keep:
-        stepper.model.with_prior(Prior(build_metric(config, (), CPU), batch_of(5).images, together))
     found: list[torch.Tensor] = []
     stepper.optimizer.register_step_pre_hook(
         lambda optimizer, *_: found.extend(p.grad.clone() for group in optimizer.param_groups for p in group["params"])
