@@ -57,7 +57,7 @@ def bars(results: dict[str, Any]) -> list[Bar]:
     on_gpu = results["settings"]["device"] != "cpu"
     found = []
     for row in results["measurements"]:
-        if row["stage"] != "train" or not row["parts_s"] or row["what"].startswith("tune"):
+        if row["stage"] != "train" or not row["parts_s"] or row["what"].startswith(("tune", "shared")):
             continue
         whole_ms = 1e3 / row["median"]
         alone_ms = {name: 1e3 * row["parts_s"][name] for name in COLOURS if name in row["parts_s"]}

@@ -36,16 +36,26 @@ class TrainCase:
 
     Attributes:
         contexts: The number of contexts.
-        tuned: Whether the backbone is trained.
+        variant: What is trained.
         headline: Whether the row goes into the README.
     """
 
     contexts: int
-    tuned: bool = False
+    variant: str = "lin"
     headline: bool = True
 
     def __str__(self) -> str:
-        return f"{'tune' if self.tuned else 'lin'}, {self.contexts} context{'s' if self.contexts > 1 else ''}"
+        return f"{self.variant}, {self.contexts} context{'s' if self.contexts > 1 else ''}"
+
+    @property
+    def tuned(self) -> bool:
+        """True if the backbone is trained."""
+        return self.variant != "lin"
+
+    @property
+    def single(self) -> TrainCase:
+        """The case of one context that the time of a case of many is compared with."""
+        return TUNED if self.tuned else TrainCase(1)
 
     @property
     def usual(self) -> str:
@@ -54,7 +64,8 @@ class TrainCase:
 
 
 USUAL, USUAL_TUNED = "the usual way", "the usual way with its backbone trained"
-CASES = (TrainCase(1), TrainCase(24, headline=False), TrainCase(720), TrainCase(1, tuned=True))
+TUNED = TrainCase(1, "tune")
+CASES = (TrainCase(1), TrainCase(24, headline=False), TrainCase(720), TUNED, TrainCase(720, "shared"))
 QUICK_CASES = (TrainCase(1), TrainCase(720))
 
 
@@ -137,9 +148,9 @@ def _parts(parts: StepParts, cases: tuple[TrainCase, ...]) -> dict[str, Workload
 
 def _time_ratio(case: TrainCase, rates: Mapping[str, Samples]) -> dict[str, float]:
     """Return the ratio of the time per image with many contexts to that with one, as the median over rounds."""
-    if case.tuned or case.contexts == 1:
+    if case.contexts == 1:
         return {}
-    pairs = zip(rates[str(TrainCase(1))], rates[str(case)], strict=True)
+    pairs = zip(rates[str(case.single)], rates[str(case)], strict=True)
     return {"time_ratio": spread([one / many for one, many in pairs]).median}
 
 
@@ -162,7 +173,7 @@ class TrainingWorkload:
     def __init__(self, shards: Path, case: TrainCase, runs: Path) -> None:
         self._samples = read_manifest(shards).samples
         self._run = RunDirectory(runs / str(case))
-        self._shards, self._contexts, self._variant = shards, case.contexts, "tune" if case.tuned else "lin"
+        self._shards, self._contexts, self._variant = shards, case.contexts, case.variant
         self.wait_fractions: list[float] = []
 
     def __call__(self, amount: int) -> Timed:

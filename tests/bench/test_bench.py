@@ -156,7 +156,7 @@ def test_training_against_the_usual_ways(tiny, weights_dir, monkeypatch, capsys)
     way = "the usual way with its backbone trained"
     contexts = ["1 context", "24 contexts", "720 contexts"]
     expected = ["the usual way, 1 context", f"{way}, 1 context", *(f"lin, {what}" for what in contexts)]
-    assert [what for _, what in rows] == [*expected, "tune, 1 context"]
+    assert [what for _, what in rows] == [*expected, "tune, 1 context", "shared, 720 contexts"]
     tuned, lin = rows["train", "tune, 1 context"], rows["train", "lin, 1 context"]
     assert tuned["usual"]["what"] == way
     assert tuned["usual"]["samples"] == rows["train", f"{way}, 1 context"]["samples"]
@@ -165,6 +165,9 @@ def test_training_against_the_usual_ways(tiny, weights_dir, monkeypatch, capsys)
     assert [tuned["parts_s"][part] == lin["parts_s"][part] for part in ("features", "distances")] == [False] * 2
     assert "time_ratio" in rows["train", "lin, 24 contexts"]["notes"]
     assert "time_ratio" not in tuned["notes"]
+    shared = rows["train", "shared, 720 contexts"]
+    ratios = np.divide(tuned["samples"], shared["samples"])
+    assert shared["notes"]["time_ratio"] == pytest.approx(np.median(ratios))
 
 
 @pytest.mark.slow
