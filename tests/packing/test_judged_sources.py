@@ -249,6 +249,7 @@ def test_bad_rows_are_rejected_by_line(tmp_path, rows, form):
         [*rows[0][:3], 1.5],
         [*rows[0][:3], "yes"],
         [*rows[0][:3], "nan"],
+        [*rows[0][:3], 10**400],
         ["", *rows[0][1:]],
     ]
     path = write_triplets(tmp_path / "in", form, [*rows, *bad])
@@ -258,7 +259,7 @@ def test_bad_rows_are_rejected_by_line(tmp_path, rows, form):
     assert {int(name.split()[1].rstrip(":")) for name in reasons} == set(range(first, first + len(bad)))
     missing = next(reason for name, reason in reasons.items() if "9.png" in name)
     assert missing.startswith("ref cannot be read")
-    assert sum("not a share of votes" in reason for reason in reasons.values()) == 3
+    assert sum("not a share of votes" in reason for reason in reasons.values()) == 4
 
 
 def test_other_columns_and_orders_and_quotes_are_fine(tmp_path, rows):

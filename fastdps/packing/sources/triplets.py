@@ -78,7 +78,7 @@ class Triplets(Source):
         if name in SCALARS:
             try:
                 share = float(cell)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 share = math.nan
             if not 0 <= share <= 1:
                 raise UnreadableItemError(f"{name} is {cell!r}, not a share of votes in [0, 1]")
