@@ -21,6 +21,8 @@ Decay = Literal["cosine", "linear"]
 Solver = Literal["adam", "lbfgs"]
 Augment = Literal["none", "crop"]
 
+#: Variants that train a pretrained backbone, whose unadapted metric can be held.
+KEEPING: tuple[Variant, ...] = ("shared", "tune")
 #: The types of settings that are not a choice of names: a schema of `fastdps.runtime.json_files`, and its description.
 _TYPES: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("recipe", "backbone"), (str, "a name")),
@@ -165,7 +167,7 @@ class TrainConfig:
     @property
     def keeps_prior(self) -> bool:
         """True if `keep` can hold the unadapted metric: a pretrained backbone is trained."""
-        return self.variant in ("shared", "tune")
+        return self.variant in KEEPING
 
     def replace(self, settings: Mapping[str, Any]) -> TrainConfig:
         """Return a copy with some settings replaced; None keeps a setting. Raises `ConfigError` for unknown names."""
@@ -214,6 +216,7 @@ def shared() -> TrainConfig:
         epochs=60,
         augment="crop",
         interpolation="mixed",
+        keep=2.0,
     )
 
 
@@ -285,4 +288,7 @@ def get_recipe(name: str, overrides: Mapping[str, Any]) -> TrainConfig:
     """
     if name not in RECIPES:
         raise ConfigError(f"Unknown recipe {name!r}.{did_you_mean(name, RECIPES)} Known: {', '.join(RECIPES)}.")
-    return RECIPES[name]().replace(overrides)
+    recipe = RECIPES[name]()
+    if overrides.get("variant") not in (None, *KEEPING):
+        recipe = dataclasses.replace(recipe, keep=0.0)  # there is nothing to hold
+    return recipe.replace(overrides)

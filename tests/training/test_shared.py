@@ -195,6 +195,11 @@ def test_the_images_of_a_triplet_are_cropped_alike():
     assert not torch.equal(views, JudgementTask(config, CPU).views(batch, 1))
 
 
+def test_the_recipe_holds_nothing_where_nothing_can_be_held():
+    assert get_recipe("shared", {}).keep > 0
+    assert get_recipe("shared", {"variant": "lin"}).keep == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
