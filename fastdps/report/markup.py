@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 
 def element(name: str, *children: str, **attributes: object) -> Markup:
@@ -25,11 +25,10 @@ def element(name: str, *children: str, **attributes: object) -> Markup:
         >>> str(element("text", "a < b", class_="tick", text_anchor="end", x=1.23))
         '<text class="tick" text-anchor="end" x="1.2">a &lt; b</text>'
     """
-    given = Markup("").join(
-        Markup(' {}="{}"').format(key.removesuffix("_").replace("_", "-"), _number(value))
-        for key, value in attributes.items()
+    given = "".join(
+        [f' {key.removesuffix("_").replace("_", "-")}="{escape(_number(value))}"' for key, value in attributes.items()]
     )
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), given, Markup("").join(children))
+    return Markup(f"<{name}{given}>{''.join(map(escape, children))}</{name}>")  # `Markup.format` is four times slower
 
 
 def _number(value: object) -> str:
