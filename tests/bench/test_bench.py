@@ -49,7 +49,8 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.delenv("FASTDPS_TEST_DATA", raising=False)
     monkeypatch.setattr(command, "QUICK", (2, 0.001, IMAGES))
     monkeypatch.setattr(command, "FULL", (2, 0.001, IMAGES))
-    monkeypatch.setattr(importlib.import_module("bench.stages.train"), "cores", lambda: 1)  # workers of the usual way
+    for stage in ("load", "train"):  # workers of the usual way, each of which imports torch
+        monkeypatch.setattr(importlib.import_module(f"bench.stages.{stage}"), "cores", lambda: 1)
 
     def run(*stages, quick=True):
         path = tmp_path / "results.json"

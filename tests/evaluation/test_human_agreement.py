@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,8 @@ from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.runtime.processes import join_processes
 from helpers.judged_sets import noise_set, real_pairs, real_triplets, write_judged
-from helpers.launching import launch_command
 from helpers.shard_sets import raw_samples, write_set
+from helpers.warm_python import launch_warm
 
 CONTEXTS = 3
 
@@ -247,9 +246,8 @@ def test_two_processes_score_as_one(tmp_path, weights_dir, monkeypatch, processe
     noise_set(sets / "2afc" / "val" / "color", "triplets", 1)
     torch.save(random_heads(CONTEXTS), tmp_path / "heads.pt")
     script = Path(__file__).parents[1] / "helpers" / "two_ranks_bapps.py"
-    command = [*launch_command(2), script, sets, tmp_path, tmp_path / "heads.pt"]
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=300)
-    assert result.returncode == 0, result.stderr
+    for result in launch_warm(2, script, sets, tmp_path, tmp_path / "heads.pt"):
+        assert result.returncode == 0, result.stderr
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
 

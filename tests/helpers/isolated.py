@@ -2,7 +2,7 @@
 
     test --seeds--> server, which has imported everything --fork--> one process per case --outcomes--> server --> test
 
-Importing torch takes seconds and forking some milliseconds, so the server imports the file of the test once. A process
+Importing takes seconds and forking some milliseconds, so the server imports the file of the test once. A process
 that crashes, hangs or exhausts its memory is counted and ends neither the server nor the test.
 """
 
@@ -15,7 +15,6 @@ import os
 import resource
 import select
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -26,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from fastdps.errors import FastDPSError
+from helpers.warm_python import WarmProcess
 
-ROOT = Path(__file__).parents[2]
 FINE, NAMED = "fine", "named errors"
 #: Outcomes that are defects.
 SILENT, TRACEBACK, HUNG, CRASHED = "silently wrong", "tracebacks", "hung", "crashed"
@@ -106,23 +105,20 @@ def _served(
     file: str, make: str, seeds: list[int | str], limit_s: float
 ) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """Yield the description and the outcomes of each case."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    command = [sys.executable, __file__, file, make, str(limit_s)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as server:
-        assert server.stdin
-        assert server.stdout
-        try:
-            for seed in seeds:
-                server.stdin.write(json.dumps(seed) + "\n")
-                server.stdin.flush()
-                line = server.stdout.readline()
-                assert line, "the server of the attacks ended"
-                yield tuple(json.loads(line))
-            server.stdin.close()
-            assert server.wait(timeout=60) == 0
-        finally:
-            server.kill()
+    answers, writer = os.pipe()
+    reader, questions = os.pipe()
+    server = WarmProcess([__file__, file, make, limit_s], stdin=reader, stdout=writer)
+    os.close(reader)
+    os.close(writer)
+    with server, open(answers) as received, open(questions, "w") as sent:
+        for seed in seeds:
+            sent.write(json.dumps(seed) + "\n")
+            sent.flush()
+            line = received.readline()
+            assert line, "the server of the attacks ended"
+            yield tuple(json.loads(line))
+        sent.close()
+        assert server.wait(timeout=60) == 0
 
 
 def _serve(file: str, make: str, limit_s: float) -> None:

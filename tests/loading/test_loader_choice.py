@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 import sys
 import tempfile
 import threading
@@ -15,6 +14,7 @@ from fastdps.loading import segments
 from fastdps.loading.loader import LoadOptions, open_shards
 from helpers.loaded import gather
 from helpers.shard_sets import raw_samples, write_set
+from helpers.warm_python import run_warm
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ both = [open_shards({str(directory)!r}, batch_size=8, options=options).epoch(0) 
 for batches in zip(*both):
     {end}
 """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=120)
+    done = run_warm("-c", f"import warnings; warnings.simplefilter('error')\n{program}")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

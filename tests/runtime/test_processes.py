@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.run_directory import RunDirectory
 from helpers.launching import launch_command, ranks_of
+from helpers.warm_python import launch_warm, run_warm
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +42,8 @@ def gradients(tmp_path_factory, weights_dir):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
         patch.setenv("OMP_NUM_THREADS", "1")
-        for launch in ([sys.executable], launch_command(2)):
-            result = run(*launch, *script, "lin:1", "tune:2", "shared:2")
+        cases = [*script, "lin:1", "tune:2", "shared:2"]
+        for result in (run_warm(*cases), *launch_warm(2, *cases)):
             assert result.returncode == 0, result.stderr
     return out
 

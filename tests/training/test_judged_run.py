@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import warnings
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from fastdps.metric.load import list_contexts
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.run_directory import RunDirectory
 from helpers.judged_images import SIDE, packed_judged, write_judged
-from helpers.launching import launch_command
+from helpers.warm_python import launch_warm
 
 
 @pytest.fixture(autouse=True)
@@ -207,9 +206,8 @@ def test_the_pooled_head_exports_to_lpips_strictly(judged_sets, tmp_path):
 def test_two_processes_give_the_heads_of_one(judged_sets, tmp_path):
     options = ["--judgements", str(judged_sets / "train"), "--by", "judge"]
     assert cli.main(["train", *options, "--out", str(tmp_path / "one")]) == 0
-    command = [*launch_command(2), "-m", "fastdps.train", *options, "--out", str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
+    for result in launch_warm(2, "-m", "fastdps.train", *options, "--out", tmp_path / "two"):
+        assert result.returncode == 0, result.stderr
     one, two = (load_file(tmp_path / name / "metric.safetensors")["weights"] for name in ("one", "two"))
     assert_same_metric(two, one)
     ends = [RunDirectory(tmp_path / name).read_log()[-1] for name in ("one", "two")]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +31,7 @@ from fastdps.training.pair_moments import PairMoments
 from fastdps.training.recipes import get_recipe
 from fastdps.training.step import Stepper
 from helpers.judged_images import packed_judged
-from helpers.launching import launch_command
+from helpers.warm_python import launch_warm, run_warm
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 
@@ -209,10 +207,9 @@ def test_a_run_whose_judges_are_not_all_trained_says_so(judged_set, tmp_path, mo
 
 @pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(judged_set, tmp_path):
-    script = [str(HELPERS / "judged_gradients_of_ranks.py"), str(judged_set), str(tmp_path)]
-    for launch in ([sys.executable], launch_command(2), launch_command(3)):
-        done = subprocess.run([*launch, *script], capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
+    script = [HELPERS / "judged_gradients_of_ranks.py", judged_set, tmp_path]
+    for result in (run_warm(*script), *launch_warm(2, *script), *launch_warm(3, *script)):
+        assert result.returncode == 0, result.stderr
     for dropout in (0.0, 0.5):
         names = ["1-0", "2-0", "2-1", "3-0", "3-1", "3-2"]
         one, *ranks = (torch.load(tmp_path / f"{dropout}-{name}.pt") for name in names)
@@ -229,10 +226,8 @@ def test_a_run_resumes_in_mid_epoch_with_another_number_of_processes(judged_set,
     argv = ["-m", "fastdps.train", "--judgements", str(judged_set), "--variant", "tune", "--batch-size", "7"]
 
     def with_two(*more: str) -> None:
-        done = subprocess.run(
-            [*launch_command(2), *argv, *more], capture_output=True, text=True, timeout=600, check=False
-        )
-        assert done.returncode == 0, done.stderr
+        for result in launch_warm(2, *argv, *more):
+            assert result.returncode == 0, result.stderr
 
     run = tmp_path / "two"
     with_two(*options, "--out", str(run))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ from fastdps.training.kept_images import KeptImages
 from fastdps.training.recipes import get_recipe
 from fastdps.training.step import Stepper
 from helpers.judged_images import packed_judged
-from helpers.launching import launch_command
+from helpers.warm_python import launch_warm
 
 
 @pytest.fixture(scope="module")
@@ -166,9 +165,8 @@ def test_what_cannot_be_trained_is_an_error(judged_sets, tmp_path, capsys, optio
 def test_two_processes_give_the_metric_of_one(judged_sets, tmp_path):
     options = ["--judgements", str(judged_sets / "train"), "--variant", "tune", "--batch-size", "8", "--max-steps", "4"]
     assert cli.main(["train", *options, "--out", str(tmp_path / "one")]) == 0
-    command = [*launch_command(2), "-m", "fastdps.train", *options, "--out", str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr
+    for result in launch_warm(2, "-m", "fastdps.train", *options, "--out", tmp_path / "two"):
+        assert result.returncode == 0, result.stderr
     images = torch.rand(2, 6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     one, two = (fastdps.load(tmp_path / name)(*images) for name in ("one", "two"))
     torch.testing.assert_close(two, one, rtol=2e-2, atol=1e-4)

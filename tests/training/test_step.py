@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +23,7 @@ from fastdps.training.loop import build_metric
 from fastdps.training.recipes import fast, get_recipe
 from fastdps.training.step import Execution, Stepper, split
 from fastdps.training.tasks import RankingTask
+from helpers.warm_python import run_warm
 
 RANKINGS = sample_rankings(3, NAMES, seed=3)
 CPU = torch.device("cpu")
@@ -142,8 +141,8 @@ def test_other_errors_are_not_taken_for_want_of_memory(together, monkeypatch):
 
 
 def test_a_tracker_that_is_not_installed_is_an_error_in_a_fresh_process(tmp_path):
-    command = [sys.executable, "-m", "fastdps", "train", "--shards", "nowhere", "--out", str(tmp_path / "run")]
-    done = subprocess.run([*command, "--log-with", "wandb"], capture_output=True, text=True, check=False)
+    command = ["-m", "fastdps", "train", "--shards", "nowhere", "--out", tmp_path / "run"]
+    done = run_warm(*command, "--log-with", "wandb")
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "error: --log-with wandb: that package is not installed. Install wandb, or log without it."
@@ -215,8 +214,7 @@ def test_scalars_go_to_a_tracker(leaves, tmp_path):
 
     argv = ["train", "--shards", str(leaves), "--contexts", "3", "--batch-size", "10", "--epochs", "3"]
     argv += ["--validation", str(leaves), "--log-with", "tensorboard", "--out", str(tmp_path / "run")]
-    command = [sys.executable, "-m", "fastdps", *argv]  # trackers stay in a process for good
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    result = run_warm("-m", "fastdps", *argv)  # trackers stay in a process for good
     assert result.returncode == 0, result.stderr
     events = EventAccumulator(str(tmp_path / "run" / "fastdps")).Reload()
     logged = [record for record in RunDirectory(tmp_path / "run").read_log() if record["event"] == "step"]

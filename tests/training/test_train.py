@@ -29,7 +29,7 @@ from fastdps.training.model import TrainedModel
 from fastdps.training.recipes import config_from_json, fast, get_recipe
 from fastdps.training.step import dropout_generator, learning_rate_factor
 from fastdps.training.tasks import Judgements
-from helpers.launching import launch_command
+from helpers.warm_python import launch_warm
 
 RANKINGS = ";".join(",".join(ranking) for ranking in sample_rankings(3, NAMES, seed=3))
 
@@ -277,9 +277,8 @@ def test_two_processes(leaves, tmp_path):
     """Two ranks see every sample once per epoch, end with the same heads, and score as one process does."""
     script = Path(__file__).parents[1] / "helpers" / "two_ranks.py"
     options = ["--shards", str(leaves / "train"), "--contexts", "24", "--epochs", "6"]
-    command = [*launch_command(2), str(script), str(tmp_path), *options, "--out", str(tmp_path / "two")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert result.returncode == 0, result.stderr
+    for result in launch_warm(2, script, tmp_path, *options, "--out", tmp_path / "two"):
+        assert result.returncode == 0, result.stderr
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
     assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
     for epoch in range(6):
