@@ -27,8 +27,9 @@ demo: venv
 	$(BIN)/fastdps demo
 
 # Tests run in WORKERS processes of one thread each. Fast tests are distributed by file, slow ones one by one.
+# Without compiled files each process would compile all modules that it imports.
 WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 # Line coverage of the fast tests, of the test processes only: those they start are not measured. `make test COVERAGE=`
 # runs without it. sys.monitoring costs the least, and exists from Python 3.12 on.
 COVERAGE ?= --cov=fastdps --cov-report= --cov-fail-under=90

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
@@ -16,6 +17,24 @@ DATA_VARIABLE = "FASTDPS_TEST_DATA"
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a script: commands would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+#: Directories whose files take longest come first, so that no process ends with a long file after the others.
+LONG_DIRECTORIES = ("training", "attacks", "runtime", "faults", "evaluation", "shards")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(Path(__file__).parent).parts[0]
+        return LONG_DIRECTORIES.index(name) if name in LONG_DIRECTORIES else len(LONG_DIRECTORIES)
+
+    items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """Exempt all that is imported and collected from garbage collections, of which each training makes a full one."""
+    gc.collect()
+    gc.freeze()
 
 
 def real_data(name: str) -> Path:
