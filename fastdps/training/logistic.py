@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,8 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastdps.contexts.judgements import JudgedPairs
-from fastdps.runtime.processes import Processes
-from fastdps.training.pair_moments import PairMoments
+from fastdps.training.pair_moments import MomentBlocks
 
 #: Largest element of the projected gradient at which the solver stops. The decrease of the objective does not serve: it
 #: is small in the first step from the solution for another strength.
@@ -36,6 +36,30 @@ MEMORY = 10
 LEAST_SCALE = 0.05
 #: Iterations to find the scale of the unadapted metric, a problem of one dimension.
 SCALE_ITERATIONS = 50
+
+
+class Reducer(Protocol):
+    """What the fit asks of the processes that share the judgements."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        ...
+
+    def reduce(self, tensor: Tensor, reduction: str = "sum") -> Tensor:
+        """Return the sum of a tensor over all processes."""
+        ...
+
+
+@dataclass(frozen=True)
+class OwnJudgements:
+    """A `Reducer` for a process that has all judgements itself."""
+
+    device: torch.device
+
+    def reduce(self, tensor: Tensor, reduction: str = "sum") -> Tensor:  # noqa: ARG002, the interface of Reducer
+        """Return the tensor as it is."""
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -73,7 +97,7 @@ class Curvature:
     mean: float
 
 
-def curvature_of(moments: PairMoments, processes: Processes) -> Curvature:
+def curvature_of(moments: MomentBlocks, processes: Reducer) -> Curvature:
     """Return the statistics of the moments of all processes."""
     sums = torch.zeros(3, moments.shape[1], dtype=torch.float64, device=processes.device)
     for which, block in moments.blocks():
@@ -94,7 +118,7 @@ class Judged:
         processes: The processes, each with judgements of its own.
     """
 
-    def __init__(self, judged: JudgedPairs, moments: PairMoments, processes: Processes) -> None:
+    def __init__(self, judged: JudgedPairs, moments: MomentBlocks, processes: Reducer) -> None:
         device = processes.device
         self.moments, self.processes = moments, processes
         self.first, self.second = (torch.from_numpy(index).to(device) for index in (judged.first, judged.second))
@@ -233,9 +257,17 @@ def unadapted_scales(data: Judged, uses: Uses) -> Tensor:
 
     It is above zero even if the unadapted metric is worse than chance.
     """
-    weights = torch.ones(1, data.moments.shape[1], device=data.processes.device)
-    d = data.moments.distances(weights)[:, 0].double()
-    x = (d[data.first] - d[data.second])[uses.row]
+    return prior_scales(data, uses, torch.ones(1, data.moments.shape[1], device=data.processes.device))
+
+
+def prior_scales(data: Judged, uses: Uses, prior: Tensor) -> Tensor:
+    """Return the factor (K,) on weights (K, C) or (1, C) with which they explain each head's judgements best.
+
+    It is above zero even if the weights are worse than chance.
+    """
+    d = data.moments.distances(prior).double()
+    column = uses.head if len(prior) > 1 else torch.zeros_like(uses.head)
+    x = d[data.first[uses.row], column] - d[data.second[uses.row], column]
     share, votes, head = data.share[uses.row].double(), data.votes[uses.row].double(), uses.head
 
     def sums(*values: Tensor) -> Tensor:

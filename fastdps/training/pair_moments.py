@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -74,6 +75,56 @@ class MomentLimits:
         if self.disk_bytes is not None:
             return self.disk_bytes
         return int(DISK_SHARE * shutil.disk_usage(self.directory or tempfile.gettempdir()).free)
+
+
+class MomentBlocks(Protocol):
+    """Moments of P pairs in blocks, as the fit of heads reads them.
+
+    Attributes:
+        shape: (P, C).
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The numbers of pairs and of channels, (P, C)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def blocks(self) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Yield each pair once, in blocks: the indices of some pairs (p,), and their moments (p, C)."""
+        ...
+
+    def distances(self, weights: Tensor) -> Tensor:
+        """Return the distances of all pairs, (P, K) float32, of channel weights (K, C)."""
+        ...
+
+
+class MomentMatrix:
+    """Moments of pairs that are computed already.
+
+    Args:
+        mean: The moments, (P, C) float32.
+    """
+
+    def __init__(self, mean: Tensor) -> None:
+        self.mean = mean
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The numbers of pairs and of channels, (P, C)."""
+        return self.mean.shape[0], self.mean.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def blocks(self) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Yield all pairs at once: their indices (P,), and the moments."""
+        yield np.arange(len(self)), self.mean
+
+    def distances(self, weights: Tensor) -> Tensor:
+        """Return the distances of all pairs, (P, K), of channel weights (K, C)."""
+        return self.mean @ weights.T
 
 
 class PairMoments:
@@ -155,14 +206,10 @@ class PairMoments:
             result[torch.from_numpy(which).to(weights.device)] = block @ weights.T
         return result
 
-    def _write(self, directory: Path | None) -> np.memmap[tuple[int, int], np.dtype[np.float32]]:
+    def _write(self, directory: Path | None) -> np.memmap[Any, np.dtype[np.float32]]:
         """Compute all moments into a file without a name, which disappears with this process."""
         with write_errors(Path(directory or tempfile.gettempdir())):
-            if directory:
-                directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=directory, prefix="fastdps-moments-") as file:
-                os.posix_fallocate(file.fileno(), 0, math.prod(self.shape) * 4)  # fails now if the disk is full
-                memory = np.memmap(file, np.float32, mode="r+", shape=self.shape)
+            memory = map_file(self.shape, directory)
         start = 0
         for which, block in self._compute():
             memory[start : start + len(which)] = block.cpu().numpy()
@@ -233,3 +280,20 @@ class PairMoments:
                 f"the set has {position:,} of the {len(self._ids):,} images of its judgements. Check it with "
                 "`fastdps check`."
             )
+
+
+def map_file(shape: tuple[int, ...], directory: Path | None) -> np.memmap[Any, np.dtype[np.float32]]:
+    """Return a float32 array in a file without a name, which disappears with this process.
+
+    Args:
+        shape: The shape of the array.
+        directory: Directory of the file, created if it is missing; None for the system's temporary directory.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    if directory:
+        directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory, prefix="fastdps-moments-") as file:
+        os.posix_fallocate(file.fileno(), 0, math.prod(shape) * 4)  # fails now if the disk is full
+        return np.memmap(file, np.float32, mode="r+", shape=shape)
