@@ -7,6 +7,8 @@
     fastdps.evaluate(run, shards="shards/photos/val").summary
     fastdps.report(run)
 
+    mine = fastdps.adapt(run, "judgements.csv")  # twenty judgements are enough
+
     m = fastdps.load(run, context="color,darken,zoom_in,rotate,translate,blur")
     m(x, y)                  # distances (N,) of images (N, 3, H, W), float in [0, 1] or uint8
     m.rank(ref, candidates)  # the nearest first
@@ -47,10 +49,13 @@ if TYPE_CHECKING:
     from fastdps.packing.pack import PackResult, pack
     from fastdps.packing.sources.registry import open_source
     from fastdps.report.write import report
+    from fastdps.training.adapt import Adapted, AdaptOptions, adapt
     from fastdps.training.recipes import TrainConfig
     from fastdps.training.run import TrainingResult, TrainOptions, train
 
 __all__ = [
+    "AdaptOptions",
+    "Adapted",
     "CheckpointError",
     "ConfigError",
     "EvaluationOptions",
@@ -74,6 +79,7 @@ __all__ = [
     "TrainingResult",
     "WeightsMismatchError",
     "WeightsNotFoundError",
+    "adapt",
     "evaluate",
     "export",
     "load",
@@ -86,6 +92,8 @@ __all__ = [
 
 #: The module of each public name; all other names are errors.
 _HOME = {
+    "AdaptOptions": "training.adapt",
+    "Adapted": "training.adapt",
     "EvaluationOptions": "evaluation.options",
     "ExportResult": "export.export",
     "ImageMetric": "metric.image_metric",
@@ -99,6 +107,7 @@ _HOME = {
     "TrainConfig": "training.recipes",
     "TrainOptions": "training.run",
     "TrainingResult": "training.run",
+    "adapt": "training.adapt",
     "evaluate": "evaluation.evaluate",
     "export": "export.export",
     "load": "metric.load",

@@ -5,6 +5,7 @@ RUN/log.jsonl            one record per log line; "event": "end" is the summary 
 RUN/checkpoints/         state from which an interrupted training resumes (see `fastdps.training.checkpoints`)
 RUN/metric.safetensors   the adapted metric (see `fastdps.metric.perceptual`)
 RUN/metrics/             instead of it, one metric per context where each context has its own backbone
+RUN/adapted.json         of `fastdps adapt`: the base, and what to expect (see `fastdps.training.adapted_run`)
 RUN/scores.json          results of `fastdps evaluate`
 RUN/details.json         further results on held-out images, for the report (see `fastdps.evaluation.examples`)
 RUN/examples/            pictures of wrong choices of the adapted metric, named in `details.json`
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.run_schema import CONFIG, DETAILS, JUDGED, RECORD, RECORDS, SCORES
+from fastdps.run_schema import ADAPTED, CONFIG, DETAILS, JUDGED, RECORD, RECORDS, SCORES
 from fastdps.runtime.files import write_errors
 from fastdps.runtime.json_files import check, parse_json, read_object
 from fastdps.runtime.locks import locked
@@ -88,6 +89,11 @@ class RunDirectory:
     def scores(self) -> Path:
         """The path of `scores.json`."""
         return self.path / "scores.json"
+
+    @property
+    def adapted(self) -> Path:
+        """The path of `adapted.json`."""
+        return self.path / "adapted.json"
 
     @property
     def details(self) -> Path:
@@ -153,7 +159,7 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if overwrite:
-                results = (self.scores, self.details, self.judged, self.report)
+                results = (self.adapted, self.scores, self.details, self.judged, self.report)
                 for path in (self.config, self.log, *results, *self.metrics()):
                     path.unlink(missing_ok=True)
                 for directory in (self.checkpoints_of(None), self.examples, self.judged_pictures):
@@ -211,6 +217,14 @@ class RunDirectory:
             FastDPSError: The file is damaged.
         """
         return _read_version(self.judged, JUDGED_VERSION, JUDGED)
+
+    def read_adapted(self) -> dict[str, Any] | None:
+        """Return the content of `adapted.json`, None for a run that `fastdps train` made.
+
+        Raises:
+            FastDPSError: The file is damaged.
+        """
+        return read_object(self.adapted, ADAPTED, "Adapt again with --overwrite.")
 
     def append_log(self, record: dict[str, Any]) -> None:
         """Append a record to `log.jsonl`."""

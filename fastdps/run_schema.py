@@ -82,6 +82,25 @@ SCORES = {
     },
 }
 
+_EXPECTED = {"accuracy": _INTERVAL, "base": _INTERVAL, "gain": _INTERVAL}
+ADAPTED = {
+    "base": str,
+    "context": Maybe(str),
+    "base_weights": [Number(0, 1e300)],
+    "prior": str,
+    "strength": Maybe(_COUNT),
+    "judge_strength": Maybe(_COUNT),
+    "verdict": str,
+    "forced": bool,
+    "judgements": int,
+    "contradicting": int,
+    "expected": Maybe(_EXPECTED),
+    "curve": [{"judgements": _COUNT, "accuracy": _SHARE}],
+    "forecast": Maybe({"more": int, "gain": _INTERVAL}),
+    "judges": Values(_EXPECTED),
+    "message": str,
+}
+
 _VIEW = {
     "distortion": str,
     "parameters": Values(float),

@@ -31,6 +31,7 @@ COMMANDS = {
     "pack": Command("make_shards", "pack images or judgements into shard sets", can_resume=True),
     "check": Command("check_shards", "verify shard sets: manifest, checksums, indexes, and that every image decodes"),
     "train": Command("train", "adapt a metric to one context, to many or to all"),
+    "adapt": Command("adapt", "adapt a metric to few judgements in seconds, and say what to expect of it"),
     "evaluate": Command("evaluate", "score a run on held-out images and on human judgement, before and after"),
     "report": Command("report", "show a run as one self-contained page, or compare several"),
     "sweep": Command("sweep", "train and evaluate all cases of a grid, and collect their scores in one table"),

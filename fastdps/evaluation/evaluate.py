@@ -13,6 +13,8 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
+import torch
+
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.evaluation.examples import Details, find_examples, replace_examples, write_details
 from fastdps.evaluation.judged_examples import (
@@ -155,7 +157,7 @@ def load_metrics(
 
     Returns:
         The unadapted metric, which is the pretrained backbone with equal weights even if training began from a random
-        backbone, and the adapted metric, or several with a backbone each.
+        backbone, and the base itself after `fastdps adapt`; and the adapted metric, or several with a backbone each.
 
     Raises:
         FastDPSError: A metric file is missing or damaged.
@@ -167,7 +169,10 @@ def load_metrics(
         _require_same_run(run, config, adapted)
         if config.trains_backbone:
             backbone = Backbone(config.backbone, taps=config.taps)
-    baseline = PerceptualMetric(backbone, comparison=config.comparison).to(processes.device)
+    weights = None
+    if content := run.read_adapted():
+        weights = torch.tensor([content["base_weights"]])
+    baseline = PerceptualMetric(backbone, weights, comparison=config.comparison).to(processes.device)
     return baseline, adapted
 
 

@@ -260,6 +260,11 @@ def read_contexts(path: str | Path) -> tuple[list[Ranking], list[str]]:
         raise FastDPSError(f"{path} is incomplete: {error!r} in its metadata. Restore it or train again.") from error
 
 
+def includes_backbone(path: str | Path) -> bool:
+    """Return True if a metric file includes its backbone, which is not the pretrained one. Raises `FastDPSError`."""
+    return _read(Path(path), tensors=False)[0].get("backbone_weights") == INCLUDED
+
+
 def _rankings_in(metadata: dict[str, str]) -> list[Ranking]:
     """Return the rankings in the metadata of a file, all of the same names. Raises `KeyError` or `ValueError`."""
     rankings = parse_json(metadata["rankings"])

@@ -173,6 +173,7 @@ def describe(
             "shards": str(data.shards),
             "validation": None if data.validation is None else str(data.validation),
             "size": data.size,
+            "image_size": list(loader.image_size),
             "samples": loader.samples,
             "source": loader.manifest.source,
             "sha256": loader.manifest.content_sha256(),

@@ -1,0 +1,120 @@
+"""The base of an adaptation: a run, a metric file, a backbone's name, or "lpips"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from os import PathLike, fspath
+from pathlib import Path
+
+import torch
+
+from fastdps.contexts.judgements import POOLED
+from fastdps.errors import ConfigError, FastDPSError
+from fastdps.metric.backbones import BACKBONES, Backbone
+from fastdps.metric.load import Context, find_context, list_contexts, select_context
+from fastdps.metric.lpips_format import heads_from_lpips
+from fastdps.metric.perceptual import PerceptualMetric, includes_backbone
+from fastdps.run_directory import RunDirectory
+from fastdps.shards.format import read_manifest
+from fastdps.shards.storage import locate
+from fastdps.training.differences import Prior, priors_of
+
+#: The name of the published heads of LPIPS, version 0.1, on AlexNet.
+LPIPS = "lpips"
+_LPIPS_BACKBONE, _LPIPS_HEADS = "alexnet", Path("weights", "v0.1", "alex.pth")
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a metric is adapted from.
+
+    Attributes:
+        name: The run, the file, or the name that was given.
+        metric: The metric: one context, or all contexts of a run on one backbone.
+        priors: Weights that a head may be drawn to, the base's own first.
+        size: Side in pixels of the images that it was adapted to, None if that is not known.
+        includes_backbone: The backbone is not the pretrained one, so that files must include it.
+    """
+
+    name: str
+    metric: PerceptualMetric
+    priors: tuple[Prior, ...]
+    size: int | None = None
+    includes_backbone: bool = False
+
+
+def open_base(
+    base: str | PathLike[str], context: Context | None = None, *, device: str | torch.device | None = None
+) -> Base:
+    """Load the base of an adaptation.
+
+    Args:
+        base: A run directory, a metric file, the name of a backbone such as "alexnet", or "lpips" for the published
+            heads of LPIPS (version 0.1, AlexNet) if that package is installed.
+        context: The context of the run to start from, see `fastdps.load`. None for the pooled judge of a run on
+            judgements, and for the mean of the contexts of a run on rankings.
+        device: Where to compute; None for the CPU.
+
+    Returns:
+        The base.
+
+    Raises:
+        ConfigError: The base or the context does not exist, or the contexts have a backbone each and none is chosen.
+        FastDPSError: A file cannot be read, or the `lpips` package is not installed.
+
+    Example:
+        >>> open_base("alexnet").metric.weights.shape
+        torch.Size([1, 1152])
+    """
+    text, place = fspath(base), device or "cpu"
+    if text in BACKBONES or (text == LPIPS and not Path(text).exists()):
+        if context is not None:
+            raise ConfigError(f"{text} has no contexts: leave the context out, or name a run.")
+        metric = _published() if text == LPIPS else PerceptualMetric(Backbone(text))
+        return Base(text, metric.to(place), priors_of(metric.to(place)))
+    path = Path(text)
+    places = list_contexts(path)
+    if context is None and len({one.path for one in places}) > 1:
+        raise ConfigError(
+            f"{text} has {len(places)} contexts with a backbone each. Choose one of them to adapt, with context= or "
+            "--context."
+        )
+    file = places[0].path if context is None else find_context(path, context).path
+    metric = PerceptualMetric.load(file).to(place)
+    if context is not None:
+        metric = select_context(metric, find_context(path, context))
+    elif POOLED in metric.judges:
+        row = metric.weights[[metric.judges.index(POOLED)]]
+        metric = PerceptualMetric(metric.backbone, row, comparison=metric.comparison, judges=[POOLED])
+    size = _size_of(RunDirectory(path)) if path.is_dir() else None
+    return Base(text, metric, priors_of(metric), size, includes_backbone(file))
+
+
+def _published() -> PerceptualMetric:
+    """Return LPIPS with its published heads, read from its package without importing it."""
+    found = find_spec("lpips")
+    roots: Sequence[str] = (found and found.submodule_search_locations) or ()
+    for root in roots:
+        return PerceptualMetric(Backbone(_LPIPS_BACKBONE), heads_from_lpips(Path(root) / _LPIPS_HEADS))
+    raise FastDPSError(
+        "the base lpips needs the package of that name, which has the published heads: pip install lpips==0.1.4. Or "
+        "start from the unadapted backbone, alexnet."
+    )
+
+
+def _size_of(run: RunDirectory) -> int | None:
+    """Return the side in pixels of the images of a run, from its configuration or its shard set, if that is there."""
+    if not run.config.exists():
+        return None
+    data = run.read_config()["data"]
+    if data["size"]:
+        return int(data["size"])
+    if sizes := data.get("image_size"):
+        return int(min(sizes))
+    try:
+        stored = read_manifest(locate(data["shards"])).image_size
+    except FastDPSError:
+        return None
+    return min(stored) if stored else None
