@@ -88,14 +88,14 @@ def divide(judged: JudgedRows, fraction: float, seed: int, by: HoldoutBy) -> dic
     if by == "judge" and not table.judges:
         raise ConfigError("--holdout-by judge needs --by COLUMN, the column that says who judged.")
     if by == "image":
-        is_held = _held_out(len(judged.images), fraction, seed)
+        is_held = held_out(len(judged.images), fraction, seed)
         held = is_held[table.ref].astype(int) + is_held[table.a] + is_held[table.b]
         side = np.select([held == 0, held == 3], [_TRAIN, _VAL], _LEFT_OUT)
     elif by == "row":
         rows, place = np.unique(table.row, return_inverse=True)
-        side = np.where(_held_out(len(rows), fraction, seed)[place], _VAL, _TRAIN)
+        side = np.where(held_out(len(rows), fraction, seed)[place], _VAL, _TRAIN)
     else:
-        side = np.where(_held_out(len(table.judges), fraction, seed)[table.judge], _VAL, _TRAIN)
+        side = np.where(held_out(len(table.judges), fraction, seed)[table.judge], _VAL, _TRAIN)
     parts = {name: _part(judged, side, number) for name, number in (("train", _TRAIN), ("val", _VAL))}
     if empty := [name for name, part in parts.items() if not len(part.table)]:
         more = " Most rows have images of both sides; divide by row if both may have the same images." * (by == "image")
@@ -105,7 +105,8 @@ def divide(judged: JudgedRows, fraction: float, seed: int, by: HoldoutBy) -> dic
     return parts
 
 
-def _held_out(count: int, fraction: float, seed: int) -> NDArray[np.bool_]:
+def held_out(count: int, fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Return a random choice of a fraction of `count` things, a mask."""
     order = np.random.Generator(np.random.Philox(seed)).permutation(count)
     is_held = np.zeros(count, bool)
     is_held[order[: round(fraction * count)]] = True

@@ -6,13 +6,15 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastdps.errors import FastDPSError
+from fastdps.errors import ConfigError, FastDPSError
 from fastdps.packing.sources.folder import read_file
+from fastdps.packing.sources.judged_rows import held_out
 from fastdps.packing.sources.source import Sample, Source
 from fastdps.runtime.files import printable
 from fastdps.shards.format import COMPONENTS, SCALARS
@@ -45,6 +47,29 @@ class Triplets(Source):
 
     path: Path
     kind = "triplets"
+
+    def hold_out(self, fraction: float, seed: int) -> Mapping[str, Source]:
+        """Divide the triplets so that no image is in both splits: by reference, or by image.
+
+        By reference where each image belongs to one reference only, so that nothing is lost. By image otherwise:
+        triplets with images of both sides are left out, as in judgement sets.
+        """
+        rows = self.items()
+        names = [_images_of(row) for row in rows]
+        units, what = _units_of(names)
+        order = sorted({unit for of_row in units for unit in of_row})
+        is_held = dict(zip(order, held_out(len(order), fraction, seed).tolist(), strict=True))
+        sides = [{is_held[unit] for unit in of_row} or {False} for of_row in units]  # rows without images are rejected
+        parts = {
+            split: [row for row, side in zip(rows, sides, strict=True) if side == {wanted}]
+            for split, wanted in (("train", False), ("val", True))
+        }
+        if empty := [split for split, part in parts.items() if not part]:
+            raise ConfigError(
+                f"a holdout of {fraction} by {what} leaves {empty[0]} without triplets. Choose another fraction."
+            )
+        left_out = len(rows) - sum(map(len, parts.values()))
+        return {split: DividedTriplets(self.path, tuple(part), what, left_out) for split, part in parts.items()}
 
     def items(self) -> Sequence[Row]:
         """Return all rows. Raises `FastDPSError` when the file is neither CSV nor JSONL, or lacks a column."""
@@ -89,6 +114,49 @@ class Triplets(Source):
             return read_file(self.path.parent, cell)
         except (UnreadableItemError, ValueError) as error:
             raise UnreadableItemError(f"{name} {error}") from error
+
+
+@dataclass(frozen=True)
+class DividedTriplets(Triplets):
+    """The triplets of one split of a holdout.
+
+    Attributes:
+        rows: The triplets. None in worker processes, which read images only.
+        holdout_by: What was divided: "image" or "reference".
+        left_out: Number of triplets that belong to no split.
+    """
+
+    rows: tuple[Row, ...] | None = None
+    holdout_by: str = "image"
+    left_out: int = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DividedTriplets, (self.path,)
+
+    def items(self) -> Sequence[Row]:
+        """Return the rows of the split."""
+        if self.rows is None:
+            raise TypeError("a source in a worker process has no rows")
+        return self.rows
+
+    def describe(self) -> dict[str, Any]:
+        """Return the kind of source, what was divided, and the number of triplets that belong to no split."""
+        return {**super().describe(), "holdout_by": self.holdout_by, "left_out_rows": self.left_out}
+
+
+def _images_of(row: Row) -> list[str]:
+    """Return the images of a row in one spelling, the reference first; of invalid rows only valid names."""
+    cells = [row.cells[name] for name in COLUMNS if name not in SCALARS]
+    return [posixpath.normpath(cell) for cell in cells if isinstance(cell, str) and cell]
+
+
+def _units_of(names: Sequence[Sequence[str]]) -> tuple[Sequence[Sequence[str]], str]:
+    """Return what is divided of each row, and its name: the reference if its images are its own, all images if not."""
+    owner: dict[str, str] = {}
+    is_own = all(owner.setdefault(image, images[0]) == images[0] for images in names for image in images)
+    if not is_own:
+        return names, "image"
+    return [images[:1] for images in names], "reference"
 
 
 def _csv_rows(text: str) -> Iterator[Row]:
