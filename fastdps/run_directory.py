@@ -17,6 +17,7 @@ RUN/run.lock             held by the process that trains in the run or evaluates
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -29,9 +30,9 @@ from typing import Any
 
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.run_schema import ADAPTED, CONFIG, DETAILS, JUDGED, RECORD, RECORDS, SCORES
-from fastdps.runtime.files import write_errors
+from fastdps.runtime.files import PARTIAL, write_errors
 from fastdps.runtime.json_files import check, parse_json, read_object
-from fastdps.runtime.locks import locked
+from fastdps.runtime.locks import lock_owner, locked
 
 _EVALUATE = "Remove it and run `fastdps evaluate` again."
 
@@ -124,7 +125,8 @@ class RunDirectory:
     def locked(self, activity: str) -> Iterator[None]:
         """Keep all other processes from training in the run or evaluating it.
 
-        The lock ends with its owner, also if that is killed. The directory is created if it is missing.
+        The lock ends with its owner, also if that is killed. The directory is created if it is missing, and removed
+        again if it is still empty at the end.
 
         Args:
             activity: What this process does in the run, such as "training", for the error of the other process.
@@ -132,6 +134,7 @@ class RunDirectory:
         Raises:
             ConfigError: Another process holds the lock, or the directory cannot be created.
         """
+        is_new = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -144,29 +147,63 @@ class RunDirectory:
             )
 
         owner = f"{activity} (process {os.getpid()} on {socket.gethostname()})"
-        with locked(self.path / "run.lock", conflict, owner=owner):
-            yield
+        try:
+            with locked(self.path / "run.lock", conflict, owner=owner):
+                yield
+        finally:
+            if is_new:
+                with contextlib.suppress(OSError):  # it holds files
+                    self.path.rmdir()
 
-    def create(self, *, overwrite: bool) -> bool:
-        """Create the directory, and with `overwrite` remove the files of an earlier run.
+    @property
+    def owner(self) -> str | None:
+        """The process that trains in the run or evaluates it, None if there is no such process."""
+        return lock_owner(self.path / "run.lock")
 
-        Returns:
-            True if the directory holds an earlier run.
+    def refuse_foreign_files(self) -> None:
+        """Raise `ConfigError` if the directory holds files that do not belong to a run, and is not a run itself.
 
-        Raises:
-            ConfigError: The directory cannot be created.
+        Hidden files are ignored.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if overwrite:
-                results = (self.adapted, self.scores, self.details, self.judged, self.report)
-                for path in (self.config, self.log, *results, *self.metrics()):
-                    path.unlink(missing_ok=True)
-                for directory in (self.checkpoints_of(None), self.examples, self.judged_pictures):
-                    shutil.rmtree(directory, ignore_errors=True)
+            names = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path} cannot be a run directory: {error.strerror}. Choose another --out."
+            ) from error
+        directories = (self.metric_of(0).parent, self.checkpoints_of(None), self.examples, self.judged_pictures)
+        known = {path.name for path in (*self._files(), *directories, self.path / "run.lock")}
+        foreign = [name for name in names if name not in known and not name.endswith(PARTIAL)]
+        if foreign and not self._is_run():
+            more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
+            raise ConfigError(
+                f"{self.path} is not a run and holds other files: {', '.join(foreign[:3])}{more}. Choose another --out."
+            )
+
+    def _is_run(self) -> bool:
+        with contextlib.suppress(FastDPSError):
+            return bool(self.read_config())
+        return self.log.exists()
+
+    @property
+    def holds_run(self) -> bool:
+        """True if the directory holds a run, finished or not."""
+        return any(path.exists() for path in (self.config, self.log, self.scores, *self.metrics()))
+
+    def clear(self) -> None:
+        """Remove the files of a run. Raises `ConfigError` if they cannot be removed."""
+        try:
+            for path in (*self._files(), *self.metrics()):
+                path.unlink(missing_ok=True)
+            for directory in (self.checkpoints_of(None), self.examples, self.judged_pictures):
+                shutil.rmtree(directory, ignore_errors=True)
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be a run directory: {error}. Choose another --out.") from error
-        return any(path.exists() for path in (self.config, self.log, self.scores, *self.metrics()))
+
+    def _files(self) -> list[Path]:
+        return [self.config, self.log, self.metric, self.adapted, self.scores, self.details, self.judged, self.report]
 
     def read_config(self) -> dict[str, Any]:
         """Return the content of `config.json`.

@@ -15,6 +15,7 @@ CONFIG = {
     "judges?": [str],
     "data": {
         "shards": str,
+        "file?": Maybe(str),
         "validation": Maybe(str),
         "size": Maybe(int),
         "samples": int,
@@ -24,6 +25,21 @@ CONFIG = {
     },
     "versions": Values(str),
     "machine": Values(str),
+    "argv?": Maybe([str]),
+    "directory?": str,
+    "options?": {
+        "execution": {"precision?": str, "accumulate?": int, "compile?": bool, "deterministic?": bool},
+        "checkpoints": {"every_steps?": int, "keep?": int},
+        "parallel": str,
+        "stall_timeout_s": Maybe(float),
+        "trackers": [str],
+        "loading": {
+            "loader?": str,
+            "num_threads?": Maybe(int),
+            "cache": Maybe({"directory": str, "bytes": int}),
+        },
+        "moments": {"memory_bytes?": Maybe(int), "disk_bytes?": Maybe(int), "directory": Maybe(str)},
+    },
 }
 
 _SUBSET = {
@@ -80,6 +96,18 @@ SCORES = {
         "triplets_per_s": Maybe(_COUNT),
         "data_wait_fraction": Maybe(float),
     },
+    "sets?": [
+        {
+            "kind": str,
+            "name": str,
+            "path": str,
+            "sha256": str,
+            "samples": int,
+            "image_size": Maybe([int]),
+            "draws": Maybe(int),
+            "same_as": Maybe(str),
+        }
+    ],
 }
 
 _EXPECTED = {"accuracy": _INTERVAL, "base": _INTERVAL, "gain": _INTERVAL}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from fastdps.commands.options import Parser, add_quiet, location, run_command
+from fastdps.commands.options import Parser, add_quiet, examples, location, run_command
 from fastdps.errors import ShardError
 from fastdps.packing.verify import check_set, find_sets
 from fastdps.runtime.console import print_result, quiet_mode
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Verify all shard sets in a directory and report each problem: manifest, sizes, indexes, checksums, names and "
         "order of the members, that every image decodes, the names of samples, and judgements."
     )
+    parser.epilog = examples("fastdps check shards/photos", "fastdps check shards/photos/train --names")
     parser.add_argument(
         "directory",
         type=location,

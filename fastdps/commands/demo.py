@@ -12,15 +12,12 @@ from pathlib import Path
 
 from fastdps.commands.evaluate import print_evaluation
 from fastdps.commands.make_shards import print_summary
-from fastdps.commands.options import add_quiet
+from fastdps.commands.options import add_quiet, examples
 from fastdps.errors import FastDPSError
-from fastdps.evaluation.evaluate import evaluate
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import PackProgress, pack
 from fastdps.packing.sources.registry import open_source
-from fastdps.report.write import report
 from fastdps.runtime.console import counter, print_result
-from fastdps.training.run import train
 
 IMAGES = 800
 HOLDOUT = 0.2
@@ -30,6 +27,7 @@ EPOCHS = {"lin": 20, "shared": 12}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastdps demo`."""
+    parser.epilog = examples("fastdps demo", "fastdps demo --images 200 --epochs 10")
     parser.add_argument(
         "--shards", type=Path, default=Path("shards/demo"), help="directory of the shard sets (default: shards/demo)"
     )
@@ -55,6 +53,8 @@ def run_demo(arguments: argparse.Namespace) -> None:
 
 def _run_steps(arguments: argparse.Namespace) -> None:
     """Print the command of each step and call the Python function behind it."""
+    from fastdps.report.write import report
+
     shards, out = arguments.shards, arguments.out
     _show("pack", "deadleaves", "--count", arguments.images, "--out", shards, "--holdout", HOLDOUT, "--overwrite")
     with counter("packing", unit="images") as count:
@@ -76,6 +76,10 @@ def _run_steps(arguments: argparse.Namespace) -> None:
 
 def _adapt(shards: Path, out: Path, variant: str, epochs: int) -> None:
     """Train one variant, score it and write its report."""
+    from fastdps.evaluation.evaluate import evaluate
+    from fastdps.report.write import report
+    from fastdps.training.run import train
+
     _show("train", "--shards", shards / "train", "--variant", variant, "--out", out, "--epochs", epochs, "--overwrite")
     run = train(shards / "train", out, overwrite=True, variant=variant, epochs=epochs)
     print_result(f"Adapted to {len(run.rankings)} contexts: {out}")

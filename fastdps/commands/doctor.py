@@ -12,10 +12,13 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from fastdps.commands.tables import Check, print_checks
+from packaging.requirements import Requirement
+
+from fastdps.commands.checks import Check, print_checks
+from fastdps.commands.options import examples
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.runtime.console import track
 from fastdps.runtime.machine import cores
@@ -33,6 +36,14 @@ PACKAGES = (
     "numpy",
 )
 DALI = "nvidia-dali-cuda130"
+#: What the extras of the package are for.
+EXTRAS = {
+    "remote": "shard sets at URLs: s3://, gs://, http(s)://",
+    "export": "files for lpips, onnxruntime and torch.export",
+    "ray": "packing on a Ray cluster",
+    "torchmetrics": "a Metric for torchmetrics",
+    "bench": "charts of the benchmark",
+}
 #: Amount that is written and read to measure the speed of a disk, and the size of one write.
 PROBE_MIB, PIECE_MIB = 64, 4
 #: Size of a raw 64 px image, and the rate at which one GPU consumes them, which a disk should sustain.
@@ -52,6 +63,36 @@ def check_versions() -> list[Check]:
         except PackageNotFoundError:
             found.append(Check(package, "bad", "not installed", "Install missing packages: pip install fastdps"))
     return found
+
+
+def check_extras() -> list[Check]:
+    """Check the packages of optional features; they are listed by the installed package itself."""
+    checks = []
+    found = [Requirement(text) for text in requires("fastdps") or ()]
+    for extra, purpose in EXTRAS.items():
+        names = [one.name for one in found if one.marker and _belongs(one, extra)]
+        missing = [name for name in names if not _is_installed(name)]
+        name = f"fastdps[{extra}]"
+        if missing:
+            text = f"{purpose}: without {', '.join(missing)}"
+            checks.append(Check(name, "note", text, f"If you need it: pip install 'fastdps[{extra}]'"))
+        else:
+            checks.append(Check(name, "ok", purpose))
+    return checks
+
+
+def _belongs(requirement: Requirement, extra: str) -> bool:
+    """Return whether a requirement is of an extra, and not of the package itself."""
+    marker = requirement.marker
+    return marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def check_devices() -> list[Check]:
@@ -223,6 +264,7 @@ def measure_disk(directory: Path) -> tuple[float, float]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastdps doctor`."""
+    parser.epilog = examples("fastdps doctor", "fastdps doctor --path /scratch --json")
     parser.add_argument(
         "--path",
         type=Path,
@@ -241,12 +283,13 @@ def run_doctor(arguments: argparse.Namespace) -> None:
         check_versions,
         check_devices,
         check_dali,
+        check_extras,
         check_weights,
         check_cores,
         check_launch,
         lambda: check_disk(arguments.path),
     ]
-    progress = track(checkers, total=len(checkers), what="checking", unit="checks", enabled=not arguments.json)
+    progress = track(checkers, total=len(checkers), what="checking", unit="", enabled=not arguments.json)
     checks = [check for checker in progress for check in checker()]
     if arguments.json:
         print(json.dumps([asdict(check) for check in checks], indent=1, ensure_ascii=False))

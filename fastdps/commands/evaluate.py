@@ -5,22 +5,26 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-from fastdps.commands.options import add_cache, add_quiet, cache_from, is_main_rank, location
-from fastdps.commands.tables import print_agreement, print_judges, print_scores
+from fastdps.commands.options import add_cache, add_quiet, cache_from, examples, is_main_rank, location
 from fastdps.contexts.interpolation import Interpolation
-from fastdps.evaluation.evaluate import evaluate
 from fastdps.evaluation.options import DRAWS, EvaluationOptions
-from fastdps.evaluation.run_scores import RunScores
-from fastdps.loading.loader import LoaderName, LoadOptions
+from fastdps.loading.options import LoaderName, LoadOptions
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.console import is_quiet, print_result
+
+if TYPE_CHECKING:
+    from fastdps.evaluation.run_scores import RunScores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastdps evaluate`."""
-    parser.add_argument("run", type=Path, help="run directory")
+    parser.epilog = examples(
+        "fastdps evaluate runs/photos --shards shards/photos/val",
+        "fastdps evaluate runs/judged --judgements shards/judged/val",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
     parser.add_argument("--shards", type=location, help="shard set of held-out images: a directory or a URL")
     parser.add_argument(
         "--judgements", type=location, metavar="DIR|FILE", help="judgement set, or a file of judgements"
@@ -43,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """Run `fastdps evaluate`. Earlier scores that are not computed again are kept."""
+    from fastdps.evaluation.evaluate import evaluate
+
     options = EvaluationOptions(
         draws=arguments.draws,
         batch_size=arguments.batch_size,
@@ -71,10 +77,15 @@ def print_evaluation(
     run: Path, scores: RunScores, *, on_contexts: bool, on_people: bool = False, on_judges: bool = False
 ) -> None:
     """Print tables of the new scores, and the path of `scores.json`."""
-    if on_judges and scores.judgements and not is_quiet():
-        print_judges(scores.judgements)
-    if on_contexts and not is_quiet():
-        print_scores(scores)
-    if on_people and scores.bapps and not is_quiet():
-        print_agreement(scores.bapps)
+    from fastdps.commands.tables import print_agreement, print_judges, print_scores, print_warnings
+
+    if not is_quiet():
+        if on_judges and scores.judgements:
+            print_judges(scores.judgements)
+        if on_contexts:
+            print_scores(scores)
+        if on_people and scores.bapps:
+            print_agreement(scores.bapps)
+        kinds = ("judgements",) * on_judges + ("contexts",) * on_contexts + ("2afc", "jnd") * on_people
+        print_warnings(scores, *kinds)
     print_result(f"Scores: {RunDirectory(run).scores}; as a page: fastdps report {shlex.quote(str(run))}")

@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastdps.commands.options import add_quiet
-from fastdps.export.export import FORMATS, check_path, export, find_format
-from fastdps.report.judge_charts import shorten
+from fastdps.commands.options import add_quiet, examples
 from fastdps.runtime.console import print_notice, print_result
 from fastdps.runtime.signals import exit_on_signal
 
+#: Names of the formats, see `fastdps.export.export`.
+FORMATS = ("lpips", "onnx", "torch")
 #: Widest name of a judge in the result.
 JUDGE_COLUMNS = 60
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastdps export`."""
+    parser.epilog = examples(
+        "fastdps export runs/mine --format lpips --out mine.pth",
+        "fastdps export runs/photos --context color,darken,zoom_in,rotate,translate,blur --format onnx --out mine.onnx",
+    )
     parser.add_argument("metric", metavar="RUN", help="run directory, metric file, or name of a backbone")
     parser.add_argument(
         "--context",
@@ -25,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--format",
-        choices=sorted(FORMATS),
+        choices=FORMATS,
         required=True,
         help="format of the file: for the lpips package, for onnxruntime, or for torch.export",
     )
@@ -41,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_export(arguments: argparse.Namespace) -> None:
     """Run `fastdps export`."""
+    from fastdps.export.export import check_path, export, find_format
+    from fastdps.report.judge_charts import shorten
+
     form = find_format(arguments.format, with_backbone=arguments.with_backbone)
     check_path(arguments.out, form, overwrite=arguments.overwrite)
     with exit_on_signal():  # the import of large libraries may take seconds

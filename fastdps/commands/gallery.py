@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastdps.commands.options import add_cache, add_quiet, cache_from, location
-from fastdps.report.gallery import GalleryOptions, draw_gallery
-from fastdps.report.pictures import write_sheet
+from fastdps.commands.options import add_cache, add_quiet, cache_from, examples, location
 from fastdps.runtime.console import print_result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastdps gallery`."""
+    parser.epilog = examples(
+        "fastdps gallery shards/photos/train --out grid.png",
+        "fastdps gallery shards/photos/train --distort --samples 4 --out distorted.png",
+    )
     parser.add_argument(
         "directory", type=location, metavar="DIR", help="a shard set, such as shards/sample/train, or a URL"
     )
@@ -38,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_gallery(arguments: argparse.Namespace) -> None:
     """Run `fastdps gallery`."""
+    from fastdps.report.gallery import GalleryOptions, draw_gallery
+    from fastdps.report.pictures import write_sheet
+
     options = GalleryOptions(
         samples=arguments.samples,
         distort=arguments.distort,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
-from fastdps.commands.options import Parser, add_quiet, location, run_command
+from fastdps.commands.options import Parser, add_quiet, counted, examples, location, run_command
 from fastdps.errors import ConfigError
 from fastdps.packing.executor import Executor, LocalExecutor
 from fastdps.packing.ledger import REJECTED_ROWS, REJECTS
@@ -38,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Pack images into shard sets, one for each split: OUT/train, OUT/val and so on. The same input and options "
         "give the same bytes, whatever the number of workers. An interrupted run resumes when the same command is run "
         "again."
+    )
+    parser.epilog = examples(
+        "fastdps pack folder --source photos --out shards/photos --size 64 --holdout 0.2",
+        "fastdps pack judgements --source judged.csv --by person --out shards/judged --holdout 0.3",
     )
     add = parser.add_argument
     add("kind", choices=list(SOURCES), help="kind of data to pack")
@@ -182,8 +186,7 @@ def _print_rows(location: Location, manifest: Manifest) -> None:
     found = {**manifest.source, **manifest.source["result"]}
     by = f" of {found['judges']:,} judges" if found["judges"] else ""
     print_result(f"{location}: {found['judgements']:,} judgements{by}, from a file of {found['rows']:,} rows")
-    if found["left_out_rows"]:
-        print_result(f"{found['left_out_rows']:,} rows have images of both splits and are in neither")
+    _print_left_out(manifest)
     if found["unjudged_lines"]:
         print_result(f"{found['unjudged_lines']:,} lines have no answer")
     if rejected := found["rejected_rows"] + found["lost_rows"]:
@@ -191,18 +194,29 @@ def _print_rows(location: Location, manifest: Manifest) -> None:
         print_result(f"{rejected:,} rows were rejected{lost}: see {location / REJECTED_ROWS}")
 
 
+def _print_left_out(manifest: Manifest) -> None:
+    """Print how many rows a holdout left out."""
+    if rows := manifest.source.get("left_out_rows"):
+        print_result(f"{rows:,} rows have images of both splits and are in neither")
+
+
 def print_summary(result: PackResult) -> None:
     """Print the location and size of each set, the rejects, and what remains to be done."""
     for split, manifest in result.manifests.items():
         size_MiB = sum(shard.bytes for shard in manifest.shards) / 2**20
-        shards = len(manifest.shards)
-        print_result(f"{result.out / split}: {manifest.samples:,} samples in {shards:,} shards, {size_MiB:,.1f} MiB")
+        samples, shards = counted(manifest.samples, "sample"), counted(len(manifest.shards), "shard")
+        print_result(f"{result.out / split}: {samples} in {shards}, {size_MiB:,.1f} MiB")
         if manifest.kind == "judgements":
             _print_rows(result.out / split, manifest)
+        elif "holdout_by" in manifest.source:
+            print_result(f"held out by {manifest.source['holdout_by']}: no image is in both splits")
+            _print_left_out(manifest)
         if rejects := result.rejects[split]:
-            print_result(f"{len(rejects):,} items were rejected: see {result.out / split / REJECTS}")
+            were = "was" if len(rejects) == 1 else "were"
+            print_result(f"{counted(len(rejects), 'item')} {were} rejected: see {result.out / split / REJECTS}")
     for split, missing in result.missing.items():
-        left = f"{len(missing):,} shards are left to other parts" if missing else "all shards are packed"
+        are = "is" if len(missing) == 1 else "are"
+        left = f"{counted(len(missing), 'shard')} {are} left to other parts" if missing else "all shards are packed"
         print_result(f"{result.out / split}: this part is done, {left}")
     if result.missing:
         when = "once all parts are done" if any(result.missing.values()) else "now"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import errno
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -42,9 +44,52 @@ def byte_count(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-def add_quiet(parser: argparse.ArgumentParser) -> None:
+def add_quiet(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add the option --quiet."""
     parser.add_argument("--quiet", action="store_true", help="print errors only, neither progress nor results")
+
+
+def examples(*commands: str) -> str:
+    """Return the epilog of a command: commands that work as they are printed, once their paths are replaced."""
+    return "\n".join(["examples:", *(f"  {command}" for command in commands)])
+
+
+def table_keys(module: str, table: str) -> list[str]:
+    """Return the keys of a table of a module that imports torch, without importing it: help must be fast.
+
+    Args:
+        module: Path of the module in the package, such as "metric/backbones.py".
+        table: Name of the table, a dictionary with texts as keys.
+
+    Example:
+        >>> table_keys("contexts/distortions.py", "DISTORTIONS")[:2]
+        ['rotate', 'translate']
+    """
+    tree = ast.parse((Path(__file__).parents[1] / module).read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict) and ast.unparse(node.target) == table:
+            return [ast.literal_eval(key) for key in node.value.keys if key is not None]
+    raise ValueError(f"{module} has no table {table}")
+
+
+def byte_text(size: int) -> str:
+    """Return a number of bytes as text.
+
+    Example:
+        >>> byte_text(3_321_000)
+        '3.3 MB'
+    """
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    Example:
+        >>> counted(1, "shard"), counted(1200, "shard")
+        ('1 shard', '1,200 shards')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def is_main_rank() -> bool:
@@ -127,11 +172,32 @@ def cache_from(arguments: argparse.Namespace) -> Cache | None:
     return make_cache(arguments.cache_dir, arguments.cache_size)
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help with the examples of the epilog as they are, and its other paragraphs wrapped."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, **{"max_help_position": 26, **options})
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        filled = [
+            line if line.startswith(" ") else textwrap.fill(line, width, subsequent_indent="  ")
+            for line in text.splitlines()
+        ]
+        return "\n".join(indent + line if line else line for line in "\n".join(filled).splitlines())
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser that suggests the nearest flag, choice or command for an unknown one.
+    """A parser that suggests the nearest flag, choice or command for an unknown one, in two lines.
 
     Sub-parsers are of the same class. (From Python 3.14 on argparse can do this for choices, but not for flags.)
     """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"formatter_class": Help, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and how to get help, instead of all options, and exit with the status 2."""
+        self.exit(2, f"error: {printable(message)}\nTo see all options: {self.prog} --help\n")
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
         """Parse as argparse does, but check flags first, so that a mistyped flag is not reported as a missing one."""

@@ -6,19 +6,19 @@ import argparse
 import webbrowser
 from pathlib import Path
 
-from fastdps.commands.options import add_quiet
-from fastdps.report.write import COMPARISON, report
+from fastdps.commands.options import add_quiet, examples
 from fastdps.runtime.console import print_result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastdps report`."""
+    parser.epilog = examples("fastdps report runs/photos --open", "fastdps report runs/one runs/other --out both.html")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directory; several give a comparison")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help=f"page to write (default: RUN/report.html; for several runs {COMPARISON})",
+        help="page to write (default: RUN/report.html; for several runs comparison.html)",
     )
     parser.add_argument(
         "--bench", type=Path, metavar="FILE", help="also show these results of `python -m bench --json`"
@@ -29,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_report(arguments: argparse.Namespace) -> None:
     """Run `fastdps report`."""
+    from fastdps.report.write import report
+
     file = report(arguments.runs, arguments.out, bench=arguments.bench)
     print_result(str(file))
     if arguments.open:

@@ -1,21 +1,18 @@
-"""Tables in the terminal: scores, sweeps, rankings of images, checks of the machine."""
+"""Tables in the terminal: scores, sweeps, rankings of images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fastdps.evaluation.judged_scores import JudgementScores
 from fastdps.evaluation.run_scores import HumanAgreement, RunScores, SubsetScores
+from fastdps.evaluation.scored_sets import warnings
 from fastdps.runtime.console import Column, Styled, TextTable, print_line
 
 #: Number of contexts that are listed as the hardest, and as the easiest.
 LISTED = 3
-
-State = Literal["ok", "note", "bad"]
-_STYLES: dict[State, str] = {"ok": "green", "note": "yellow", "bad": "bold red"}
 
 
 def print_scores(scores: RunScores) -> None:
@@ -24,28 +21,44 @@ def print_scores(scores: RunScores) -> None:
     if summary is None:
         return
     print_line("")
+    one = summary.contexts == 1
+    improvement = "" if one else f", mean over {summary.contexts:,} contexts; "
     print_line(
         Styled(scores.backbone, "bold"),
-        f", {scores.variant}, {scores.recipe}: accuracy on held-out distortions {summary.baseline_accuracy:.4f} -> ",
+        f", {scores.variant}, {scores.recipe}: accuracy on {_images_of(scores)} {summary.baseline_accuracy:.4f} -> ",
         Styled(f"{summary.adapted_accuracy:.4f}", "bold"),
-        f", mean over {summary.contexts:,} contexts; ",
-        Styled(f"{summary.improved_fraction:.1%}", "bold"),
-        " of them improved",
+        improvement,
+        *(() if one else (Styled(f"{summary.improved_fraction:.1%}", "bold"), " of them improved")),
     )
     by_accuracy = sorted(scores.contexts, key=lambda context: context.adapted_accuracy)
-    columns = [Column(), Column("ranking", no_wrap=True), Column("before", right=True), Column("after", right=True)]
+    groups = [("hardest", by_accuracy[:LISTED]), ("easiest", by_accuracy[::-1][:LISTED])]
+    if len(by_accuracy) <= 2 * LISTED:
+        groups = [("" if one else "hardest first", by_accuracy)]
+    columns = [Column(), Column("ranking", fold=True), Column("before", right=True), Column("after", right=True)]
     table = TextTable(columns, title="Contexts, least disruptive distortion first")
-    for title, rows in (("hardest", by_accuracy[:LISTED]), ("easiest", by_accuracy[::-1][:LISTED])):
+    for title, rows in groups:
         for number, row in enumerate(rows):
             accuracies = f"{row.baseline_accuracy:.4f}", f"{row.adapted_accuracy:.4f}"
             table.add_row(title if number == 0 else "", ", ".join(row.ranking), *accuracies)
         table.add_section()
     table.print()
     columns = [Column("pair"), Column("before", right=True), Column("after", right=True)]
-    table = TextTable(columns, title="Pairs of distortions, mean over contexts")
+    table = TextTable(columns, title="Pairs of distortions" if one else "Pairs of distortions, mean over contexts")
     for pair in scores.pairs:
         table.add_row(pair.pair, f"{pair.baseline:.4f}", f"{pair.adapted:.4f}")
     table.print()
+
+
+def _images_of(scores: RunScores) -> str:
+    """Return a name of the images that the contexts were scored on."""
+    same_as = next((one.same_as for one in scores.sets if one.kind == "contexts"), None)
+    return "held-out distortions" if same_as is None else f"distortions of the {same_as} images"
+
+
+def print_warnings(scores: RunScores, *kinds: str) -> None:
+    """Print which of the sets of some kinds the run has seen in training."""
+    for text in warnings([one.to_dict() for one in scores.sets], *kinds):
+        print_line(Styled("Warning: ", "bold yellow"), text, wrap=False)
 
 
 def print_agreement(agreement: HumanAgreement) -> None:
@@ -144,31 +157,3 @@ def print_ranking(title: str, rows: Sequence[tuple[str, float]], *, of: int) -> 
     table.print()
     if len(rows) < of:
         print_line(f"The nearest {len(rows):,} of {of:,}.")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding about the machine.
-
-    Attributes:
-        name: What was checked.
-        state: "ok", "note" if something could be better, or "bad" if training would fail.
-        found: What was found.
-        advice: What to do about it, if anything.
-    """
-
-    name: str
-    state: State
-    found: str
-    advice: str = ""
-
-
-def print_checks(checks: Sequence[Check]) -> None:
-    """Print findings in a table, and below it the advice."""
-    table = TextTable([Column("check", fold=True), Column(), Column("found", fold=True)], title="This machine")
-    for check in checks:
-        table.add_row(check.name, Styled(check.state, _STYLES[check.state]), check.found)
-    table.print()
-    for check in checks:
-        if check.advice:
-            print_line(f"{check.name}: {check.advice}", wrap=False)

@@ -5,229 +5,41 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Any
 
-from fastdps.commands.options import add_cache, add_quiet, byte_count, cache_from, is_main_rank, location
-from fastdps.contexts.interpolation import Interpolation
+from fastdps.commands.options import cache_from, is_main_rank
+from fastdps.commands.settings_files import read_settings_file
+from fastdps.commands.train_options import RESUME, SETTINGS_WITH_OPTION, add_arguments
 from fastdps.errors import ConfigError
-from fastdps.loading.loader import LoaderName, LoadOptions
-from fastdps.metric.precision import Precision
+from fastdps.loading.options import LoadOptions
 from fastdps.runtime.console import print_result
-from fastdps.runtime.processes import STALL_TIMEOUT_S
-from fastdps.training.checkpoints import CheckpointPolicy
-from fastdps.training.pair_moments import MomentLimits
-from fastdps.training.recipes import (
-    RECIPES,
-    Augment,
-    Comparison,
-    JudgeName,
-    LossName,
-    Variant,
-    default_recipe,
-    get_recipe,
-)
-from fastdps.training.run import Parallel, Resume, TrainOptions, train
-from fastdps.training.step import Execution
+from fastdps.shards.storage import Location
+from fastdps.training.options import CheckpointPolicy, Execution, MomentLimits, TrainOptions
+from fastdps.training.recipes import TrainConfig, default_recipe, get_recipe
 
-#: Settings of a recipe that have an option.
-SETTINGS_WITH_OPTION = (
-    "variant",
-    "backbone",
-    "taps",
-    "comparison",
-    "judge",
-    "loss",
-    "epochs",
-    "max_steps",
-    "batch_size",
-    "learning_rate",
-    "backbone_learning_rate",
-    "interpolation",
-    "augment",
-    "crop_size",
-    "keep",
-    "seed",
-    "prior_strength",
-    "by",
-)
+if TYPE_CHECKING:
+    from fastdps.training.resume import RecordedRun
+    from fastdps.training.run import TrainingResult
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `fastdps train`. A setting that is not given keeps the value of the recipe."""
-    data = parser.add_mutually_exclusive_group()
-    data.add_argument("--shards", type=location, help="shard set of images to train on: a directory or a URL")
-    data.add_argument(
-        "--judgements",
-        type=location,
-        metavar="DIR|FILE",
-        help="judgement set, or a .csv, .jsonl or .parquet file of judgements, to adapt to instead of contexts",
-    )
-    data.add_argument("--triplets", type=location, help="shard set of judged triplets to adapt to (BAPPS)")
-    parser.add_argument("--validation", type=location, help="set of the same kind to choose the best epoch by")
-    parser.add_argument("--out", type=Path, help="run directory to create")
-    parser.add_argument(
-        "--contexts",
-        help='"all" (the default), a number of contexts to draw, or rankings "a,b,c,d,e,f", least disruptive first, '
-        'separated by ";"; with --by: names of judges, separated by ","',
-    )
-    parser.add_argument(
-        "--by",
-        metavar="COLUMN",
-        help="for judgements: each judge is a context, beside the pooled one of all; the column whose value is the "
-        'judge, or "judge" for that of a judgement set',
-    )
-    _add_settings(parser)
-    parser.add_argument("--size", type=int, help="resize images to a square of this many pixels while loading")
-    parser.add_argument("--loader", choices=get_args(LoaderName), default="auto", help="how shards are read")
-    parser.add_argument(
-        "--parallel",
-        choices=get_args(Parallel),
-        default="data",
-        help="with tune and scratch: all processes on one context, or each on contexts of its own",
-    )
-    add_cache(parser)
-    _add_moments(parser)
-    _add_execution(parser)
-    _add_checkpoints(parser)
-    parser.add_argument(
-        "--log-with",
-        action="append",
-        default=[],
-        metavar="TRACKER",
-        help="log to tensorboard, wandb or another tracker of Accelerate as well as to log.jsonl; may be repeated",
-    )
-    add_quiet(parser)
-    parser.add_argument("--print-config", action="store_true", help="print the settings as JSON and exit")
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add the settings of a recipe."""
-    parser.add_argument(
-        "--recipe",
-        choices=sorted(RECIPES),
-        help="named set of settings (default: fast; for --variant shared: shared; for --judgements: judgements)",
-    )
-    parser.add_argument(
-        "--variant",
-        choices=get_args(Variant),
-        help="what is trained: baseline, nothing; lin, heads; shared, heads and one backbone for all contexts; tune, "
-        "heads and a backbone for each context; scratch, the same from a random backbone",
-    )
-    parser.add_argument("--backbone", help="name of a backbone of fastdps, or of any torchvision model with --taps")
-    parser.add_argument("--taps", type=_taps, metavar="N,N,...", help="sub-modules whose outputs are compared")
-    parser.add_argument("--comparison", choices=get_args(Comparison), help="how features are compared")
-    parser.add_argument("--judge", choices=get_args(JudgeName), help="maps two distances to a probability")
-    parser.add_argument("--loss", choices=get_args(LossName), help="loss of the judge")
-    parser.add_argument("--epochs", type=int, help="number of epochs")
-    parser.add_argument("--max-steps", type=int, metavar="N", help="stop after N steps, before --epochs are over")
-    parser.add_argument("--batch-size", type=int, help="images per step, over all processes")
-    parser.add_argument("--learning-rate", type=float, help="initial rate of heads and judges")
-    parser.add_argument("--backbone-learning-rate", type=float, help="initial rate of a trained backbone")
-    parser.add_argument(
-        "--interpolation", choices=get_args(Interpolation), help="sampling of the geometric distortions"
-    )
-    parser.add_argument(
-        "--augment", choices=get_args(Augment), help="train on random crops and flips, or on whole images"
-    )
-    parser.add_argument(
-        "--crop-size",
-        type=int,
-        metavar="PIXELS",
-        help="side of the crops, below the packed size (default: equal to it)",
-    )
-    parser.add_argument(
-        "--keep",
-        type=float,
-        metavar="STRENGTH",
-        help="how strongly a trained backbone is held to the pretrained one in its unadapted metric; 0: not at all",
-    )
-    parser.add_argument(
-        "--prior-strength",
-        type=float,
-        metavar="S",
-        help="for judgement sets: how strongly heads are drawn to the unadapted metric (default: cross-validation)",
-    )
-    parser.add_argument("--seed", type=int, help="seed of everything random: contexts, order, distortions, dropout")
-
-
-def _add_moments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that limit kept moments."""
-    group = parser.add_argument_group("kept moments of judgement sets")
-    group.add_argument(
-        "--moments-memory",
-        type=byte_count,
-        metavar="SIZE",
-        help="memory for the moments of image pairs (default: a quarter of the machine's memory)",
-    )
-    group.add_argument(
-        "--moments-disk",
-        type=byte_count,
-        metavar="SIZE",
-        help="disk space for moments that exceed it (default: half of the free space); moments that exceed this too "
-        "are computed again in each pass",
-    )
-
-
-def _add_execution(parser: argparse.ArgumentParser) -> None:
-    """Add the options that decide how a step is computed."""
-    group = parser.add_argument_group("execution")
-    group.add_argument(
-        "--precision", choices=get_args(Precision), default="auto", help="floating-point type of the backbone"
-    )
-    group.add_argument(
-        "--accumulate", type=int, default=1, metavar="N", help="compute each step in N pieces, to save memory"
-    )
-    group.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=False, help="run the backbone through torch.compile"
-    )
-    group.add_argument(
-        "--deterministic", action="store_true", help="give bit-identical results in every run, on GPUs too"
-    )
-
-
-def _add_checkpoints(parser: argparse.ArgumentParser) -> None:
-    """Add the options that decide when work is saved and resumed."""
-    group = parser.add_argument_group("checkpoints and fault tolerance")
-    group.add_argument(
-        "--resume",
-        choices=get_args(Resume),
-        default="auto",
-        help="if --out holds a run: resume it (auto, the default), or fail (never)",
-    )
-    group.add_argument("--overwrite", action="store_true", help="replace an existing run in --out")
-    group.add_argument(
-        "--checkpoint-every",
-        type=int,
-        default=CheckpointPolicy.every_steps,
-        metavar="STEPS",
-        help="checkpoint interval",
-    )
-    group.add_argument(
-        "--keep-checkpoints", type=int, default=CheckpointPolicy.keep, metavar="N", help="number of checkpoints to keep"
-    )
-    group.add_argument(
-        "--stall-timeout",
-        type=float,
-        default=STALL_TIMEOUT_S,
-        metavar="SECONDS",
-        help=f"abort the job if one step of a process takes longer (default {STALL_TIMEOUT_S:.0f})",
-    )
-
-
-def _taps(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+__all__ = ["add_arguments", "run_train"]
+#: Options whose value a run has already, so that `--resume RUN` does not take them.
+_FIXED = ("out", "contexts", "recipe", "config", "size", "overwrite", "print_config", *SETTINGS_WITH_OPTION)
 
 
 def run_train(arguments: argparse.Namespace) -> None:
     """Run `fastdps train`. Called again, it resumes the run, or finds it finished."""
-    recipe = arguments.recipe or default_recipe(arguments.variant, judgements=bool(arguments.judgements))
-    config = get_recipe(recipe, {name: getattr(arguments, name) for name in SETTINGS_WITH_OPTION})
+    if arguments.resume not in (None, *RESUME):
+        _print_summary(_resume(Path(arguments.resume), arguments))
+        return
+    config = _config(arguments)
     if arguments.print_config:
         print(json.dumps(config.to_json(), indent=1))
         return
-    shards = arguments.shards or arguments.judgements or arguments.triplets
+    shards = _shards(arguments)
     if shards is None or arguments.out is None:
         raise ConfigError("--out and one of --shards, --judgements and --triplets are needed.")
+    from fastdps.training.run import train
+
     result = train(
         shards,
         arguments.out,
@@ -235,13 +47,60 @@ def run_train(arguments: argparse.Namespace) -> None:
         validation=arguments.validation,
         config=config,
         overwrite=arguments.overwrite,
-        options=_options(arguments),
+        options=_options(arguments, TrainOptions(size=arguments.size)),
     )
-    if is_main_rank():
-        what = f"{len(result.rankings)} contexts" if result.rankings else "the judgements"
-        if result.judges:
-            what += f" of {len(result.judges)} judges, and to all together"
-        print_result(f"Adapted to {what}: {result.path}")
+    _print_summary(result)
+
+
+def _resume(run: Path, arguments: argparse.Namespace) -> TrainingResult:
+    """Resume a run with all that it recorded; only paths and options of execution may be given again."""
+    from fastdps.training.resume import read_recorded
+    from fastdps.training.run import train
+
+    if given := [name for name in _FIXED if not _is_default(getattr(arguments, name))]:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(f"--resume {run} takes all settings from the run. Omit {options}.")
+    recorded: RecordedRun = read_recorded(run)
+    return train(
+        _shards(arguments) or recorded.shards,
+        run,
+        contexts=recorded.contexts,
+        validation=arguments.validation or recorded.validation,
+        config=recorded.config,
+        options=_options(arguments, recorded.options),
+    )
+
+
+def _is_default(value: object) -> bool:
+    return value is None or value is False
+
+
+def _config(arguments: argparse.Namespace) -> TrainConfig:
+    """Return the settings: those of the recipe, replaced by those of --config, replaced by the options."""
+    from_file: dict[str, Any] = {} if arguments.config is None else read_settings_file(arguments.config)
+    own = from_file.pop("recipe", None)
+    variant = arguments.variant or from_file.get("variant")
+    recipe = arguments.recipe or own or default_recipe(variant, judgements=bool(arguments.judgements))
+    options = {name: value for name in SETTINGS_WITH_OPTION if (value := getattr(arguments, name)) is not None}
+    try:
+        return get_recipe(recipe, {**from_file, **options})
+    except ConfigError as error:
+        if from_file and not options:
+            raise ConfigError(f"--config {arguments.config}: {error}") from None
+        raise
+
+
+def _shards(arguments: argparse.Namespace) -> Location | None:
+    """Return the training set. Raises `ConfigError` for a file where a packed set is needed."""
+    location: Location | None = arguments.shards or arguments.judgements or arguments.triplets
+    if isinstance(location, Path) and location.is_file() and not arguments.judgements:
+        kind = "triplets" if arguments.triplets else "folder"
+        raise ConfigError(
+            f"--{'triplets' if arguments.triplets else 'shards'} {location} is a file, not a packed set. Pack it with "
+            f"`fastdps pack {kind} --source {location if arguments.triplets else 'DIRECTORY'} --out DIR`, and name "
+            f"DIR/train. For judgements in a .csv, .jsonl or .parquet file, pass --judgements {location}."
+        )
+    return location
 
 
 def _contexts(arguments: argparse.Namespace) -> str | tuple[str, ...] | None:
@@ -253,20 +112,55 @@ def _contexts(arguments: argparse.Namespace) -> str | tuple[str, ...] | None:
             raise ConfigError("--contexts names judges with --judgements, which needs --by COLUMN.")
         contexts: str | None = arguments.contexts
         return contexts
-    return arguments.contexts or "all" if arguments.shards else ()
+    if arguments.shards:
+        return arguments.contexts or "all"
+    if arguments.contexts is not None:
+        raise ConfigError(
+            "--contexts is for --shards: a metric is adapted to the judgements of --triplets, not to rankings. Omit it."
+        )
+    return ()
 
 
-def _options(arguments: argparse.Namespace) -> TrainOptions:
+def _options(arguments: argparse.Namespace, base: TrainOptions) -> TrainOptions:
+    """Return the options for carrying out the run: those of `base`, replaced by those given on the command line."""
+
+    def given(name: str, default: Any) -> Any:
+        value = getattr(arguments, name)
+        return default if value is None else value
+
+    execution, policy, moments = base.execution, base.checkpoints, base.moments
     return TrainOptions(
         execution=Execution(
-            arguments.precision, arguments.accumulate, arguments.compile, deterministic=arguments.deterministic
+            given("precision", execution.precision),
+            given("accumulate", execution.accumulate),
+            given("compile", execution.compile),
+            given("deterministic", execution.deterministic),
         ),
-        checkpoints=CheckpointPolicy(arguments.checkpoint_every, arguments.keep_checkpoints),
-        parallel=arguments.parallel,
-        resume=arguments.resume,
-        stall_timeout_s=arguments.stall_timeout,
-        trackers=tuple(arguments.log_with),
-        size=arguments.size,
-        loading=LoadOptions(loader=arguments.loader, cache=cache_from(arguments)),
-        moments=MomentLimits(arguments.moments_memory, arguments.moments_disk),
+        checkpoints=CheckpointPolicy(
+            given("checkpoint_every", policy.every_steps), given("keep_checkpoints", policy.keep)
+        ),
+        parallel=given("parallel", base.parallel),
+        resume="never" if arguments.resume == "never" else "auto",
+        stall_timeout_s=given("stall_timeout", base.stall_timeout_s),
+        trackers=base.trackers if arguments.log_with is None else tuple(arguments.log_with),
+        size=base.size,
+        loading=LoadOptions(
+            loader=given("loader", base.loading.loader),
+            num_threads=base.loading.num_threads,
+            cache=cache_from(arguments) or base.loading.cache,
+        ),
+        moments=MomentLimits(
+            given("moments_memory", moments.memory_bytes), given("moments_disk", moments.disk_bytes), moments.directory
+        ),
+        argv=arguments.argv,
     )
+
+
+def _print_summary(result: TrainingResult) -> None:
+    """Print what the metric was adapted to and how well, where it is, and what comes next, once for all processes."""
+    if not is_main_rank():
+        return
+    from fastdps.commands.summary import summary_lines
+
+    for line in summary_lines(result):
+        print_result(line)

@@ -25,15 +25,18 @@ from fastdps.evaluation.judged_examples import (
 )
 from fastdps.evaluation.judged_scores import JudgementScores
 from fastdps.evaluation.judged_sets import judged_distances, score_judged
-from fastdps.evaluation.judgements import score_judgements
+from fastdps.evaluation.judgements import find_judged_sets, score_judgements
 from fastdps.evaluation.options import EvaluationOptions
 from fastdps.evaluation.run_scores import RunScores, read_scores
+from fastdps.evaluation.scored_sets import ScoredSet, SetKind, seen_as
 from fastdps.evaluation.tally import Tally, tally_choices
 from fastdps.metric.backbones import Backbone
+from fastdps.metric.image_sizes import check_image_size
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.files import remove_partial, write_json
 from fastdps.runtime.processes import Distributed, join_processes
+from fastdps.shards.format import read_manifest
 from fastdps.shards.storage import Location, LocationLike, locate
 from fastdps.training.judgement_files import packed_judgements
 from fastdps.training.recipes import TrainConfig
@@ -84,6 +87,7 @@ def evaluate(
         baseline, adapted = load_metrics(directory, config, processes)
         scores = read_scores(directory) or RunScores.unscored(config, directory)
         details, wrong = None, None
+        sets = processes.broadcast(lambda: _sets(directory, options, shards=shards, bapps=bapps, judgements=judgements))
         if shards is not None:
             metrics = baseline, adapted
             tally, details = _score_contexts(directory, metrics, locate(shards), config, options, processes)
@@ -95,9 +99,36 @@ def evaluate(
         if judgements is not None:
             judged, wrong = _score_judges(baseline, adapted, judgements, options, processes)
             scores = replace(scores, judgements=judged)
+        scores = scores.with_sets(sets)
         if processes.is_main_process:
             _write(directory, scores, details, wrong)
     return scores
+
+
+def _sets(
+    run: RunDirectory,
+    options: EvaluationOptions,
+    *,
+    shards: LocationLike | None,
+    bapps: LocationLike | None,
+    judgements: LocationLike | None,
+) -> list[ScoredSet]:
+    """Return the sets to score on. Raises `ShardError` if one of them is missing or damaged."""
+    config = run.read_config()
+
+    def describe(kind: SetKind, location: Location, name: str = "", draws: int | None = None) -> ScoredSet:
+        manifest = read_manifest(location)
+        size = manifest.image_size if options.size is None else (options.size, options.size)
+        sha256 = manifest.content_sha256()
+        same_as = seen_as(sha256, config)
+        return ScoredSet(kind, name, str(location), sha256, manifest.samples, size, draws, same_as)
+
+    found = [] if shards is None else [describe("contexts", locate(shards), draws=options.draws)]
+    if bapps is not None:
+        found += [describe(one.test, one.directory, one.name) for one in find_judged_sets(locate(bapps))]
+    if judgements is not None:
+        found.append(describe("judgements", packed_judgements(judgements, size=options.size)))
+    return found
 
 
 def _score_judges(
@@ -118,6 +149,7 @@ def _score_judges(
         loader = open_images(
             location, size=options.size, device=processes.device, options=options.loading, batch_size=options.batch_size
         )
+        check_image_size(baseline.backbone.name, baseline.backbone.taps, loader.image_size, location)
         distances = judged_distances(baseline, adapted, location, loader, limits=options.moments, progress=True)
         examples.append(find_judged_examples(distances, location, loader))
         return score_judged(distances, location, loader.manifest.content_sha256())
@@ -209,6 +241,7 @@ def _score_contexts(
     loader = options.open(shards, processes)
     if loader.manifest.kind != "images":
         raise ConfigError(f"{shards} is a set of {loader.manifest.kind}; contexts are scored on images.")
+    check_image_size(config.backbone, config.taps, loader.image_size, shards)
     interpolation = options.interpolation_after(config.interpolation)
     tally = tally_choices(baseline, adapted, loader, processes, draws=options.draws, interpolation=interpolation)
     if not processes.is_main_process:

@@ -23,6 +23,7 @@ from fastdps.evaluation.options import EvaluationOptions
 from fastdps.evaluation.run_scores import HumanAgreement, SubsetScores
 from fastdps.loading.loader import ShardLoader
 from fastdps.loading.spec import Batch
+from fastdps.metric.image_sizes import check_image_size
 from fastdps.metric.perceptual import PerceptualMetric, all_distances, with_unadapted
 from fastdps.metric.scores import average_precision, human_ceiling, two_afc
 from fastdps.runtime.console import track
@@ -73,13 +74,16 @@ def score_judgements(
 
     Raises:
         ShardError: There is no such set, or one is of the wrong kind.
+        ConfigError: Images are too small for the backbone.
         SampleError: Votes are not a share in [0, 1].
         FastDPSError: A metric gives NaN or infinite distances.
     """
     scorer = _Scorer(baseline, adapted, processes)
     scores: dict[Test, dict[str, SubsetScores]] = {"2afc": {}, "jnd": {}}
     for judged in find_judged_sets(locate(directory)):
-        found = scorer.score(judged, options.open(judged.directory, processes))
+        loader = options.open(judged.directory, processes)
+        check_image_size(baseline.backbone.name, baseline.backbone.taps, loader.image_size, judged.directory)
+        found = scorer.score(judged, loader)
         if not all(map(math.isfinite, (found.baseline, *found.contexts))):
             raise FastDPSError(
                 f"on {judged.directory} the metric gives distances that are NaN or infinite: its training diverged. "

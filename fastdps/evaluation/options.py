@@ -1,15 +1,19 @@
-"""Options of scoring a run."""
+"""Options of scoring a run. Imports no torch, so that the command line can show them without it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fastdps.contexts.interpolation import Interpolation
 from fastdps.errors import ConfigError
-from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
-from fastdps.runtime.processes import Processes
+from fastdps.loading.options import LoadOptions
 from fastdps.shards.storage import Location
-from fastdps.training.pair_moments import MomentLimits
+from fastdps.training.options import MomentLimits
+
+if TYPE_CHECKING:
+    from fastdps.loading.loader import ShardLoader
+    from fastdps.runtime.processes import Processes
 
 #: Default number of draws of all distortions per image.
 DRAWS = 5
@@ -46,6 +50,8 @@ class EvaluationOptions:
 
     def open(self, location: Location, processes: Processes) -> ShardLoader:
         """Return the loader of a shard set for this process, in packed order."""
+        from fastdps.loading.loader import open_shards
+
         return open_shards(
             location,
             batch_size=self.batch_size,

@@ -5,7 +5,8 @@
  "summary": {"contexts", "improved_fraction", "baseline_accuracy", "adapted_accuracy"} or null,
  "bapps": see `HumanAgreement`, or null,
  "judgements": see `fastdps.evaluation.judged_scores`, or null,
- "throughput": {"images_per_s", "triplets_per_s", "data_wait_fraction"}}
+ "throughput": {"images_per_s", "triplets_per_s", "data_wait_fraction"},
+ "sets": see `fastdps.evaluation.scored_sets`}
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fastdps.contexts.rankings import Ranking
 from fastdps.contexts.rankings import pairs as all_pairs
 from fastdps.errors import FastDPSError
 from fastdps.evaluation.judged_scores import JudgementScores
+from fastdps.evaluation.scored_sets import ScoredSet
 from fastdps.evaluation.tally import Tally
 from fastdps.metric.scores import improved
 from fastdps.run_directory import RunDirectory, Throughput
@@ -158,6 +160,7 @@ class RunScores:
         summary: Means over contexts, None before they are scored.
         bapps: Agreement with people on BAPPS, None before it is scored.
         judgements: Agreement with the judges of a judgement set, None before it is scored.
+        sets: The sets that were scored on.
         pairs: Accuracy per pair of distortions of the last call of `fastdps.evaluate`; not part of `scores.json`.
     """
 
@@ -170,6 +173,7 @@ class RunScores:
     summary: ScoreSummary | None = None
     bapps: HumanAgreement | None = None
     judgements: JudgementScores | None = None
+    sets: tuple[ScoredSet, ...] = ()
     pairs: tuple[PairAccuracy, ...] = field(default=(), compare=False)
 
     @classmethod
@@ -197,6 +201,12 @@ class RunScores:
             pairs=tuple(PairAccuracy(*row) for row in pairs),
         )
 
+    def with_sets(self, sets: Sequence[ScoredSet]) -> RunScores:
+        """Return a copy with sets in place of those of the same kinds; sub-sets of BAPPS are scored together."""
+        kinds = {one.kind for one in sets}
+        kinds |= {"2afc", "jnd"} if kinds & {"2afc", "jnd"} else set()
+        return replace(self, sets=(*(one for one in self.sets if one.kind not in kinds), *sets))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the content of `scores.json`."""
         return {
@@ -209,6 +219,7 @@ class RunScores:
             "bapps": self.bapps and self.bapps.to_dict(),
             "judgements": self.judgements and self.judgements.to_dict(),
             "throughput": self.throughput.to_dict(),
+            "sets": [one.to_dict() for one in self.sets],
         }
 
     @classmethod
@@ -226,6 +237,7 @@ class RunScores:
             summary=summary,
             bapps=bapps,
             judgements=judgements,
+            sets=tuple(ScoredSet.from_dict(one) for one in content.get("sets", ())),
         )
 
 

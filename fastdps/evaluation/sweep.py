@@ -33,13 +33,14 @@ from numpy.typing import NDArray
 
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import Ranking, select_rankings
-from fastdps.errors import ConfigError
+from fastdps.errors import ConfigError, ShardError
 from fastdps.evaluation.evaluate import evaluate
 from fastdps.evaluation.run_scores import RunScores, read_scores
 from fastdps.metric.backbones import check_backbone
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.files import write_json, write_text
 from fastdps.runtime.json_files import Anything, Filled, Maybe, Number, Values, check, parse_json
+from fastdps.shards.format import read_manifest
 from fastdps.training.recipes import SETTINGS, TrainConfig, get_recipe
 from fastdps.training.run import train
 from fastdps.training.run_config import read_settings
@@ -212,6 +213,7 @@ def sweep(
             progress.done(run.path, found)
         else:
             refuse_other_settings(run, settings, rankings)
+            refuse_other_set(run, found, grid)
         scores[name] = found
     summary = summarize(scores)
     write_table(out, scores, summary)
@@ -232,6 +234,20 @@ def refuse_other_settings(run: RunDirectory, settings: Mapping[str, Any], rankin
         raise ConfigError(
             f"{run.path} was finished with other settings or contexts than the grid has now. Choose another --out, or "
             "remove that directory to run the case again."
+        )
+
+
+def refuse_other_set(run: RunDirectory, scores: RunScores, grid: Grid) -> None:
+    """Raise `ConfigError` if a finished case was scored on another set than the grid has now."""
+    hashes = {one.sha256 for one in scores.sets if one.kind == "contexts"}
+    try:
+        now = read_manifest(grid.held_out).content_sha256()
+    except ShardError:  # the cases are finished, and the set may have been removed
+        return
+    if hashes and hashes != {now}:
+        raise ConfigError(
+            f"{run.path} was scored on another set than {grid.held_out}, so cases cannot be compared. Choose another "
+            f"--out, or remove {run.scores} to score the case again."
         )
 
 

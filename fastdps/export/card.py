@@ -13,6 +13,7 @@ from typing import Any
 
 from fastdps.contexts.judgements import POOLED
 from fastdps.errors import FastDPSError
+from fastdps.evaluation.scored_sets import warning
 from fastdps.export.format import Format
 from fastdps.export.write import Verified
 from fastdps.metric.load import ContextLocation
@@ -32,6 +33,10 @@ LICENCE = (
 _MARKDOWN = frozenset("\\`*_[]<>#!|~&@:$^")
 #: Settings of a run that the card lists.
 _LISTED_SETTINGS = ("variant", "recipe", "epochs", "judge", "loss", "interpolation", "seed")
+#: Properties of the scored sets that the card lists, without their paths for the same reason.
+_LISTED_OF_SETS = ("kind", "name", "sha256", "samples", "image_size", "draws", "same_as")
+#: Titles of the sets of each kind of scores.
+_SET_TITLES = {"contexts": "accuracy", "2afc": "BAPPS 2afc", "jnd": "BAPPS jnd", "judgements": "agreement"}
 #: Properties of the training data that the card lists. Paths are not listed: they may contain names of people.
 _LISTED_DATA = ("source", "samples", "size", "sha256")
 
@@ -114,7 +119,12 @@ def _scores(run: RunDirectory, context: list[str] | None, judge: str | None) -> 
         for test in ("2afc", "jnd")
     }
     accuracies = {name: row.get(name) for name in ("baseline_accuracy", "adapted_accuracy")}
-    return accuracies | {"bapps": bapps, "judgements": judge and _agreement(scores.get("judgements"), judge)}
+    sets = [{name: one[name] for name in _LISTED_OF_SETS} for one in scores.get("sets", [])]
+    return accuracies | {
+        "sets": sets,
+        "bapps": bapps,
+        "judgements": judge and _agreement(scores.get("judgements"), judge),
+    }
 
 
 def _agreement(judgements: Mapping[str, Any] | None, judge: str) -> dict[str, Any] | None:
@@ -199,7 +209,9 @@ def _score_lines(scores: Mapping[str, Any] | None) -> list[str]:
     """Return a table of the scores before and after adapting, in Markdown."""
     rows = []
     if scores and scores["adapted_accuracy"] is not None:
-        rows.append(("accuracy on held-out distortions", scores["baseline_accuracy"], scores["adapted_accuracy"], None))
+        seen = next((one["same_as"] for one in scores.get("sets", []) if one["kind"] == "contexts"), None)
+        images = "held-out distortions" if seen is None else f"distortions of the {seen} images"
+        rows.append((f"accuracy on {images}", scores["baseline_accuracy"], scores["adapted_accuracy"], None))
     for test, subsets in ((scores and scores["bapps"]) or {}).items():
         rows += [
             (f"BAPPS {test} {name}", found["baseline"], found["adapted"], found["human"])
@@ -215,6 +227,10 @@ def _score_lines(scores: Mapping[str, Any] | None) -> list[str]:
     lines = ["| | before | after | human |", "|---|---:|---:|---:|"]
     for name, before, after, human in rows:
         lines.append(f"| {name} | {before:.4f} | {after:.4f} | {'' if human is None else f'{human:.4f}'} |")
+    for one in (scores or {}).get("sets", []):
+        if one["same_as"]:
+            title = f"The set of the scores {_SET_TITLES.get(one['kind'], '')} {_escaped(one['name'])}".rstrip()
+            lines += ["", f"**Warning:** {warning(title, one['same_as'])}"]
     if agreement:
         change, data = agreement["votes"]["change"], agreement["set"]
         interval = f"{change['low']:+.4f} to {change['high']:+.4f}"

@@ -13,7 +13,7 @@ from torch.export import Dim
 
 from fastdps.export.format import Distances, Format
 from fastdps.export.plain import PlainMetric
-from fastdps.metric.image_metric import smallest_side
+from fastdps.metric.image_sizes import smallest_side
 from fastdps.metric.perceptual import PerceptualMetric
 
 #: Batch, height and width are dynamic, and the same for both images.
@@ -51,7 +51,7 @@ def example(metric: PerceptualMetric) -> tuple[Tensor, Tensor]:
 
     Otherwise the export could treat a dynamic dimension as constant.
     """
-    side = max(64, smallest_side(metric))
+    side = max(64, smallest_side(metric.backbone.name, metric.backbone.taps))
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand(2, 5, 3, side + 7, side + 25, generator=generator)
     return x, y

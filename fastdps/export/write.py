@@ -10,7 +10,7 @@ import torch
 
 from fastdps.errors import FastDPSError
 from fastdps.export.format import Distances, Format
-from fastdps.metric.image_metric import smallest_side
+from fastdps.metric.image_sizes import smallest_side
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.runtime.files import fsync_directory, write_errors, write_text
 from fastdps.runtime.locks import temporary_directory
@@ -97,7 +97,7 @@ def verify(metric: PerceptualMetric, form: Format, theirs: Distances) -> Verifie
         FastDPSError: The distances differ by more than `ABSOLUTE` and `RELATIVE` allow.
     """
     generator = torch.Generator().manual_seed(1)
-    side = max(64, smallest_side(metric))
+    side = max(64, smallest_side(metric.backbone.name, metric.backbone.taps))
     pairs, difference, distance = 0, 0.0, 0.0
     for number, taller, wider in _BATCHES:
         x, far = torch.rand(2, number, 3, side + taller, side + wider, generator=generator)

@@ -19,9 +19,7 @@ import functools
 import logging
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -37,6 +35,8 @@ from fastdps.loading.checks import (
     own_cores,
 )
 from fastdps.loading.index_cache import IndexCache
+from fastdps.loading.options import LoaderName as LoaderName
+from fastdps.loading.options import LoadOptions as LoadOptions
 from fastdps.loading.order import EpochOrder, cut, global_batch_size, left_after, part_of, steps_per_epoch
 from fastdps.loading.portable import PortableReader, is_faster_than_dali
 from fastdps.loading.segments import batch_bytes, even_places, segments
@@ -46,28 +46,7 @@ from fastdps.shards.cache import Cache, StagedSet, make_cache
 from fastdps.shards.format import Manifest, read_manifest
 from fastdps.shards.storage import Location, Store, locate
 
-LoaderName = Literal["auto", "dali", "portable"]
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """How shards are read; the batches are the same whatever these options are, except for `components`.
-
-    Attributes:
-        loader: The reader: "dali", "portable", or "auto" for the faster one for these images on this device.
-        num_threads: Threads that decode. None for this process's share of the cores; the portable reader uses at most
-            eight.
-        components: Names of the components to load, such as ("ref", "p0"). None for all.
-        cache: Where shards of a URL are staged while they are read. None for the default, see
-            `fastdps.shards.cache.make_cache`.
-    """
-
-    loader: LoaderName = "auto"
-    num_threads: int | None = None
-    components: Sequence[str] | None = None
-    cache: Cache | None = None
 
 
 def open_shards(

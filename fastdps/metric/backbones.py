@@ -120,8 +120,15 @@ def check_backbone(name: str, taps: Sequence[int] | None) -> None:
     Raises:
         ConfigError: The model or a tap is unknown.
     """
+    preset_layers(name, taps)
+
+
+def preset_layers(name: str, taps: Sequence[int] | None) -> list[nn.Module]:
+    """Return the layers of a backbone up to its last tap, on the meta device. Raises what `check_backbone` raises."""
     spec = backbone_spec(name)
-    _check_taps(name, spec.taps if taps is None else taps, _layers_of(_meta_network(name, spec)))
+    layers = _layers_of(_meta_network(name, spec))
+    last = _check_taps(name, spec.taps if taps is None else taps, layers)[-1]
+    return [layer.eval() for layer in list(layers.values())[: last + 1]]
 
 
 class Backbone(nn.Module):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Literal, NamedTuple, overload
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from fastdps.contexts.rankings import Ranking
 from fastdps.errors import ConfigError, ImageError
+from fastdps.metric.image_sizes import smallest_side
 from fastdps.metric.inputs import Images, batched, check_same_size, to_unit_range
 from fastdps.metric.maps import distance_maps
 from fastdps.metric.matrix import distance_matrix, mebibytes
@@ -22,8 +22,6 @@ from fastdps.metric.perceptual import PerceptualMetric
 RANK_BATCH = 64
 #: Default memory limit of a distance matrix.
 MATRIX_MIB = 1024
-#: Side in pixels that is large enough for every backbone.
-_LARGE_ENOUGH = 512
 
 
 class Ranked(NamedTuple):
@@ -77,6 +75,12 @@ class ImageMetric(nn.Module):
     def judge(self) -> str | None:
         """The name of the judge whose judgements the metric was adapted to; None for other metrics."""
         return self.metric.judges[0] if self.metric.judges else None
+
+    @property
+    def is_adapted(self) -> bool:
+        """True if channel weights differ: the weights of an unadapted metric are equal."""
+        weights = self.metric.weights
+        return bool((weights != weights[:, :1]).any())
 
     @overload
     def forward(self, x: Images, y: Images, *, per_layer: Literal[False] = False, spatial: bool = False) -> Tensor: ...
@@ -175,9 +179,12 @@ class ImageMetric(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the backbone, comparison and context for `repr`."""
-        context = "not adapted to a context" if self.context is None else ",".join(self.context)
-        if self.judge is not None:
+        if self.context is not None:
+            context = ",".join(self.context)
+        elif self.judge is not None:
             context = f"adapted to the judgements of {self.judge}"
+        else:
+            context = "adapted to judgements" if self.is_adapted else "not adapted"
         return f"{self.metric.backbone.name}, {self.metric.comparison}: {context}"
 
     def _batched(self, images: Images, name: str) -> Tensor:
@@ -221,27 +228,9 @@ class _SizeNamed:
         if not isinstance(error, RuntimeError) or torch.compiler.is_compiling():
             return
         height, width = self._batch.shape[2:]
-        smallest = smallest_side(self._metric)
+        smallest = smallest_side(self._metric.backbone.name, self._metric.backbone.taps)
         if min(height, width) < smallest:
             raise ImageError(
                 f"Images of {height} x {width} are too small for {self._metric.backbone.name}, which needs at least "
                 f"{smallest} x {smallest}. Resize them, or choose another backbone."
             ) from error
-
-
-def smallest_side(metric: PerceptualMetric) -> int:
-    """Return the side in pixels of the smallest square image that a metric's backbone takes. Computes no features."""
-    backbone = copy.deepcopy(metric.backbone).to("meta")
-
-    def fits(side: int) -> bool:
-        try:
-            backbone(torch.empty(1, 3, side, side, device="meta"))
-        except RuntimeError:
-            return False
-        return True
-
-    low, high = 0, _LARGE_ENOUGH  # too small, large enough
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastdps.report.agreement import majority_of
@@ -26,6 +26,8 @@ def render_comparison(records: Sequence[RunRecord]) -> str:
         names=names,
         numbers=numbers,
         same_contexts=len({_held_out(record) for record in records}) == 1,
+        comparable=_comparable(records),
+        warnings=list(dict.fromkeys(text for record in records for text in record.warnings)),
         missing=[record.evaluate_command for record in records if _is_unscored(record)],
         judged_sets=_judged_sets(names, records),
         judged_alone=_judged_alone(names, records),
@@ -112,6 +114,28 @@ def _settings(record: RunRecord) -> dict[str, str]:
         **record.config["versions"],
         **record.config["machine"],
     }
+
+
+def _comparable(records: Sequence[RunRecord]) -> set[str]:
+    """Return the columns of main scores that were measured on the same sets in all runs that have them."""
+    groups: list[tuple[Callable[[RunRecord], object], tuple[str, ...]]] = [
+        (_held_out, ("before", "after", "worst")),
+        (lambda record: _sets(record, "2afc"), ("bapps_before", "bapps_after")),
+        (lambda record: _sets(record, "jnd"), ("jnd_after",)),
+    ]
+    found: set[str] = set()
+    for key, columns in groups:
+        scored = [record for record in records if any(_numbers(record)[column] is not None for column in columns)]
+        if len({key(record) for record in scored}) <= 1:
+            found |= set(columns)
+    return found
+
+
+def _sets(record: RunRecord, test: str) -> tuple[Any, ...]:
+    """Return the sub-sets of a test with their hashes; versions before 0.2 did not record hashes."""
+    if hashes := [(one["name"], one["sha256"]) for one in record.sets if one["kind"] == test]:
+        return tuple(sorted(hashes))
+    return tuple((name, scores["samples"]) for name, scores in (record.bapps or {}).get(test, {}).items())
 
 
 def _held_out(record: RunRecord) -> tuple[Any, ...]:

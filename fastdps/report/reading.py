@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from fastdps.errors import FastDPSError
+from fastdps.evaluation.scored_sets import seen_as, warnings
 from fastdps.report.charts import Line
-from fastdps.report.resume import is_judgement_set, judged_train_command
+from fastdps.report.resume import is_judgement_set, train_command
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.json_files import check, parse_json, read_object
 from fastdps.shards.credentials import without_credentials
@@ -97,11 +98,39 @@ class RunRecord:
         return self.scores["bapps"] if self.scores else None
 
     @property
+    def sets(self) -> list[dict[str, Any]]:
+        """The sets that the run was scored on, see `fastdps.evaluation.scored_sets`.
+
+        Versions before 0.2 did not list them; then it is the set of the contexts alone, from `details.json`.
+        """
+        if self.scores is None:
+            return []
+        if "sets" in self.scores:
+            return list(self.scores["sets"])
+        if self.details is None:
+            return []
+        held_out = self.details["held_out"]
+        known = {"sha256": held_out["sha256"], "samples": held_out["samples"], "draws": held_out["draws"]}
+        same_as = seen_as(held_out["sha256"], self.config)
+        return [{"kind": "contexts", "name": "", "path": held_out["shards"], **known, "same_as": same_as}]
+
+    def seen_as(self, kind: str) -> str | None:
+        """Return whether the run has seen the first set of some kind: "training", "validation" or None."""
+        return next((one["same_as"] for one in self.sets if one["kind"] == kind), None)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What limits the scores: sets that the run has seen. The section on judges names its training set itself."""
+        judged = ["judgements"] if self.seen_as("judgements") == "validation" else []
+        return warnings(self.sets, "contexts", "2afc", "jnd", *judged)
+
+    @property
     def evaluate_command(self) -> str:
-        """The command that scores the run, on the directory `val` beside the training data if it exists."""
+        """The command that scores the run, on `val` beside the training data if the run has not seen that."""
         train = locate(self.config["data"]["shards"])
         held_out = train.with_name("val") if isinstance(train, Path) and train.name == "train" else None
-        shards = shlex.quote(str(held_out)) if held_out and held_out.is_dir() else "HELD_OUT"
+        is_unseen = held_out is not None and held_out.is_dir() and str(held_out) != self.config["data"]["validation"]
+        shards = shlex.quote(str(held_out)) if is_unseen else "HELD_OUT"
         option = "--judgements" if self.has_judgement_set else "--shards"
         return f"fastdps evaluate {shlex.quote(str(self.run.path))} {option} {shards}"
 
@@ -113,11 +142,7 @@ class RunRecord:
     @property
     def train_command(self) -> str:
         """The command that resumes the training."""
-        if self.judges is not None:
-            return judged_train_command(self.run.path, self.config)
-        option = "--shards" if self.has_contexts else "--triplets"
-        shards, out = (shlex.quote(str(path)) for path in (self.config["data"]["shards"], self.run.path))
-        return f"fastdps train {option} {shards} --out {out}"
+        return train_command(self.run.path)
 
     def curve(self, value: str) -> list[Line]:
         """Return a value of the "step" records of the log by step: one line per training of the run."""

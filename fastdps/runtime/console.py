@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from fastdps.runtime.files import printable
+from fastdps.runtime.progress_line import TrainingStatus, plain_line, progress_line
 
 Item = TypeVar("Item")
 Show = Callable[[dict[str, Any]], None]
@@ -61,13 +71,16 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def format_step(record: dict[str, Any], *, epochs: int) -> str:
-    """Format a "step" record of `log.jsonl` as a line."""
-    return (
-        f"epoch {record['epoch']}/{epochs}  step {record['step']}  "
-        f"{record['images_per_s']:,.0f} images/s  {record['triplets_per_s']:,.0f} context-triplets/s  "
-        f"data wait {record['data_wait_fraction']:.1%}  loss {record['loss']:.4f}  accuracy {record['accuracy']:.4f}"
-    )
+class _TrainingLine(ProgressColumn):
+    """One line with all that is known of a training, as much as fits into the terminal."""
+
+    def __init__(self, status: TrainingStatus, console: Console) -> None:
+        super().__init__()
+        self._status, self._console = status, console
+
+    def render(self, task: Task) -> Text:
+        """Return the line."""
+        return Text(progress_line(self._status, task.time_remaining, self._console.width), no_wrap=True)
 
 
 @contextmanager
@@ -80,19 +93,27 @@ def training_display(*, steps: int, epochs: int, enabled: bool) -> Iterator[Show
         enabled: False to show nothing.
 
     Yields:
-        A function that shows a "step" record of the log.
+        A function that shows a record of the log, of the event "step" or "validation".
     """
-    console = Console(stderr=True)
+    console, status = Console(stderr=True), TrainingStatus(steps, epochs)
     if not enabled or is_quiet():
         yield lambda _: None
     elif not console.is_terminal:
-        yield lambda record: print(format_step(record, epochs=epochs), file=console.file, flush=True)
+
+        def show_line(record: dict[str, Any]) -> None:
+            status.update(record)
+            print(plain_line(status, record), file=console.file, flush=True)
+
+        yield show_line
     else:
-        with _progress(console) as progress:
-            task = progress.add_task("", total=steps, label="adapting")
-            yield lambda record: progress.update(
-                task, completed=record["step"], description=format_step(record, epochs=epochs), refresh=True
-            )
+        with Progress(_TrainingLine(status, console), console=console, speed_estimate_period=60) as progress:
+            task = progress.add_task("", total=steps)
+
+            def show(record: dict[str, Any]) -> None:
+                status.update(record)
+                progress.update(task, completed=status.step.get("step", 0), refresh=True)
+
+            yield show
 
 
 def track(items: Iterable[Item], *, total: int, what: str, enabled: bool, unit: str = "batches") -> Iterator[Item]:
@@ -103,7 +124,7 @@ def track(items: Iterable[Item], *, total: int, what: str, enabled: bool, unit: 
         total: Their number.
         what: What is being done, the label of the display.
         enabled: False to show nothing.
-        unit: What the items are.
+        unit: What the items are; "" to show no rate.
     """
     with counter(what, unit=unit, enabled=enabled) as count:
         count.start(total)
@@ -143,17 +164,21 @@ class Counter:
         self._done += items
         now_s = time.perf_counter()
         items_per_s = (self._done - self._found) / max(now_s - self._started_s, 1e-9)
-        rate = f"{items_per_s:,.0f} {self._unit}/s"
+        rate = _rate(items_per_s, self._unit)
         if self._progress and self._task is not None:
             self._progress.update(self._task, completed=self._done, description=rate)
         elif self._console and (now_s - self._shown_s >= self.LINE_EVERY_S or self._done == self._total):
             self._shown_s = now_s
             left_s = (self._total - self._done) / max(items_per_s, 1e-9)
-            print(
-                f"{printable(self._what)} {self._done:,}/{self._total:,}  {rate}  {left_s:.0f} s left",
-                file=self._console.file,
-                flush=True,
-            )
+            parts = [f"{printable(self._what)} {self._done:,}/{self._total:,}", rate, f"{left_s:.0f} s left"]
+            print("  ".join(part for part in parts if part), file=self._console.file, flush=True)
+
+
+def _rate(items_per_s: float, unit: str) -> str:
+    """Return a rate as text, "" without a unit and where an item takes longer than ten seconds."""
+    if items_per_s < 0.1 or not unit:
+        return ""
+    return f"{items_per_s:,.0f} {unit}/s" if items_per_s >= 10 else f"{items_per_s:.1f} {unit}/s"
 
 
 @contextmanager
@@ -162,7 +187,7 @@ def counter(what: str, *, unit: str, enabled: bool = True) -> Iterator[Counter]:
 
     Args:
         what: What is being done, the label of the display.
-        unit: What the items are.
+        unit: What the items are; "" to show no rate.
         enabled: False to show nothing.
     """
     console = Console(stderr=True)
@@ -185,40 +210,59 @@ class Styled:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its heading, right-aligned for numbers; long text is folded, or kept on one line."""
+    """A column of a table: its heading, right-aligned for numbers; words that are too long are folded, or cut."""
 
     heading: str = ""
     right: bool = False
     fold: bool = False
-    no_wrap: bool = False
 
 
 class TextTable:
-    """A table for the terminal. Names and paths in its cells are never taken for markup."""
+    """A table for the terminal. Names and paths in its cells are never taken for markup.
+
+    In a narrow terminal text is wrapped, and numbers keep all of their digits.
+    """
 
     def __init__(self, columns: Sequence[Column], title: str | None = None) -> None:
-        self._table = Table(
-            title=None if title is None else Text(printable(title), "table.title"), title_justify="left"
-        )
-        for column in columns:
-            self._table.add_column(
-                Text(column.heading),
-                justify="right" if column.right else "left",
-                overflow="fold" if column.fold else "ellipsis",
-                no_wrap=column.no_wrap,
-            )
+        self._columns, self._title = columns, title
+        self._rows: list[tuple[list[Text], str | None]] = []
+        self._ends_section: set[int] = set()
 
     def add_row(self, *cells: str | Styled, style: str | None = None) -> None:
         """Add a row; `style` applies to all of it."""
-        self._table.add_row(*map(_text, cells), style=style)
+        self._rows.append((list(map(_text, cells)), style))
 
     def add_section(self) -> None:
         """Draw a line below the rows so far."""
-        self._table.add_section()
+        self._ends_section.add(len(self._rows) - 1)
 
     def print(self) -> None:
         """Print the table to the standard output."""
-        _Output().print(self._table)
+        output = _Output()
+        table = self._table({})
+        if output.measure(table, options=output.options.update_width(10_000)).maximum > output.width:
+            widths = {n: self._narrowest(n) for n, column in enumerate(self._columns) if column.right}
+            table = self._table(widths)
+        output.print(table)
+
+    def _narrowest(self, number: int) -> int:
+        """Return the width of a column in which neither a number nor a word of the heading is broken."""
+        words = [*self._columns[number].heading.split(), *(cells[number].plain for cells, _ in self._rows)]
+        return max(map(len, words), default=1)
+
+    def _table(self, widths: Mapping[int, int]) -> Table:
+        title = None if self._title is None else Text(printable(self._title), "table.title")
+        table = Table(title=title, title_justify="left")
+        for number, column in enumerate(self._columns):
+            table.add_column(
+                Text(column.heading),
+                justify="right" if column.right else "left",
+                overflow="fold" if column.fold or column.right else "ellipsis",
+                width=widths.get(number),
+            )
+        for number, (cells, style) in enumerate(self._rows):
+            table.add_row(*cells, style=style, end_section=number in self._ends_section)
+        return table
 
 
 def print_line(*parts: str | Styled, wrap: bool = True) -> None:

@@ -67,6 +67,25 @@ def locked(
         os.close(descriptor)
 
 
+def lock_owner(path: Path) -> str | None:
+    """Return the text of the owner of a lock file, None if no process holds the lock."""
+    try:
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(descriptor, 200, 0).decode(errors="replace")
+    except OSError:  # not supported by the file system
+        return None
+    finally:
+        os.close(descriptor)
+    return None
+
+
 def create_locked(path: Path) -> BinaryIO:
     """Create a file and lock it until it is closed, so that `remove_abandoned` keeps it. Raises `OSError`.
 

@@ -30,9 +30,8 @@ from fastdps.errors import ConfigError, FastDPSError, did_you_mean
 from fastdps.runtime.console import print_notice
 from fastdps.runtime.heartbeat import EXCHANGES, Heartbeat
 from fastdps.runtime.machine import keep_freed_memory
+from fastdps.runtime.timeouts import STALL_TIMEOUT_S
 
-#: Default time in one phase (a step, say) after which a process counts as hung and the job is aborted.
-STALL_TIMEOUT_S = 600.0
 #: Extra timeout of collectives over the watchdog's, so that the watchdog names the hung rank first.
 _COLLECTIVE_GRACE_S = 120.0
 

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field, fields
 from operator import ge, itemgetter
 from typing import Any, Literal, get_args
 
-from fastdps.errors import ShardError
+from fastdps.errors import FastDPSError, ShardError
 from fastdps.shards.storage import Location, locate, read_text
 from fastdps.shards.tar_headers import BLOCK
 
@@ -189,6 +189,13 @@ def read_manifest(location: str | Location) -> Manifest:
             f"{location} is not a shard set: it has no {MANIFEST}. Pack one with `fastdps pack`, "
             "or name its train or val directory."
         ) from None
+    except NotADirectoryError:
+        raise ShardError(
+            f"{location} is a file, not a shard set. Pack a file of judgements with `fastdps pack judgements --source "
+            f"{location} --out DIR`, and name DIR/train."
+        ) from None
+    except FastDPSError:  # of the storage, which names the remedy
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise ShardError(f"{path} cannot be read as JSON: {error}. Restore it or pack the set again.") from error
     try:

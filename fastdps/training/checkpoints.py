@@ -25,29 +25,12 @@ from torch import Tensor
 from fastdps.errors import CheckpointError, ConfigError
 from fastdps.metric.weights import tensors_sha256
 from fastdps.runtime.files import PARTIAL, atomic_write
+from fastdps.training.options import CheckpointPolicy as CheckpointPolicy
 
 FORMAT = "fastdps-checkpoint"
 FORMAT_VERSION = 1
 #: Key of the state: the hash of the settings, contexts and data. Checkpoints of version 0.1.0 do not have it.
 SETTINGS = "settings_sha256"
-
-
-@dataclass(frozen=True)
-class CheckpointPolicy:
-    """Frequency and number of checkpoints.
-
-    Attributes:
-        every_steps: Number of steps between two checkpoints.
-        keep: Number of checkpoints to keep, the newest ones.
-    """
-
-    every_steps: int = 500
-    keep: int = 3
-
-    def __post_init__(self) -> None:
-        for name, value in (("--checkpoint-every", self.every_steps), ("--keep-checkpoints", self.keep)):
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1.")
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,7 @@ class TrainingLoop:
         self._progress = Progress()
         self._saved: Path | None = None
         self._settings_sha256: str | None = None
+        self._show: Show = lambda _: None
 
     def start_from(self, weights: Tensor) -> None:
         """Start with calibrated heads (K, C) instead of equal weights, unless `fit` resumes from a checkpoint."""
@@ -142,6 +143,7 @@ class TrainingLoop:
             training_display(steps=total_steps, epochs=self._config.epochs, enabled=is_main) as show,
         ):
             agreement = Agreement(self._processes, request, self._guard)
+            self._show = show
             while progress.epoch < self._config.epochs and progress.step < total_steps:
                 self._finish_epoch(loader, validation, total_steps, agreement, show)
         return self._finish(validation)
@@ -227,9 +229,9 @@ class TrainingLoop:
         scores = validation.scores(self._metric, self._processes, self._execution.precision)
         epoch = self._progress.epoch + 1
         self._best.update(epoch, scores, self._metric)
-        self._report(
-            {"event": "validation", "epoch": epoch, "step": self._progress.step, "accuracies": scores.tolist()}
-        )
+        record = {"event": "validation", "epoch": epoch, "step": self._progress.step, "accuracies": scores.tolist()}
+        self._show(record)
+        self._report(record)
 
     def _finish(self, validation: Validator | None) -> PerceptualMetric:
         """Copy the result into the metric, and log a summary of the training."""
@@ -243,6 +245,7 @@ class TrainingLoop:
                 "images_per_s": progress.images / progress.elapsed_s,
                 "triplets_per_s": progress.samples * self._triplets_per_sample / progress.elapsed_s,
                 "data_wait_fraction": progress.wait_s / progress.elapsed_s,
+                "elapsed_s": progress.elapsed_s,
             }
         )
         if validation:

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,56 +23,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdps.contexts.distortions import to_float
-from fastdps.errors import ConfigError, ShardError
+from fastdps.errors import ShardError
 from fastdps.loading.loader import ShardLoader
 from fastdps.metric.distances import normalized_vectors, pair_means
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.precision import Precision, autocast
 from fastdps.runtime.console import Counter, counter
 from fastdps.runtime.files import write_errors
+from fastdps.training.options import MomentLimits as MomentLimits
 from fastdps.training.triplet_images import TripletImages
 
 #: Bytes that are read from disk, or multiplied, at a time.
 BLOCK_BYTES = 1 << 26
 #: Images whose features are computed at a time.
 BATCH = 32
-#: Default share of the memory of the machine, and of the free disk space, that moments may take.
-MEMORY_SHARE, DISK_SHARE = 0.25, 0.5
-
-
-@dataclass(frozen=True)
-class MomentLimits:
-    """Limits of kept moments.
-
-    Attributes:
-        memory_bytes: Memory for the moments, and as much again for features while they are computed; None for a quarter
-            of the machine's memory.
-        disk_bytes: Disk space for moments that exceed it; None for half of the free space.
-        directory: Directory of the file, best on a local disk; None for the system's temporary directory.
-    """
-
-    memory_bytes: int | None = None
-    disk_bytes: int | None = None
-    directory: Path | None = None
-
-    def __post_init__(self) -> None:
-        for option, value in (("--moments-memory", self.memory_bytes), ("--moments-disk", self.disk_bytes)):
-            if value is not None and value < 0:
-                raise ConfigError(f"{option} must not be negative, not {value}.")
-
-    @property
-    def memory(self) -> int:
-        """The limit of the memory in bytes."""
-        if self.memory_bytes is not None:
-            return self.memory_bytes
-        return int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-
-    @property
-    def disk(self) -> int:
-        """The limit of the disk space in bytes."""
-        if self.disk_bytes is not None:
-            return self.disk_bytes
-        return int(DISK_SHARE * shutil.disk_usage(self.directory or tempfile.gettempdir()).free)
 
 
 class MomentBlocks(Protocol):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -20,56 +20,25 @@ from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.judgements import POOLED
 from fastdps.contexts.rankings import MAX_CONTEXTS, Ranking
 from fastdps.errors import ConfigError
-from fastdps.loading.loader import LoadOptions
 from fastdps.metric.image_metric import ImageMetric
 from fastdps.metric.load import Context, load
 from fastdps.metric.precision import deterministic_algorithms
 from fastdps.run_directory import RunDirectory, Throughput
-from fastdps.runtime.processes import STALL_TIMEOUT_S, Distributed, check_trackers, join_processes
+from fastdps.runtime.processes import Distributed, check_trackers, join_processes
 from fastdps.shards.storage import LocationLike, locate
-from fastdps.training.checkpoints import CheckpointPolicy
+from fastdps.training.checks import check_data, check_start
 from fastdps.training.judged_run import JudgedTraining
 from fastdps.training.judged_tuning import JudgedTrainings
 from fastdps.training.judgement_files import packed_judgements
 from fastdps.training.loop import build_metric
-from fastdps.training.pair_moments import MomentLimits
-from fastdps.training.recipes import TrainConfig
-from fastdps.training.run_config import RunData, begin, describe
+from fastdps.training.options import TrainOptions as TrainOptions
+from fastdps.training.recipes import TrainConfig, default_recipe, get_recipe
+from fastdps.training.resume import describe_start
+from fastdps.training.run_config import RunData, RunStart, describe
 from fastdps.training.selection import Contexts, Selection, select
-from fastdps.training.step import Execution
 from fastdps.training.trainings import Trainings, ViewTrainings, run_trainings
 
-Parallel = Literal["data", "contexts"]
-Resume = Literal["auto", "never"]
 _PARALLEL = "--parallel contexts is for --variant tune and scratch on several contexts; heads train all at once."
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """Options for carrying out a run. They change the result only by rounding.
-
-    Attributes:
-        execution: Precision, gradient accumulation, compilation, determinism.
-        checkpoints: When checkpoints are written and how many are kept.
-        parallel: With a trained backbone per context: "data", all processes train one context after another, or
-            "contexts", each process trains contexts of its own.
-        resume: What to do if `out` holds a run: "auto" resumes it, "never" raises an error.
-        stall_timeout_s: Seconds in one step after which a process counts as hung and the job is aborted.
-        trackers: Experiment trackers of Accelerate besides log.jsonl, such as ("tensorboard",).
-        size: Side in pixels to which images are resized while loading, None for their packed size.
-        loading: How shards are read.
-        moments: Limits of the kept moments of a judgement set.
-    """
-
-    execution: Execution = field(default_factory=Execution)
-    checkpoints: CheckpointPolicy = field(default_factory=CheckpointPolicy)
-    parallel: Parallel = "data"
-    resume: Resume = "auto"
-    stall_timeout_s: float = STALL_TIMEOUT_S
-    trackers: tuple[str, ...] = ()
-    size: int | None = None
-    loading: LoadOptions = field(default_factory=LoadOptions)
-    moments: MomentLimits = field(default_factory=MomentLimits)
 
 
 @dataclass(frozen=True)
@@ -164,13 +133,18 @@ def train(
         >>> run = train("shards/sample/train", "runs/sample", contexts="all", epochs=10)  # doctest: +SKIP
         >>> run.load("color,darken,zoom_in,rotate,translate,blur")  # doctest: +SKIP
     """
-    options = options or TrainOptions()
+    options, run = options or TrainOptions(), RunDirectory(Path(out))
     check_trackers(options.trackers)
+    draft = (
+        config.replace(settings)
+        if isinstance(config, TrainConfig)
+        else get_recipe(config or default_recipe(settings.get("variant")), settings)
+    )
+    check_start(run, draft)
     own_contexts = options.parallel == "contexts"
-    if own_contexts and isinstance(config, TrainConfig) and not config.replace(settings).trains_backbone:
+    if own_contexts and isinstance(config, TrainConfig) and not draft.trains_backbone:
         raise ConfigError(_PARALLEL)
-    by = settings.get("by") or (config.by if isinstance(config, TrainConfig) else None)
-    location = packed_judgements(shards, by=by, size=options.size)
+    location = packed_judgements(shards, by=draft.by, size=options.size)
     config, selection = select(contexts, location, config, settings, options.loading)
     if own_contexts and not ((selection.rankings or selection.judges) and config.trains_backbone):
         raise ConfigError(_PARALLEL)
@@ -182,8 +156,10 @@ def train(
     if selection.table is not None and not config.trains_backbone and validation is not None:
         raise ConfigError("--validation chooses an epoch, and heads on a judgement set have none. Omit it.")
     data = RunData(location, None if validation is None else locate(validation), options.size, options.loading)
-    run = RunDirectory(Path(out))
-    _run(config, selection, data, run, options, overwrite=overwrite)
+    if locate(shards) != location:
+        data = replace(data, file=str(shards))
+    check_data(config, selection, data)
+    _run(config, selection, data, RunStart(run, overwrite, describe_start(options)), options)
     return TrainingResult(run, config, tuple(selection.rankings), tuple(selection.judges))
 
 
@@ -191,24 +167,21 @@ def _run(
     config: TrainConfig,
     selection: Selection,
     data: RunData,
-    run: RunDirectory,
+    start: RunStart,
     options: TrainOptions,
-    *,
-    overwrite: bool,
 ) -> None:
     """Join the processes of the job, and train in the run directory."""
+    run = start.run
     processes = join_processes(stall_timeout_s=options.stall_timeout_s, trackers=options.trackers, directory=run.path)
     with processes, ExitStack() as stack, deterministic_algorithms(options.execution.deterministic):
         processes.broadcast(lambda: stack.enter_context(run.locked("training")))
-        if processes.broadcast(lambda: run.create(overwrite=overwrite)) and options.resume == "never":
+        if options.resume == "never" and not start.overwrite and processes.broadcast(lambda: run.holds_run):
             raise ConfigError(
                 f"{run.path} already holds a run. Choose another --out, pass --overwrite to replace it, or resume it "
                 "with --resume auto."
             )
-        if options.trackers:
-            processes.start_trackers(config.to_json())
         if selection.table is not None and not config.trains_backbone:
-            _fit_heads(config, selection, data, processes, run, options)
+            _fit_heads(config, selection, data, processes, start, options)
             return
         if len(selection.rankings) == MAX_CONTEXTS < math.factorial(len(NAMES)):
             total = math.factorial(len(NAMES))
@@ -227,7 +200,7 @@ def _run(
             )
         else:
             trainings = ViewTrainings(config, selection.rankings, data, processes, own_contexts=own_contexts)
-        run_trainings(trainings, processes, run, execution=options.execution, checkpoints=options.checkpoints)
+        run_trainings(trainings, processes, start, execution=options.execution, checkpoints=options.checkpoints)
 
 
 def _fit_heads(
@@ -235,20 +208,21 @@ def _fit_heads(
     selection: Selection,
     data: RunData,
     processes: Distributed,
-    run: RunDirectory,
+    start: RunStart,
     options: TrainOptions,
 ) -> None:
     """Fit the heads of a judgement set, and save the metric."""
     assert selection.table is not None
-    loader = data.open_judged(data.shards, processes.device)
+    run, loader = start.run, data.open_judged(data.shards, processes.device)
     names = [POOLED, *selection.judges]
-    processes.broadcast(lambda: begin(run, describe(config, [], data, loader, names)))
-    if processes.broadcast(run.metric.exists):
+    if is_left := processes.broadcast(lambda: start.lacks(run.metric)):
+        with processes.one_per_node_first():
+            metric = build_metric(config, (), processes.device)
+        metric.judges = tuple(names)
+    start.begin(describe(config, [], data, loader, names), processes)
+    if not is_left:
         processes.notify(f"{run.path} is finished: nothing to do. --overwrite trains again from scratch.")
         return
-    with processes.one_per_node_first():
-        metric = build_metric(config, (), processes.device)
-    metric.judges = tuple(names)
     if config.variant != "baseline":
         training = JudgedTraining(
             config, metric, processes, run, limits=options.moments, precision=options.execution.precision

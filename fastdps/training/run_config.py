@@ -7,8 +7,9 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from fastdps.errors import ConfigError
 from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.files import write_json
-from fastdps.runtime.processes import Processes
+from fastdps.runtime.processes import Distributed, Processes
 from fastdps.shards.format import read_manifest
 from fastdps.shards.storage import Location
 from fastdps.training.recipes import TrainConfig, config_from_json
@@ -40,12 +41,14 @@ class RunData:
         validation: The set to choose the best epoch by, None without one.
         size: Side in pixels to which images are resized, None for their packed size.
         loading: How shards are read.
+        file: The file of judgements that `shards` was packed from; None if `shards` itself was given.
     """
 
     shards: Location
     validation: Location | None
     size: int | None
     loading: LoadOptions
+    file: str | None = None
 
     def open(self, directory: Location, task: Task, config: TrainConfig, processes: Processes) -> ShardLoader:
         """Return the loader of one set for one process. Raises `ConfigError` for a set of the wrong kind."""
@@ -94,22 +97,56 @@ def open_images(
     return loader
 
 
-def begin(run: RunDirectory, description: dict[str, Any]) -> str:
-    """Write `config.json` of a new run, or check that the run to resume has the same settings, and repair its log.
+@dataclass(frozen=True)
+class RunStart:
+    """How a run is started.
 
-    Args:
+    Attributes:
         run: The run directory.
-        description: The content of `config.json`, see `describe`.
-
-    Returns:
-        The hash of the settings in `config.json`, see `settings_sha256`.
-
-    Raises:
-        ConfigError: The run has other settings or data; the message names each difference.
+        overwrite: Replace the run that it holds.
+        record: How the run was started: further content of `config.json`.
     """
-    if not run.config.exists():
-        write_json(run.config, description)
-        return settings_sha256(run.read_config())
+
+    run: RunDirectory
+    overwrite: bool = False
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def lacks(self, path: Path) -> bool:
+        """Return whether a file of the run has still to be written."""
+        return self.overwrite or not path.exists()
+
+    def begin(self, description: Mapping[str, Any], processes: Distributed) -> str:
+        """Write `config.json` of a new run, or check that the run to resume has the same settings, and repair its log.
+
+        All processes call this. Whatever can fail before the first step has to be done before: nothing is written
+        until then.
+
+        Args:
+            description: The content of `config.json`, see `describe`.
+            processes: The processes of the job; its trackers are started.
+
+        Returns:
+            The hash of the settings in `config.json`, see `settings_sha256`.
+
+        Raises:
+            ConfigError: The run has other settings or data; the message names each difference.
+        """
+
+        def write() -> str:
+            if self.overwrite:
+                self.run.clear()
+            if not self.run.config.exists():
+                write_json(self.run.config, {**description, **self.record})
+                return settings_sha256(self.run.read_config())
+            return _resume(self.run, description)
+
+        settings: str = processes.broadcast(write)
+        processes.start_trackers(description["config"])
+        return settings
+
+
+def _resume(run: RunDirectory, description: Mapping[str, Any]) -> str:
+    """Return the hash of the settings of a run to resume. Raises `ConfigError` if they are not those described."""
     before, now = run.read_config(), json.loads(json.dumps(description))
     old, new = read_settings(run).to_json(), description["config"]
     differing = [f"{name} was {old[name]} and is now {new[name]}" for name in new if old[name] != new[name]]
@@ -171,6 +208,7 @@ def describe(
         **({} if judges is None else {"judges": list(judges)}),
         "data": {
             "shards": str(data.shards),
+            "file": data.file,
             "validation": None if data.validation is None else str(data.validation),
             "size": data.size,
             "image_size": list(loader.image_size),

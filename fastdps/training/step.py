@@ -9,47 +9,23 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastdps.errors import ConfigError, TrainingError
+from fastdps.errors import TrainingError
 from fastdps.loading.spec import Batch
 from fastdps.metric.distances import Moments
 from fastdps.metric.perceptual import PerceptualMetric, frozen_moments
-from fastdps.metric.precision import Precision, resolve_precision
+from fastdps.metric.precision import resolve_precision
 from fastdps.runtime.processes import Processes
 from fastdps.training.model import TrainedModel
+from fastdps.training.options import Execution as Execution
 from fastdps.training.prior import Prior
 from fastdps.training.recipes import TrainConfig
 from fastdps.training.tasks import GroupedImages, Task
-
-
-@dataclass(frozen=True)
-class Execution:
-    """Options for computing a step. They change the result only by rounding.
-
-    Attributes:
-        precision: Floating-point type of the backbone, see `fastdps.metric.precision`.
-        accumulate: Number of pieces in which each process computes its part of a step, one after another. It divides
-            the memory needed; the gradients are those of the whole step.
-        compile: Run the backbone through `torch.compile`, for long trainings on a GPU. On a CPU it was slower, see
-            docs/design.md.
-        deterministic: Compute the same bits in every run on the same machine, on GPUs too; slower there.
-    """
-
-    precision: Precision = "auto"
-    accumulate: int = 1
-    compile: bool = False
-    deterministic: bool = False
-
-    def __post_init__(self) -> None:
-        if self.accumulate < 1:
-            raise ConfigError(f"--accumulate is {self.accumulate}; it must be at least 1.")
-
 
 #: Adam's term in the denominator, torch's default.
 ADAM_EPS = 1e-8

@@ -16,13 +16,12 @@ from torch import Tensor
 from fastdps.contexts.rankings import Ranking
 from fastdps.loading.spec import BatchSource
 from fastdps.metric.perceptual import PerceptualMetric
-from fastdps.run_directory import RunDirectory
 from fastdps.runtime.processes import Distributed, Processes, SingleProcess
 from fastdps.training.best_epoch import VALIDATION_SEED
 from fastdps.training.checkpoints import CheckpointPolicy
 from fastdps.training.loop import TrainingLoop, Validation, Validator, build_metric
 from fastdps.training.recipes import TrainConfig
-from fastdps.training.run_config import RunData, begin, describe
+from fastdps.training.run_config import RunData, RunStart, describe
 from fastdps.training.step import Execution
 from fastdps.training.tasks import JudgementTask, RankingTask, Task
 
@@ -135,21 +134,22 @@ class ViewTrainings(Trainings):
 def run_trainings(
     trainings: Trainings,
     processes: Distributed,
-    run: RunDirectory,
+    start: RunStart,
     *,
     execution: Execution,
     checkpoints: CheckpointPolicy,
 ) -> None:
     """Carry out the trainings of a run that have not ended, and save their metrics."""
-    config, team, several = trainings.config, trainings.team, len(trainings) > 1
-    settings: str = processes.broadcast(lambda: begin(run, trainings.describe()))
+    config, team, several, run = trainings.config, trainings.team, len(trainings) > 1, start.run
     paths = [run.metric_of(number) if several else run.metric for number in range(len(trainings))]
-    left: list[int] = processes.broadcast(lambda: [number for number, path in enumerate(paths) if not path.exists()])
+    left: list[int] = processes.broadcast(lambda: [number for number, path in enumerate(paths) if start.lacks(path)])
+    if left:  # before anything is written, since weights may be missing
+        with processes.one_per_node_first():  # one process downloads the weights, the others read the cache
+            metric = trainings.metric(left[0])
+    settings = start.begin(trainings.describe(), processes)
     if not left:
         processes.notify(f"{run.path} is finished: nothing to do. --overwrite trains again from scratch.")
         return
-    with processes.one_per_node_first():  # one process downloads the weights, the others read the cache
-        metric = trainings.metric(left[0])
     trainings.prepare()
     for number in left:
         if team is not processes and number % processes.num_processes != processes.process_index:

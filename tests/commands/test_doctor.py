@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from fastdps.commands import doctor
+from fastdps.commands.checks import Check, print_checks
 from fastdps.commands.cli import main
-from fastdps.commands.tables import Check, print_checks
 
 
 @pytest.fixture

@@ -36,7 +36,9 @@ def test_the_nearest_name_is_suggested(argv, hint, capsys):
     assert raised.value.code == 2
     shown = capsys.readouterr().err
     assert hint in shown
-    assert shown.startswith("usage: fastdps")
+    assert shown.startswith("error: ")
+    assert len(shown.splitlines()) == 2
+    assert shown.splitlines()[1].startswith("To see all options: fastdps")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`fastdps score`: rankings of files and folders, what it refuses, and the picture of where two images differ."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,6 +110,45 @@ def test_bad_files_are_named(folder, capsys, content, message):
     assert message in capsys.readouterr().err
     assert main(["score", str(folder / "bad.png"), str(folder / "ref.png"), "--metric", "alexnet"]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_what_a_folder_holds_besides_images_to_compare(folder, capsys):
+    """The reference itself is left out, and what cannot be read is skipped and counted; a named file is an error."""
+    others = folder / "others"
+    (others / "bad.png").write_bytes(b"no image")
+    Image.fromarray(np.zeros((72, 72), np.uint16)).save(others / "deep" / "deep16.png")
+    (others / "same.png").symlink_to(folder / "ref.png")
+    assert main(["score", str(folder / "ref.png"), str(others), "--metric", "alexnet", "--json"]) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert [Path(row["path"]).name for row in found["images"]] == ["a.png", "c.png", "b.png"]
+    assert found["compared"] == 3
+    assert {Path(one["path"]).name: one["reason"].split()[0] for one in found["skipped"]} == {
+        "bad.png": "does",
+        "deep16.png": "has",
+    }
+    assert "skipped 2 of 5 images: " in printed.err
+    assert f"{others / 'deep/deep16.png'} has pixels of more than 8 bits" in printed.err
+    assert main(["score", str(folder / "ref.png"), str(others / "bad.png"), "--metric", "alexnet"]) == 1
+    for name in ("b.png", "c.png", "deep/a.png"):
+        (others / name).unlink()
+    assert main(["score", str(folder / "ref.png"), str(others), "--metric", "alexnet"]) == 1
+    assert "none of the 2 images can be read" in capsys.readouterr().err
+    for name in ("bad.png", "deep/deep16.png"):
+        (others / name).unlink()
+    assert main(["score", str(folder / "ref.png"), str(others), "--metric", "alexnet"]) == 1
+    assert "holds no image but the reference" in capsys.readouterr().err
+
+
+def test_a_metric_adapted_to_judgements_is_called_that(folder, capsys):
+    """A metric that was adapted to triplets has neither a ranking nor the name of a judge."""
+    weights = torch.rand(1, 1152, generator=torch.Generator().manual_seed(0))
+    PerceptualMetric(Backbone("alexnet"), weights).save(folder / "m.safetensors")
+    images = str(folder / "ref.png"), str(folder / "others" / "b.png")
+    assert main(["score", *images, "--metric", str(folder / "m.safetensors")]) == 0
+    assert "alexnet (adapted to judgements)" in capsys.readouterr().out
+    assert "alexnet, spatial: adapted to judgements" in repr(fastdps.load(folder / "m.safetensors"))
+    assert "alexnet, spatial: not adapted" in repr(fastdps.load("alexnet"))
 
 
 @pytest.mark.parametrize(

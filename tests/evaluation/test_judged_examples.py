@@ -91,7 +91,7 @@ def test_the_next_evaluation_replaces_them_and_overwrite_removes_them(scored):
     (run.path / "judged" / "stale.png").write_bytes(b"old")
     fastdps.evaluate(run.path, judgements=location)
     assert not (run.path / "judged" / "stale.png").exists()
-    run.create(overwrite=True)
+    run.clear()
     assert not (run.path / "judged").exists()
     assert not (run.path / "judged.json").exists()
 

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import fastdps.evaluation.options as options_module
 import fastdps.evaluation.tally as tally_module
+import fastdps.loading.loader as loader_module
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import labels, sample_rankings
 from fastdps.errors import ConfigError, FastDPSError
@@ -181,6 +181,7 @@ def test_the_content_of_scores_json():
         "bapps",
         "judgements",
         "throughput",
+        "sets",
     ]
     assert [content[key] for key in list(content)[:4]] == ["vgg16", "tune", "spatial+sort", "paper"]
     assert content["contexts"][0] == {
@@ -239,7 +240,7 @@ def test_options_of_scoring(monkeypatch):
 
 def test_a_set_is_opened_for_a_process_in_packed_order(monkeypatch):
     calls = []
-    monkeypatch.setattr(options_module, "open_shards", lambda *arguments, **options: calls.append((arguments, options)))
+    monkeypatch.setattr(loader_module, "open_shards", lambda *arguments, **options: calls.append((arguments, options)))
     processes = SimpleNamespace(device="cpu", process_index=2, num_processes=5)
     options = EvaluationOptions(batch_size=7, size=32, loading=LoadOptions(num_threads=3))
     options.open("shards", processes)

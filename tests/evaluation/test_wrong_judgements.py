@@ -210,7 +210,7 @@ def test_a_run_on_contexts_has_examples_without_a_probability(run, tmp_path):
 def test_a_new_training_removes_the_examples(run, tmp_path):
     again = RunDirectory(shutil.copytree(run, tmp_path / "run"))
     assert again.judged.exists()
-    again.create(overwrite=True)
+    again.clear()
     assert not again.judged.exists()
     assert not again.judged_pictures.exists()
 

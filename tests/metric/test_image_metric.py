@@ -14,7 +14,8 @@ import fastdps
 from fastdps.errors import ConfigError, ImageError
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.distances import COMPARISONS, compared_channels
-from fastdps.metric.image_metric import ImageMetric, smallest_side
+from fastdps.metric.image_metric import ImageMetric
+from fastdps.metric.image_sizes import smallest_side
 from fastdps.metric.perceptual import PerceptualMetric
 from helpers.lpips_oracle import lpips_oracle
 
@@ -167,7 +168,7 @@ def test_values_are_checked_unless_switched_off():
 @pytest.mark.parametrize("name", ["alexnet", "vgg16"])
 def test_too_small_images(name):
     m = ImageMetric(PerceptualMetric(Backbone(name, pretrained=False)))
-    smallest = smallest_side(m.metric)
+    smallest = smallest_side(name, None)
     fitting, small = noise(2, 3, smallest, smallest + 9), noise(2, 3, smallest - 1, smallest + 9)
     assert m(fitting, fitting.flip(0)).shape == (2,)
     for call in (lambda: m(small, small), lambda: m.matrix(small), lambda: m(small, small, spatial=True)):

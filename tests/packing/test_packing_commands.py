@@ -34,13 +34,13 @@ def test_packing_and_checking_from_the_command_line(tmp_path):
     options = ["--holdout", 0.2, "--size", 16, "--workers", 2, "--max-rejects", 0.1]
     status, out, err = run("make_shards.py", "folder", "--source", tmp_path / "in", "--out", tmp_path / "out", *options)
     assert status == 0, err
-    assert "samples in 1 shards" in out
-    assert "1 items were rejected: see" in out
+    assert "samples in 1 shard," in out
+    assert "1 item was rejected: see" in out
     assert "packing 11/11" in err
     assert "images/s" in err
     status, out, err = run("check_shards.py", tmp_path / "out")
     assert (status, out) == (0, f"{tmp_path / 'out/train'}: sound\n{tmp_path / 'out/val'}: sound\n")
-    assert re.fullmatch(r"(checking \S+ 1/1  [\d,]+ shards/s  0 s left\n){2}", err)
+    assert re.fullmatch(r"(checking \S+ 1/1  [\d,.]+ shards/s  0 s left\n){2}", err)
 
 
 def test_a_damaged_set_fails_the_check(tmp_path):

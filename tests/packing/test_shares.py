@@ -213,7 +213,7 @@ def test_parts_on_the_command_line(tmp_path, capsys):
     out = ["--out", tmp_path / "out"]
     status, said = run(*out, "--part", "0/2")
     assert status == 0
-    assert "train: this part is done, 1 shards are left to other parts" in said.out
+    assert "train: this part is done, 1 shard is left to other parts" in said.out
     assert "with --merge instead of --part once all parts are done" in said.out
     assert run(*out, "--merge")[1].err.startswith("error: not all shards are packed")
     status, said = run(*out, "--part", "1/2")

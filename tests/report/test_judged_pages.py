@@ -11,7 +11,6 @@ from fastdps.report.agreement import EACH_END, MOST, change_sentence, own_head_s
 from fastdps.report.judge_charts import NAME_COLUMNS, IntervalRow, Mark, interval_rows, shorten
 from fastdps.report.reading import read_run
 from fastdps.report.write import report as write_report
-from fastdps.training.recipes import get_recipe
 from helpers.made_up_judges import fit_log, interval, judge_scores, make_judged_run, write_judged
 from helpers.made_up_runs import NAMES, make_run, write_log
 from helpers.pages import Page
@@ -221,20 +220,9 @@ def test_the_training_set_as_the_test_is_called_that(tmp_path):
     assert "These are the judgements that" not in page_of(make_judged_run(tmp_path / "other")).text
 
 
-def test_the_command_to_resume_has_the_settings_of_the_run(tmp_path):
-    quoted = "it's a, b"
-    given = {"comparison": "spatial+mean", "seed": 3, "prior_strength": 0.5, "folds": 5}
-    run = make_judged_run(
-        tmp_path / "run", ["a", "b"], **{**get_recipe("judgements", {}).to_json(), **given, "by": "p"}
-    )
-    command = read_run(run).train_command
-    assert command == (
-        f"fastdps train --judgements {tmp_path}/set/train --by p --contexts a,b --comparison spatial+mean "
-        f"--prior-strength 0.5 --seed 3 --out {run}"
-    )
-    other = read_run(make_judged_run(tmp_path / "b", [quoted], recipe="unknown")).train_command
-    assert "--contexts" not in other
-    assert "--recipe unknown" in other
+def test_the_command_to_resume_names_the_run_alone(tmp_path):
+    run = make_judged_run(tmp_path / "my run", ["a", "b"], by="p")
+    assert read_run(run).train_command == f"fastdps train --resume '{run}'"
 
 
 def test_a_run_on_triplets_that_was_fitted_has_the_commands_of_triplets(tmp_path):
@@ -243,8 +231,7 @@ def test_a_run_on_triplets_that_was_fitted_has_the_commands_of_triplets(tmp_path
     config["data"]["source"] = {"name": "bapps"}
     (run / "config.json").write_text(json.dumps(config))
     record, page = read_run(run), page_of(run)
-    assert "--triplets" in record.train_command
-    assert "--recipe judgements" in record.train_command
+    assert record.train_command == f"fastdps train --resume {run}"
     assert f"fastdps evaluate {run} --bapps BAPPS" in page.text
     assert "--judgements" not in page.text
     assert "; adapted to human judgements" in page.text

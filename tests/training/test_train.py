@@ -79,6 +79,7 @@ def test_a_run_from_end_to_end(leaves, tmp_path, capsys):
         "bapps",
         "judgements",
         "throughput",
+        "sets",
     ]
     assert list(scores["contexts"][0]) == ["ranking", "baseline_accuracy", "adapted_accuracy"]
     assert list(summary) == ["contexts", "improved_fraction", "baseline_accuracy", "adapted_accuracy"]

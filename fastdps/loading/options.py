@@ -1,0 +1,31 @@
+"""Options of loading. Imports no torch, so that the command line can show them without it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from fastdps.shards.cache import Cache
+
+LoaderName = Literal["auto", "dali", "portable"]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How shards are read; the batches are the same whatever these options are, except for `components`.
+
+    Attributes:
+        loader: The reader: "dali", "portable", or "auto" for the faster one for these images on this device.
+        num_threads: Threads that decode. None for this process's share of the cores; the portable reader uses at most
+            eight.
+        components: Names of the components to load, such as ("ref", "p0"). None for all.
+        cache: Where shards of a URL are staged while they are read. None for the default, see
+            `fastdps.shards.cache.make_cache`.
+    """
+
+    loader: LoaderName = "auto"
+    num_threads: int | None = None
+    components: Sequence[str] | None = None
+    cache: Cache | None = None
