@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import Ranking, select_rankings
-from fastdps.errors import ConfigError, ShardError
+from fastdps.errors import ConfigError, ShardError, did_you_mean
 from fastdps.evaluation.evaluate import evaluate
 from fastdps.evaluation.run_scores import RunScores, read_scores
 from fastdps.metric.backbones import check_backbone
@@ -135,8 +135,11 @@ def read_grid(path: Path) -> Grid:
     try:
         data = parse_json(path.read_text(encoding="utf-8"))
         check(data, _SCHEMA)
-        if unknown := sorted(set(data) - {f.name for f in fields(Grid)}):
-            raise ValueError(f"unknown keys {', '.join(unknown)}.")
+        known = [f.name for f in fields(Grid)]
+        if unknown := sorted(set(data) - set(known)):
+            raise ValueError(
+                f"unknown keys {', '.join(unknown)}.{did_you_mean(unknown[0], known)} Known: {', '.join(known)}."
+            )
         grid = Grid(**data)
         check_grid(grid)
     except OSError as error:
@@ -150,7 +153,7 @@ def check_grid(grid: Grid) -> None:
     """Raise `ConfigError` if a setting, a value or the name of a case cannot be used."""
     for key in (*grid.grid, *grid.settings):
         if key not in SETTINGS:
-            raise ConfigError(f"{key} is not a setting. Known: {', '.join(SETTINGS)}.")
+            raise ConfigError(f"{key} is not a setting.{did_you_mean(key, SETTINGS)} Known: {', '.join(SETTINGS)}.")
     for key, values in grid.grid.items():
         if not isinstance(values, list | tuple) or not values:
             raise ConfigError(f"{key} in the grid must be a list of values, not {values!r}.")

@@ -134,7 +134,7 @@ def assert_same(out: Path, expected: Path) -> None:
 
 def history(out: Path) -> list[dict]:
     """The log without what depends on the clock and on interruptions."""
-    timed = ("images_per_s", "triplets_per_s", "data_wait_fraction", "loss", "accuracy", "prior")
+    timed = ("images_per_s", "triplets_per_s", "data_wait_fraction", "elapsed_s", "loss", "accuracy", "prior")
     return [
         {name: value for name, value in record.items() if name not in timed}
         for record in RunDirectory(out).read_log()
