@@ -171,12 +171,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="STRENGTH",
     )
-    add(
-        "--prior-strength",
-        type=float,
-        metavar="S",
-        help="for judgements: how strongly heads are drawn to the unadapted metric (default: cross-validation)",
-    )
+    prior = "for judgements: how strongly heads are drawn to the unadapted metric (default: cross-validation)"
+    setting("prior_strength", prior, type=float, metavar="S")
     setting("seed", "seed of everything random: contexts, order, distortions, dropout", type=int, metavar="N")
 
 
