@@ -87,10 +87,11 @@ def save_adapted(
         FastDPSError: A file cannot be written.
     """
     run, metric = RunDirectory(Path(out)), adapted_metric(base, fit)
+    run.refuse_foreign_files()
     with run.locked("adapting"):
-        if run.create(overwrite=False) and not overwrite:
+        if run.holds_run and not overwrite:
             raise ConfigError(f"{run.path} already holds a run. Choose another --out, or pass --overwrite.")
-        run.create(overwrite=overwrite)
+        run.clear()
         metric.save(run.metric, include_backbone=base.includes_backbone)
         write_json(run.adapted, _describe(base, fit, forced=forced))
         run.append_log(_end(fit, data))
