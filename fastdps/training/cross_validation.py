@@ -23,6 +23,8 @@ from fastdps.training.expected import CurvePoint, HeldOut
 
 #: Strengths of the prior that are compared, in judgements; infinite is the prior itself.
 STRENGTHS = (math.inf, 1000.0, 300.0, 100.0, 30.0, 10.0)
+#: The same with fewer than `FEW` judgements, whose held-out loss is too noisy to choose between the extremes.
+FEW_STRENGTHS, FEW = (300.0, 100.0, 30.0), 20
 #: Strengths that draw the heads of judges to the pooled one.
 JUDGE_STRENGTHS = (math.inf, 300.0, 100.0, 30.0)
 #: Number of folds; with more than `MANY` judgements there are fewer, as each round costs more and loses less.
@@ -123,9 +125,10 @@ class Chosen:
 
 def choose_setting(data: Differences, rounds: Rounds, priors: Sequence[Prior]) -> Chosen:
     """Compare all priors and strengths on held-out judgements."""
-    settings = [Setting(prior, strength) for prior in range(len(priors)) for strength in STRENGTHS]
+    strengths = STRENGTHS if (data.share != 0.5).sum() >= FEW else FEW_STRENGTHS
+    settings = [Setting(prior, strength) for prior in range(len(priors)) for strength in strengths]
     weights = np.concatenate(
-        [data.solve(rounds.trained, data.scaled(rounds.trained, prior.array), STRENGTHS) for prior in priors]
+        [data.solve(rounds.trained, data.scaled(rounds.trained, prior.array), strengths) for prior in priors]
     )
     logits = held_out_logits(data, rounds, weights)
     held_out = describe_held_out(data, rounds, logits, data.x @ priors[0].array)

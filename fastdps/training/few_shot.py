@@ -25,6 +25,7 @@ from fastdps.training.cross_validation import (
     Chosen,
     OwnHeads,
     Rounds,
+    Setting,
     choose_setting,
     fit_own_heads,
     learning_curve,
@@ -156,7 +157,7 @@ def _solve(data: Differences, prior: Prior, strength: float) -> Array:
 
 
 def _verdict(chosen: Chosen, expected: Expected, contradicting: float) -> Verdict:
-    if chosen.place > 0 and expected.gain.value > 0:
+    if chosen.setting != Setting(0, math.inf) and expected.gain.value > 0:
         return "adapted"
     return "contradictory" if contradicting >= CONTRADICTORY else "kept"
 

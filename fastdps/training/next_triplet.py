@@ -96,7 +96,7 @@ class TripletChooser:
         self._features, self._triplets = features, np.asarray(candidates, np.int64)
         self._random = np.random.default_rng(seed)
         self._keys = [triplet_key(row) for row in self._triplets]
-        self._x = self._differences(self._triplets) if strategy != "random" else torch.empty(0)
+        self._x = self._differences(self._triplets) if strategy != "random" else torch.empty(0, features.channels)
         self._squares = self._x.square().sum(dim=1).double().numpy()
         self._products: dict[TripletKey, Array] = {}
 
