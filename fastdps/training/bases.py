@@ -19,7 +19,7 @@ from fastdps.metric.perceptual import PerceptualMetric, includes_backbone
 from fastdps.run_directory import RunDirectory
 from fastdps.shards.format import read_manifest
 from fastdps.shards.storage import locate
-from fastdps.training.differences import Prior, priors_of
+from fastdps.training.differences import HeadPrior, priors_of
 
 #: The name of the published heads of LPIPS, version 0.1, on AlexNet.
 LPIPS = "lpips"
@@ -40,7 +40,7 @@ class Base:
 
     name: str
     metric: PerceptualMetric
-    priors: tuple[Prior, ...]
+    priors: tuple[HeadPrior, ...]
     size: int | None = None
     includes_backbone: bool = False
 

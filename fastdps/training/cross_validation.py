@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdps.contexts.judgements import JudgedPairs, fold_masks, image_folds
-from fastdps.training.differences import Differences, Mask, Prior
+from fastdps.training.differences import Differences, HeadPrior, Mask
 from fastdps.training.dual_newton import Array, cross_entropy
 from fastdps.training.expected import CurvePoint, HeldOut
 
@@ -123,7 +123,7 @@ class Chosen:
     heads: Array
 
 
-def choose_setting(data: Differences, rounds: Rounds, priors: Sequence[Prior]) -> Chosen:
+def choose_setting(data: Differences, rounds: Rounds, priors: Sequence[HeadPrior]) -> Chosen:
     """Compare all priors and strengths on held-out judgements."""
     strengths = STRENGTHS if (data.share != 0.5).sum() >= FEW else FEW_STRENGTHS
     settings = [Setting(prior, strength) for prior in range(len(priors)) for strength in strengths]
@@ -165,7 +165,7 @@ def agreement(logits: Array, share: Array) -> Array:
 
 
 def learning_curve(
-    data: Differences, rounds: Rounds, prior: Prior, strength: float, seed: int
+    data: Differences, rounds: Rounds, prior: HeadPrior, strength: float, seed: int
 ) -> tuple[CurvePoint, ...]:
     """Return the held-out accuracy with parts of the judgements of each round."""
     random = np.random.Generator(np.random.Philox(seed))

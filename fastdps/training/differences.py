@@ -33,7 +33,7 @@ ITERATIONS = 60
 
 
 @dataclass(frozen=True)
-class Prior:
+class HeadPrior:
     """Weights that a head is drawn to.
 
     Attributes:
@@ -50,14 +50,14 @@ class Prior:
         return np.asarray(self.weights.double().cpu().numpy())
 
 
-def priors_of(metric: PerceptualMetric) -> tuple[Prior, ...]:
+def priors_of(metric: PerceptualMetric) -> tuple[HeadPrior, ...]:
     """Return the priors that a base offers: its own weights, or the mean of its contexts, and equal weights."""
     rows = metric.weights.float()
     rows = rows / rows.mean(dim=1, keepdim=True).clamp_min(1e-12)
-    priors = [Prior("base" if len(rows) == 1 else "mean of the contexts", rows.mean(dim=0))]
+    priors = [HeadPrior("base" if len(rows) == 1 else "mean of the contexts", rows.mean(dim=0))]
     equal = torch.ones_like(rows[0])
     if not torch.allclose(priors[0].weights, equal, rtol=1e-3):
-        priors.append(Prior("equal weights", equal))
+        priors.append(HeadPrior("equal weights", equal))
     return tuple(priors)
 
 

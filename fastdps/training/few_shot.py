@@ -31,7 +31,7 @@ from fastdps.training.cross_validation import (
     learning_curve,
     make_rounds,
 )
-from fastdps.training.differences import Differences, Prior
+from fastdps.training.differences import Differences, HeadPrior
 from fastdps.training.dual_newton import Array
 from fastdps.training.expected import CurvePoint, Expected, Forecast, expect, forecast
 from fastdps.training.kept_features import KeptFeatures
@@ -97,7 +97,7 @@ class FewShotFit:
 
 
 def fit_answers(
-    features: KeptFeatures, answers: Answers, priors: Sequence[Prior], *, by_judge: bool = False, seed: int = 0
+    features: KeptFeatures, answers: Answers, priors: Sequence[HeadPrior], *, by_judge: bool = False, seed: int = 0
 ) -> FewShotFit:
     """Fit a head to judgements about kept images, and estimate its accuracy.
 
@@ -119,12 +119,16 @@ def fit_answers(
     return fit_differences(Differences.of(features, answers), priors, by_judge=by_judge, seed=seed)
 
 
-def fit_weights(features: KeptFeatures, answers: Answers, prior: Prior, strength: float = DEFAULT_STRENGTH) -> Tensor:
+def fit_weights(
+    features: KeptFeatures, answers: Answers, prior: HeadPrior, strength: float = DEFAULT_STRENGTH
+) -> Tensor:
     """Fit the pooled head alone, without cross-validation, in milliseconds: weights float32 (C,)."""
     return torch.from_numpy(_solve(Differences.of(features, answers), prior, strength)).float()
 
 
-def fit_differences(data: Differences, priors: Sequence[Prior], *, by_judge: bool = False, seed: int = 0) -> FewShotFit:
+def fit_differences(
+    data: Differences, priors: Sequence[HeadPrior], *, by_judge: bool = False, seed: int = 0
+) -> FewShotFit:
     """As `fit_answers`, from the differences of the moments."""
     judged = data.judged
     answers = Answers(judged.images, judged.votes_a, judged.votes_b, judged.judge, judged.judges)
@@ -153,7 +157,7 @@ def _fit(used: Array, fitted: Array, *rest: Any) -> FewShotFit:
     return FewShotFit(weights, own, *rest)
 
 
-def _solve(data: Differences, prior: Prior, strength: float) -> Array:
+def _solve(data: Differences, prior: HeadPrior, strength: float) -> Array:
     """Return the head (C,) of all judgements."""
     everything = [np.ones(len(data.x), bool)]
     return np.asarray(data.solve(everything, data.scaled(everything, prior.array), [strength])[0, 0])

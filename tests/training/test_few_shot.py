@@ -14,12 +14,12 @@ from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.scores import two_afc
 from fastdps.training.answers import Answers
 from fastdps.training.cross_validation import agreement, make_rounds
-from fastdps.training.differences import Differences, Prior, priors_of
+from fastdps.training.differences import Differences, HeadPrior, priors_of
 from fastdps.training.expected import CurvePoint, HeldOut, expect, forecast
 from fastdps.training.few_shot import LEAST, fit_differences
 
 CHANNELS = 60
-EQUAL = Prior("base", torch.ones(CHANNELS))
+EQUAL = HeadPrior("base", torch.ones(CHANNELS))
 
 
 def world(seed: int, images: int = 200):
@@ -94,7 +94,7 @@ def test_too_few_judgements_keep_the_base():
 
 def test_neither_the_order_of_judgements_nor_the_sides_matter():
     data, share = judged_by(SPARSE, 60, seed=5)
-    prior = Prior("base", torch.linspace(1, 2, CHANNELS))
+    prior = HeadPrior("base", torch.linspace(1, 2, CHANNELS))
     triplets = data.judged.images
     one = data.solve([np.ones(60, bool)], data.scaled([np.ones(60, bool)], prior.array), [30.0])[0, 0]
     order = np.random.default_rng(0).permutation(60)
