@@ -23,6 +23,7 @@ ORDER = [
     "evaluation",
     "report",
     "export",
+    "judge",
     "commands",
     "train",
     "__main__",
@@ -47,6 +48,9 @@ DOORS = {
     "onnxruntime": "export",
     "jinja2": "report/markup.py",
     "torchmetrics": "torchmetrics.py",
+    "starlette": "judge",
+    "uvicorn": "judge",
+    "anyio": "judge",
 }
 #: What must start fast, and so never imports torch at its top.
 WITHOUT_TORCH = {
@@ -78,6 +82,7 @@ WITHOUT_TORCH = {
     "commands/export.py",
     "commands/gallery.py",
     "commands/doctor.py",
+    "commands/judge.py",
     "loading/options.py",
     "metric/options.py",
     "training/options.py",

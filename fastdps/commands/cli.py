@@ -39,6 +39,7 @@ COMMANDS = {
     "adapt": Command(
         "adapt", "adapt a metric to few judgements in seconds, and say what to expect of it", needs=("training.adapt",)
     ),
+    "judge": Command("judge", "open a page to give judgements on, and adapt a metric to them meanwhile"),
     "evaluate": Command(
         "evaluate",
         "score a run on held-out images and on human judgement, before and after",

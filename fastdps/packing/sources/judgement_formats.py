@@ -6,6 +6,7 @@
 | odd-one-out | x, y, odd | odd is the least similar of three. x; y against odd, and y; x against odd |
 | salmon | head, winner, and loser or left, right | head; winner against loser |
 | tpips | p0_path, p1_path, p2_path, factors | for each factor and each image as reference; see `_tpips` |
+| answers | answer, person, ref, p0, p1, judge | as comparisons; a row with `undo` withdraws an answer |
 
 The first two take a column `votes`, the number of votes, by default 1.
 """
@@ -53,6 +54,7 @@ class JudgementFormat:
         optional: Further columns that are read.
         answers: Returns the judgements of a row. Raises `BadRowError`.
         expand: Returns the rows that one row of the file consists of.
+        valid: Returns the rows of a file that later rows do not withdraw.
         judge: The column whose value is the judge, unless the user names one.
     """
 
@@ -60,6 +62,7 @@ class JudgementFormat:
     optional: tuple[str, ...]
     answers: Callable[[Mapping[str, Any]], list[Answer]]
     expand: Callable[[FileRow], Iterable[FileRow]] = lambda row: (row,)
+    valid: Callable[[Iterable[FileRow]], Iterable[FileRow]] = lambda rows: rows
     judge: str | None = None
 
 
@@ -69,7 +72,8 @@ def format_of(file: RowFile, path: object) -> str:
     Raises:
         FastDPSError: No format has the columns of the file, or several have.
     """
-    found = [name for name, known in FORMATS.items() if set(known.columns) <= set(file.columns)]
+    fitting = [name for name, known in FORMATS.items() if set(known.columns) <= set(file.columns)]
+    found = [name for name in fitting if not any(set(FORMATS[name].columns) < set(FORMATS[x].columns) for x in fitting)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -108,6 +112,18 @@ def _comparison(cells: Mapping[str, Any]) -> list[Answer]:
     ref, a, b = _different(cells, "ref", "p0", "p1")
     for_b = share * votes
     return [Answer(ref, a, b, votes - for_b, for_b)]
+
+
+def _not_undone(rows: Iterable[FileRow]) -> list[FileRow]:
+    """Return the answers that no later row withdraws, without the rows that withdraw."""
+    kept: list[FileRow] = []
+    for row in rows:
+        undone = row.cells.get("undo")
+        if undone is None:
+            kept.append(row)
+        else:
+            kept = [earlier for earlier in kept if earlier.cells.get("answer") != undone]
+    return kept
 
 
 def _odd_one_out(cells: Mapping[str, Any]) -> list[Answer]:
@@ -208,6 +224,9 @@ FORMATS: dict[str, JudgementFormat] = {
         _salmon,
     ),
     "tpips": JudgementFormat(("p0_path", "p1_path", "p2_path", "factors"), (), _tpips, _tpips_factors, judge="factor"),
+    "answers": JudgementFormat(
+        ("answer", "person", "ref", "p0", "p1", "judge"), ("undo",), _comparison, valid=_not_undone, judge="person"
+    ),
 }
 
 

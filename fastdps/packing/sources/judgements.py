@@ -160,7 +160,7 @@ def _parse(file: RowFile, form: JudgementFormat, by: str | None) -> JudgedRows:
     rows = unjudged = 0
     rejected: list[RejectedRow] = []
     answers: list[tuple[Answer, str | None, int]] = []
-    for line in file.rows(wanted):
+    for line in form.valid(file.rows(wanted)):
         expanded = list(form.expand(line))
         unjudged += not expanded
         for row in expanded:
