@@ -24,7 +24,6 @@ ARGUMENTS = {
     "train": "--shards {}/shards/train --out {}/out/run --contexts 1 --epochs 1",
     "evaluate": "{}/run --shards {}/shards/val --draws 1",
     "report": "{}/run --out {}/out/report.html",
-    "status": "{}/run",
     "sweep": "--grid {}/grid.json --out {}/out/sweep",
     "score": "{}/a.png {}/b.png {}/a.png --metric {}/run",
     "score --map": "{}/a.png {}/b.png --metric {}/run --map {}/out/map.png",
@@ -67,7 +66,7 @@ def argv(request, place, tmp_path, monkeypatch, weights_dir):
 
 
 def test_every_command_is_here():
-    assert {name.split()[0] for name in ARGUMENTS} == set(cli.COMMANDS) - {"doctor", "completion"}
+    assert {name.split()[0] for name in ARGUMENTS} == set(cli.COMMANDS) - {"doctor", "completion", "status"}
 
 
 @pytest.mark.parametrize("argv", ARGUMENTS, indirect=True)
@@ -87,7 +86,7 @@ def test_json_that_was_asked_for_is_no_noise(place, capfd, monkeypatch, weights_
 
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
-    "argv", [name for name in ARGUMENTS if name not in ("score", "train", "demo", "status", *TORCHLESS)], indirect=True
+    "argv", [name for name in ARGUMENTS if name not in ("score", "train", "demo", *TORCHLESS)], indirect=True
 )
 def test_a_signal_while_a_file_is_written_leaves_none(argv, number, place, tmp_path, capfd, monkeypatch):
     """Of a training the signals are in test_resume.py, of packing in tests/packing; `score` writes its map alone."""

@@ -60,8 +60,12 @@ def test_names_and_defaults_are_those_of_the_code(capsys, monkeypatch):
     assert f"distortions: {', '.join(NAMES)}" in shown
     assert f"backbones: {', '.join(BACKBONES)};" in shown
     assert all(recipe in shown for recipe in RECIPES)
-    assert "number of epochs (default 40, paper: 10, lpips: 10, judgements: 10)" in shown
-    assert "heads and judges (default 0.04, paper: 0.001, lpips: 0.0001)" in shown
+    (epochs,) = re.findall(r"number of epochs \(default (.*?)\)", shown)
+    first, *others = epochs.split(", ")
+    assert int(first) == RECIPES["fast"]().epochs
+    values = {name: make().epochs for name, make in RECIPES.items()}
+    assert others == [f"{name}: {value}" for name, value in values.items() if value != int(first)]
+    assert "heads and judges (default 0.04, paper: 0.001, lpips: 0.0001" in shown
     assert all(f"--{name.replace('_', '-')}" in shown for name in SETTINGS_WITH_OPTION)
     assert tuple(sorted(FORMATS)) == export.FORMATS
     assert all(name in help_of(capsys, "help", "sweep") for name in SETTINGS)
