@@ -29,7 +29,7 @@ from typing import IO, Any, NoReturn
 ROOT = Path(__file__).parents[2]
 #: What the server imports: most of what the processes need.
 MODULES = ("fastdps.commands.train", "fastdps.commands.evaluate", "fastdps.loading.dali", "fastdps.packing.pack")
-LIMIT_S = 120.0
+LIMIT_S = 600.0
 
 
 class WarmProcess:
