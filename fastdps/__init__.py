@@ -10,9 +10,10 @@
     mine = fastdps.adapt(run, "judgements.csv")  # twenty judgements are enough
 
     m = fastdps.load(run, context="color,darken,zoom_in,rotate,translate,blur")
-    m(x, y)                  # distances (N,) of images (N, 3, H, W), float in [0, 1] or uint8
+    m(x, y)                  # distances (N,) of tensors (N, 3, H, W), paths, PIL images or arrays
     m.rank(ref, candidates)  # the nearest first
     m.matrix(images)         # all pairs
+    m.embed(images)          # vectors whose squared Euclidean distance is the metric
 
 Every name is imported when it is first used, so that `import fastdps` and the command start fast.
 """
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from fastdps.metric.image_metric import ImageMetric, Ranked
     from fastdps.metric.load import load
     from fastdps.metric.perceptual import PerceptualMetric
+    from fastdps.metric.read_images import read_images
     from fastdps.packing.options import PackOptions
     from fastdps.packing.pack import PackResult, pack
     from fastdps.packing.sources.registry import open_source
@@ -86,6 +88,7 @@ __all__ = [
     "open_shards",
     "open_source",
     "pack",
+    "read_images",
     "report",
     "train",
 ]
@@ -114,6 +117,7 @@ _HOME = {
     "open_shards": "loading.loader",
     "open_source": "packing.sources.registry",
     "pack": "packing.pack",
+    "read_images": "metric.read_images",
     "report": "report.write",
     "train": "training.run",
 }
@@ -130,7 +134,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    return sorted([*__all__, "__version__"])
 
 
 class _Surface(ModuleType):

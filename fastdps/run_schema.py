@@ -18,6 +18,7 @@ CONFIG = {
         "file?": Maybe(str),
         "validation": Maybe(str),
         "size": Maybe(int),
+        "image_size?": [int],
         "samples": int,
         "source": {"name?": str},
         "sha256": str,

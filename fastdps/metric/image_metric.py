@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Literal, NamedTuple, overload
 
 import torch
@@ -15,7 +16,7 @@ from fastdps.errors import ConfigError, ImageError
 from fastdps.metric.image_sizes import smallest_side
 from fastdps.metric.inputs import Images, batched, check_same_size, to_unit_range
 from fastdps.metric.maps import distance_maps
-from fastdps.metric.matrix import distance_matrix, mebibytes
+from fastdps.metric.matrix import distance_matrix, distances_between, embeddings, mebibytes
 from fastdps.metric.perceptual import PerceptualMetric
 
 #: Candidates that `rank` compares at a time.
@@ -39,8 +40,9 @@ class Ranked(NamedTuple):
 class ImageMetric(nn.Module):
     """A metric in one context, or an unadapted one. Returned by `fastdps.load`.
 
-    Images are RGB, (N, 3, H, W) or single (3, H, W), float in [0, 1] or uint8, on any device. Distances are on the
-    device of the metric.
+    Images are RGB tensors, (N, 3, H, W) or single (3, H, W), float in [0, 1] or uint8, on any device; or paths, PIL
+    images and NumPy arrays (H, W, 3), singly or in lists, which are resized to `size` if the metric has one. Distances
+    are on the device of the metric.
 
     Args:
         metric: A metric with one context.
@@ -75,6 +77,11 @@ class ImageMetric(nn.Module):
     def judge(self) -> str | None:
         """The name of the judge whose judgements the metric was adapted to; None for other metrics."""
         return self.metric.judges[0] if self.metric.judges else None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels of the images that the metric was adapted to; None if that is not known."""
+        return self.metric.origin.image_size
 
     @property
     def is_adapted(self) -> bool:
@@ -119,12 +126,13 @@ class ImageMetric(nn.Module):
         return layers.sum(dim=1), layers
 
     @torch.no_grad()
-    def rank(self, ref: Images, candidates: Images) -> Ranked:
+    def rank(self, ref: Images, candidates: Images, *, top: int | None = None) -> Ranked:
         """Sort candidates by their distance to one image. No gradients.
 
         Args:
             ref: One image.
-            candidates: Images (N, 3, H, W), or a list of images (3, H, W).
+            candidates: Images (N, 3, H, W), or a list of images.
+            top: Number of nearest candidates to return, None for all.
 
         Returns:
             Indices and distances of the candidates, the nearest first.
@@ -147,23 +155,30 @@ class ImageMetric(nn.Module):
         weights = self.metric.weights[0].float()
         unsorted = torch.cat([(self._means(reference, part) * weights).sum(dim=1) for part in others.split(RANK_BATCH)])
         distances, indices = unsorted.sort(stable=True)
-        return Ranked(indices, distances)
+        return Ranked(indices[:top], distances[:top])
 
-    def matrix(self, images: Images, *, memory_MiB: float = MATRIX_MIB) -> Tensor:  # noqa: N803
-        """Return the distances of all pairs of images. No gradients.
+    def matrix(
+        self,
+        images: Images,
+        others: Images | None = None,
+        *,
+        memory_MiB: float = MATRIX_MIB,  # noqa: N803
+    ) -> Tensor:
+        """Return the distances of all pairs of images, or of each image to each of others. No gradients.
 
         The features of each image are computed once if those of all images fit into `memory_MiB`; see
         `fastdps.metric.matrix`.
 
         Args:
-            images: Images (N, 3, H, W), or a list of images (3, H, W).
+            images: Images (N, 3, H, W), or a list of images.
+            others: Images (M, 3, H, W) of the same size, or a list; None for `images` themselves.
             memory_MiB: Memory limit, in addition to the images and the result.
 
         Returns:
-            Distances (N, N): symmetric, with zeros on the diagonal.
+            Distances (N, N), symmetric, with zeros on the diagonal; or (N, M) with `others`.
 
         Raises:
-            ImageError: The images are not supported.
+            ImageError: The images are not supported, or sizes differ.
             ConfigError: `memory_MiB` is not above 0.
 
         Example:
@@ -174,8 +189,38 @@ class ImageMetric(nn.Module):
             True
         """
         batch, memory_bytes = self._batched(images, "images"), mebibytes(memory_MiB)
+        if others is None:
+            with self._size_named(batch):
+                return distance_matrix(self.metric, batch, memory_bytes=memory_bytes)
+        second = self._batched(others, "others")
+        check_same_size(batch[:1], second[:1], ("images", "others"))
         with self._size_named(batch):
-            return distance_matrix(self.metric, batch, memory_bytes=memory_bytes)
+            return distances_between(self.metric, batch, second, memory_bytes=memory_bytes)
+
+    def embed(self, images: Images) -> Tensor:
+        """Return vectors whose squared Euclidean distances are the distances of the metric. No gradients.
+
+        They fit into any library for nearest neighbours or clustering. Squaring does not change who is nearest.
+
+        Args:
+            images: Images (N, 3, H, W), or a list of images.
+
+        Returns:
+            Vectors (N, F), float32. F grows with the image size: 32,992 for AlexNet at 64 x 64.
+
+        Raises:
+            ImageError: The images are not supported.
+
+        Example:
+            >>> import torch, fastdps
+            >>> m = fastdps.load("alexnet")
+            >>> images = torch.rand(4, 3, 64, 64)
+            >>> torch.allclose(torch.cdist(m.embed(images), m.embed(images)) ** 2, m.matrix(images), atol=1e-4)
+            True
+        """
+        batch = self._batched(images, "images")
+        with self._size_named(batch):
+            return embeddings(self.metric, batch)
 
     def extra_repr(self) -> str:
         """Return the backbone, comparison and context for `repr`."""
@@ -187,8 +232,29 @@ class ImageMetric(nn.Module):
             context = "adapted to judgements" if self.is_adapted else "not adapted"
         return f"{self.metric.backbone.name}, {self.metric.comparison}: {context}"
 
+    def _repr_html_(self) -> str:
+        """Return the properties of the metric as a table, for notebooks."""
+        origin, size = self.metric.origin, self.size
+        rows = {
+            "backbone": f"{self.metric.backbone.name}, taps {', '.join(map(str, self.metric.backbone.taps))}",
+            "comparison": self.metric.comparison,
+            "context": self._context_text(),
+            "image size": "not known" if size is None else f"{size[0]} x {size[1]} pixels",
+            "adapted with": None if origin.version is None else f"fastdps {origin.version}",
+            "training data, sha256": origin.data_sha256 and origin.data_sha256[:16],
+        }
+        cells = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows.items() if text)
+        return f"<table>{cells}</table>"
+
+    def _context_text(self) -> str:
+        if self.context is not None:
+            return ", ".join(self.context)
+        if self.judge is not None:
+            return f"judgements of {self.judge}"
+        return "adapted to judgements" if self.is_adapted else "not adapted"
+
     def _batched(self, images: Images, name: str) -> Tensor:
-        return batched(images, name, check_values=self.check_values)
+        return batched(images, name, check_values=self.check_values, size=self.size)
 
     def _ready(self, batch: Tensor) -> Tensor:
         own = self.metric.backbone.mean

@@ -1,7 +1,8 @@
 """Check images given by users, and convert them to the input of a backbone.
 
-Supported are tensors (N, 3, H, W) or (3, H, W) in RGB, float in [0, 1] or uint8. Every rejection says how to fix the
-input: other libraries use other ranges and layouts, and the distances of wrong images look like any others.
+Supported are tensors (N, 3, H, W) or (3, H, W) in RGB, float in [0, 1] or uint8, and what `read_images` reads. Every
+rejection says how to fix the input: other libraries use other ranges and layouts, and the distances of wrong images
+look like any others.
 """
 
 from __future__ import annotations
@@ -12,29 +13,36 @@ import torch
 from torch import Tensor
 
 from fastdps.errors import ImageError
+from fastdps.metric.read_images import AnyImages, is_read, read_images
 
 #: Tolerance of the range check: an optimizer may step slightly outside [0, 1], another range is a mistake.
 RANGE_SLACK = 0.1
-Images = Tensor | Sequence[Tensor]
+Images = AnyImages
 
 
-def batched(images: Images, name: str, *, check_values: bool = True) -> Tensor:
-    """Return images as one batch (N, 3, H, W) of unchanged type.
+def batched(images: Images, name: str, *, check_values: bool = True, size: tuple[int, int] | None = None) -> Tensor:
+    """Return images as one batch (N, 3, H, W); tensors keep their type and size.
 
     Args:
-        images: A tensor (N, 3, H, W) or (3, H, W), or a list of tensors (3, H, W).
+        images: A tensor (N, 3, H, W) or (3, H, W), a list of tensors (3, H, W), or what `read_images` takes.
         name: What error messages call the images.
+        size: (height, width) in pixels to which images that are not tensors are resized.
         check_values: Check the range of float images, which synchronises with a GPU. Skipped while torch compiles or
             exports.
 
     Raises:
         ImageError: The images have an unsupported shape, type or range.
     """
-    if isinstance(images, Tensor):
+    if is_read(images):
+        try:
+            batch = read_images(images, size)
+        except ImageError as error:
+            raise ImageError(f"{name}: {error}") from error
+    elif isinstance(images, Tensor):
         batch = images if images.dim() == 4 else images[None]
         _check_shape(images, name)
     else:
-        batch = _stacked(images, name)
+        batch = _stacked(images, name)  # type: ignore[arg-type]
     _check_type(batch, name)
     if check_values and batch.is_floating_point() and not torch.compiler.is_compiling():
         _check_values(batch, name)
@@ -69,8 +77,7 @@ def _stacked(images: Sequence[Tensor], name: str) -> Tensor:
         what = "no image" if isinstance(images, Sequence) and not images else f"{kind.__module__}.{kind.__name__}"
         raise ImageError(
             f"{name} must be a tensor (N, 3, H, W) or (3, H, W), or a list of tensors (3, H, W), not {what}. "
-            "torchvision.io.decode_image(path, 'RGB') reads a file; torch.from_numpy(array).movedim(-1, -3) converts "
-            "an array (H, W, 3)."
+            "Paths, PIL images and arrays (H, W, 3) are taken as well, singly or in lists."
         )
     for number, image in enumerate(images):
         if image.dim() != 3:

@@ -162,7 +162,9 @@ def select_context(metric: PerceptualMetric, place: ContextLocation) -> Perceptu
     rankings = [] if place.ranking is None else [place.ranking]
     row = metric.weights[place.row : place.row + 1]
     judges = [] if place.judge is None else [place.judge]
-    return PerceptualMetric(metric.backbone, row, rankings, comparison=metric.comparison, judges=judges)
+    selected = PerceptualMetric(metric.backbone, row, rankings, comparison=metric.comparison, judges=judges)
+    selected.origin = metric.origin
+    return selected
 
 
 def _names_beside(path: Path) -> list[str]:

@@ -34,6 +34,50 @@ OVERHEAD = 8
 
 
 @torch.no_grad()
+def distances_between(metric: PerceptualMetric, images: Tensor, others: Tensor, *, memory_bytes: int) -> Tensor:
+    """Return the distances of each image to each of others, (n, m), in one context.
+
+    The vectors of a block of images stay in memory while the others pass by in blocks.
+
+    Args:
+        metric: A metric with one context and non-negative weights.
+        images: Images (n, 3, H, W).
+        others: Images (m, 3, H, W) of the same size.
+        memory_bytes: Approximate memory limit, in addition to the images and the result.
+
+    Raises:
+        ConfigError: The metric has several contexts or negative weights.
+    """
+    _require_one_context(metric)
+    first = vectors(metric, images[:1])
+    row_bytes = first.numel() * first.element_size()
+    batch = max(1, min(BATCH, memory_bytes // (2 * OVERHEAD * row_bytes)))
+    block = max(1, (memory_bytes - batch * OVERHEAD * row_bytes) // row_bytes // 2)
+    result = first.new_zeros(len(images), len(others))
+    for top in range(0, len(images), block):
+        rows = _block(metric, images[top : top + block], batch)
+        for left in range(0, len(others), block):
+            columns = _block(metric, others[left : left + block], batch)
+            centre = columns.mean(dim=0)
+            result[top : top + block, left : left + block] = _squared_distances(
+                rows - centre, columns.sub_(centre), memory_bytes
+            )
+    return result
+
+
+@torch.no_grad()
+def embeddings(metric: PerceptualMetric, images: Tensor) -> Tensor:
+    """Return vectors (n, F) of images whose squared Euclidean distances are the metric's, a few images at a time."""
+    _require_one_context(metric)
+    return _block(metric, images, BATCH)
+
+
+def _require_one_context(metric: PerceptualMetric) -> None:
+    if len(metric.weights) != 1 or not (metric.weights >= 0).all():
+        raise ConfigError("A distance matrix needs a metric in one context, with weights that are at least 0.")
+
+
+@torch.no_grad()
 def distance_matrix(metric: PerceptualMetric, images: Tensor, *, memory_bytes: int) -> Tensor:
     """Return the distances of all pairs of images in one context.
 
@@ -52,8 +96,7 @@ def distance_matrix(metric: PerceptualMetric, images: Tensor, *, memory_bytes: i
     Raises:
         ConfigError: The metric has several contexts or negative weights.
     """
-    if len(metric.weights) != 1 or not (metric.weights >= 0).all():
-        raise ConfigError("A distance matrix needs a metric in one context, with weights that are at least 0.")
+    _require_one_context(metric)
     n = len(images)
     first = vectors(metric, images[:1])
     row_bytes = first.numel() * first.element_size()

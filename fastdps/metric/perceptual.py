@@ -34,6 +34,7 @@ from fastdps.contexts.rankings import Ranking
 from fastdps.errors import ConfigError, FastDPSError, WeightsMismatchError
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.distances import Moments, compared_channels, distances, moments
+from fastdps.metric.origin import Origin
 from fastdps.metric.precision import Precision, autocast
 from fastdps.metric.weights import tensors_sha256
 from fastdps.runtime.files import atomic_write
@@ -92,6 +93,7 @@ class PerceptualMetric(nn.Module):
         self.backbone = backbone
         self.rankings = tuple(rankings)
         self.judges = tuple(judges)
+        self.origin = Origin()
         self.register_buffer("weights", weights.detach().clone())
         self.requires_grad_(False)
         self.eval()
@@ -149,6 +151,7 @@ class PerceptualMetric(nn.Module):
         }
         if self.judges:
             metadata["judges"] = json.dumps(self.judges)
+        metadata |= self.origin.to_metadata()
         tensors = {"weights": self.weights}
         if include_backbone:
             tensors |= {_PREFIX + name: tensor for name, tensor in state.items()}
@@ -179,6 +182,7 @@ class PerceptualMetric(nn.Module):
             included = {INCLUDED: True, PRETRAINED: False}[metadata["backbone_weights"]]
             taps = tuple(parse_json(metadata["taps"]))
             rankings, judges = _rankings_in(metadata), _judges_in(metadata)
+            origin = Origin.from_metadata(metadata)
             name, expected, comparison = (metadata[key] for key in ("backbone", "backbone_sha256", "comparison"))
             weights = _checked_weights(tensors.pop("weights"), path)
         except (KeyError, TypeError, ValueError) as error:
@@ -191,6 +195,7 @@ class PerceptualMetric(nn.Module):
         try:
             backbone = Backbone(name, taps=taps, state=state)
             metric = cls(backbone, weights, rankings, comparison=comparison, judges=judges)
+            metric.origin = origin
         except (ConfigError, WeightsMismatchError) as error:
             raise type(error)(f"{path}: {error}") from error
         if tensors_sha256(backbone.state_dict()) != expected:

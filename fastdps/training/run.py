@@ -34,7 +34,7 @@ from fastdps.training.loop import build_metric
 from fastdps.training.options import TrainOptions as TrainOptions
 from fastdps.training.recipes import TrainConfig, default_recipe, get_recipe
 from fastdps.training.resume import describe_start
-from fastdps.training.run_config import RunData, RunStart, describe
+from fastdps.training.run_config import RunData, RunStart, describe, origin_of
 from fastdps.training.selection import Contexts, Selection, select
 from fastdps.training.trainings import Trainings, ViewTrainings, run_trainings
 
@@ -219,7 +219,8 @@ def _fit_heads(
         with processes.one_per_node_first():
             metric = build_metric(config, (), processes.device)
         metric.judges = tuple(names)
-    start.begin(describe(config, [], data, loader, names), processes)
+    description = describe(config, [], data, loader, names)
+    start.begin(description, processes)
     if not is_left:
         processes.notify(f"{run.path} is finished: nothing to do. --overwrite trains again from scratch.")
         return
@@ -229,5 +230,6 @@ def _fit_heads(
         )
         metric = training.fit(selection.table, selection.judges, loader)
     if processes.process_index == 0:
+        metric.origin = origin_of(description)
         metric.save(run.metric)
     processes.wait_for_all()

@@ -17,6 +17,7 @@ import torch
 from fastdps.contexts.rankings import Ranking
 from fastdps.errors import ConfigError
 from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
+from fastdps.metric.origin import Origin
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.files import write_json
 from fastdps.runtime.processes import Distributed, Processes
@@ -184,6 +185,13 @@ def settings_sha256(content: Mapping[str, Any]) -> str:
     if "judges" in content:
         settings["judges"] = content["judges"]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def origin_of(description: Mapping[str, Any]) -> Origin:
+    """Return the origin of a metric, from the content of `config.json`."""
+    data, crop = description["data"], description["config"]["crop_size"]
+    height, width = (crop, crop) if crop else data["image_size"]
+    return Origin((height, width), data["sha256"], description["versions"]["fastdps"])
 
 
 def describe(

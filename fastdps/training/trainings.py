@@ -21,7 +21,7 @@ from fastdps.training.best_epoch import VALIDATION_SEED
 from fastdps.training.checkpoints import CheckpointPolicy
 from fastdps.training.loop import TrainingLoop, Validation, Validator, build_metric
 from fastdps.training.recipes import TrainConfig
-from fastdps.training.run_config import RunData, RunStart, describe
+from fastdps.training.run_config import RunData, RunStart, describe, origin_of
 from fastdps.training.step import Execution
 from fastdps.training.tasks import JudgementTask, RankingTask, Task
 
@@ -146,7 +146,8 @@ def run_trainings(
     if left:  # before anything is written, since weights may be missing
         with processes.one_per_node_first():  # one process downloads the weights, the others read the cache
             metric = trainings.metric(left[0])
-    settings = start.begin(trainings.describe(), processes)
+    description = trainings.describe()
+    settings = start.begin(description, processes)
     if not left:
         processes.notify(f"{run.path} is finished: nothing to do. --overwrite trains again from scratch.")
         return
@@ -172,6 +173,7 @@ def run_trainings(
             loop.fit(trainings.loader(number), trainings.validation(number), settings_sha256=settings)
         if team.process_index == 0:
             paths[number].parent.mkdir(exist_ok=True)
+            metric.origin = origin_of(description)
             metric.save(paths[number], include_backbone=config.trains_backbone)
             if several:
                 shutil.rmtree(run.checkpoints_of(number), ignore_errors=True)

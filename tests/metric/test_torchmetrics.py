@@ -44,6 +44,33 @@ def test_update_compute_reset_and_forward(reduction):
     assert torch.allclose(metric.compute(), getattr(plain(pairs[:1]), reduction)())
 
 
+def test_the_distances_of_all_pairs():
+    metric, pairs = DeepPerceptualSimilarity("alexnet", reduction="none"), batches()
+    for x, y in pairs:
+        assert torch.allclose(metric(x, y), plain([(x, y)]))
+    assert torch.allclose(metric.compute(), plain(pairs))
+    metric.reset()
+    metric.update(*pairs[0])
+    assert torch.allclose(metric.compute(), plain(pairs[:1]))
+
+
+def test_arguments_and_ranges_of_torchmetrics():
+    metric, (x, y) = DeepPerceptualSimilarity("alexnet", normalize=False), batches(1)[0]
+    metric.update(preds=2 * x - 1, target=2 * y - 1)
+    assert torch.allclose(metric.compute(), plain([(x, y)]).mean(), rtol=1e-4)
+    with pytest.raises(ImageError, match=r"float tensors in \[-1, 1\]"):
+        metric.update((x * 255).byte(), (y * 255).byte())
+
+
+def test_a_plot():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    metric, (x, y) = DeepPerceptualSimilarity("alexnet"), batches(1)[0]
+    values = [metric(x, y) for _ in range(2)]
+    _, axes = metric.plot(values)
+    assert axes.lines[0].get_ydata().tolist() == pytest.approx([value.item() for value in values])
+
+
 def test_in_a_collection_beside_another():
     collection, pairs = MetricCollection([DeepPerceptualSimilarity("alexnet"), MeanSquaredError()]), batches()
     for x, y in pairs:

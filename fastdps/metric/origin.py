@@ -1,0 +1,43 @@
+"""Where a metric comes from: the size and the hash of the images it was adapted to, kept in its file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+#: Keys in the metadata of a metric file.
+_SIZE, _DATA, _VERSION = "image_size", "data_sha256", "fastdps_version"
+#: No image of a training is larger.
+_LARGEST = 1 << 16
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The data and the version that a metric was adapted with; all None for an unadapted one.
+
+    Attributes:
+        image_size: (height, width) in pixels of the images of the training.
+        data_sha256: The hash of the content of the training set.
+        version: The version of fastdps.
+    """
+
+    image_size: tuple[int, int] | None = None
+    data_sha256: str | None = None
+    version: str | None = None
+
+    def to_metadata(self) -> dict[str, str]:
+        """Return what is known as texts, for the metadata of a file."""
+        size = None if self.image_size is None else "{}x{}".format(*self.image_size)
+        content = {_SIZE: size, _DATA: self.data_sha256, _VERSION: self.version}
+        return {key: value for key, value in content.items() if value is not None}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> Origin:
+        """Return the origin of `to_metadata`; nothing is known of older files. Raises `ValueError` for a wrong size."""
+        size = None
+        if text := metadata.get(_SIZE):
+            height, _, width = text.partition("x")
+            size = int(height), int(width)
+            if not all(1 <= side <= _LARGEST for side in size):
+                raise ValueError(f"{_SIZE} is {text}")
+        return cls(size, metadata.get(_DATA), metadata.get(_VERSION))
