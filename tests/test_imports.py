@@ -71,6 +71,7 @@ WITHOUT_TORCH = {
     "commands/options.py",
     "commands/completion.py",
     "commands/demo.py",
+    "commands/adapt.py",
     "commands/train.py",
     "commands/train_options.py",
     "commands/settings_files.py",

@@ -6,15 +6,22 @@ import argparse
 import json
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastdps.commands.options import add_cache, add_quiet, cache_from
-from fastdps.loading.loader import LoadOptions
+from fastdps.commands.options import add_cache, add_quiet, cache_from, examples
+from fastdps.loading.options import LoadOptions
 from fastdps.runtime.console import print_result
-from fastdps.training.adapt import Adapted, AdaptOptions, adapt
+
+if TYPE_CHECKING:
+    from fastdps.training.adapt import Adapted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastdps adapt`."""
+    parser.epilog = examples(
+        "fastdps adapt alexnet --judgements judged.csv --out runs/mine",
+        "fastdps adapt runs/shared --judgements judged.csv --by person --out runs/people",
+    )
     parser.add_argument(
         "base",
         metavar="BASE",
@@ -43,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_adapt(arguments: argparse.Namespace) -> None:
     """Run `fastdps adapt`."""
+    from fastdps.training.adapt import AdaptOptions, adapt
+
     adapted = adapt(
         arguments.base,
         arguments.judgements,

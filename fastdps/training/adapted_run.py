@@ -24,6 +24,7 @@ from fastdps.runtime.files import write_json
 from fastdps.training.bases import Base
 from fastdps.training.few_shot import FewShotFit
 from fastdps.training.recipes import get_recipe
+from fastdps.training.run_config import origin_of
 
 RECIPE = "adapt"
 
@@ -92,10 +93,12 @@ def save_adapted(
         if run.holds_run and not overwrite:
             raise ConfigError(f"{run.path} already holds a run. Choose another --out, or pass --overwrite.")
         run.clear()
+        config = _config(metric, fit, data)
+        metric.origin = origin_of(config)
         metric.save(run.metric, include_backbone=base.includes_backbone)
         write_json(run.adapted, _describe(base, fit, forced=forced))
         run.append_log(_end(fit, data))
-        write_json(run.config, _config(metric, fit, data))
+        write_json(run.config, config)
     return run
 
 
