@@ -89,7 +89,7 @@ def _tensor(image: OneImage) -> Sequence[Tensor]:
         return [_from_array(np.array(image.convert("RGB")))]
     if isinstance(image, np.ndarray):
         if image.ndim == 4:
-            return [_from_array(one) for one in image]
+            return [_from_array(np.asarray(image[number])) for number in range(len(image))]
         return [_from_array(image)]
     if isinstance(image, Tensor) and image.dim() in (3, 4) and image.shape[-3] == 3:
         return list(image.unbind()) if image.dim() == 4 else [image]

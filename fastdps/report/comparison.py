@@ -149,5 +149,6 @@ def _scored_with(record: RunRecord) -> str | None:
     """Return the interpolation of the scores; before it was recorded, it was that of the training."""
     if record.details is None:
         return None
-    interpolation: str = record.details["held_out"].get("interpolation", record.config["config"]["interpolation"])
+    trained_with: str | None = record.config["config"].get("interpolation")
+    interpolation: str | None = record.details["held_out"].get("interpolation", trained_with)
     return interpolation

@@ -202,7 +202,7 @@ def test_parts_that_are_missing_are_named_with_the_command(tmp_path):
         (bare / name).unlink()
     page = page_of(bare)
     assert f"fastdps evaluate {bare} --judgements HELD_OUT" in page.text
-    assert page.text.count(f"fastdps train --judgements {tmp_path}/set/train --by person --out {bare}") == 3
+    assert page.text.count(f"fastdps train --resume {bare}") == 3
     (tmp_path / "set/val").mkdir(parents=True)
     without = make_judged_run(tmp_path / "without", PEOPLE, examples=False)
     page = page_of(without)

@@ -132,7 +132,7 @@ def test_a_training_that_has_not_ended(tmp_path):
     (run / "metric.safetensors").unlink()
     write_log(run, [step(20, loss=0.5, accuracy=0.6)])
     page = page_of(run)
-    again = f"fastdps train --shards {tmp_path}/data/train --out {run}"
+    again = f"fastdps train --resume {run}"
     assert f"There is no metric yet. To finish the training: {again}" in page.text
     assert f"The training has not ended. To resume it: {again}" in page.text
     (run / "log.jsonl").unlink()
