@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdps.metric.backbones import Backbone
-from fastdps.metric.distances import Moments, group_moments, moments, normalized_vectors
+from fastdps.metric.distances import Moments, group_moments, normalized_vectors
 from fastdps.metric.heads import Heads, LogisticJudge, MLPJudge
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.precision import Precision, autocast
@@ -150,11 +150,10 @@ class TrainedModel(nn.Module):
                 before = self._group_moments(prior.backbone, comparison, inputs).mean.sum(dim=-1)
             return found, prior.difference(found.mean.sum(dim=-1), before)[0]
         with autocast(self._precision, inputs.device):
-            features = self.metric.backbone(inputs.flatten(0, 1))
-            found = moments(features, inputs.shape[1] - 1, comparison)
+            found = self.metric.moments(inputs)
         if prior is None or held is None:
             return found, None
-        return found, prior.term(features, inputs, held)
+        return found, prior.term(found, inputs, held)
 
     def _group_moments(self, backbone: Backbone, comparison: str, group: GroupedImages) -> Moments:
         """Return the moments (1, P, C) of the pairs of a group, whose images may be divided among processes."""

@@ -216,7 +216,7 @@ def shared() -> TrainConfig:
         epochs=60,
         augment="crop",
         interpolation="mixed",
-        keep=2.0,
+        keep=1.0,
     )
 
 

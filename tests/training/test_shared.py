@@ -23,7 +23,7 @@ from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.runtime.processes import join_processes
 from fastdps.training.best_epoch import BestEpoch
 from fastdps.training.loop import build_metric
-from fastdps.training.prior import FLOOR, Prior, held_views, pair_distances
+from fastdps.training.prior import FLOOR, Prior, held_views
 from fastdps.training.recipes import get_recipe
 from fastdps.training.step import Stepper
 from fastdps.training.tasks import JudgementTask, RankingTask
@@ -118,41 +118,29 @@ def test_the_backbone_learns_from_the_mean_over_contexts_and_heads_as_if_alone()
 
 
 @pytest.mark.parametrize("comparison", ["spatial", "spatial+mean", "sort"])
-def test_distances_of_the_prior_are_those_of_the_unadapted_metric(comparison):
-    metric = PerceptualMetric(Backbone("alexnet"), comparison=comparison)
-    images = to_float(images_of(6))
-    with torch.inference_mode():
-        found = pair_distances(metric.backbone(images), comparison, views=3)
-    first, second = torch.triu_indices(3, 3, 1)
-    for own, part in zip(found, images.split(3), strict=True):
-        wanted = ImageMetric(metric).matrix(part)[first, second]
-        torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-4)
-
-
-def test_the_prior_compares_old_and_new_distances_of_the_held_views():
-    before, after = Backbone("alexnet"), Backbone("alexnet")
+def test_the_prior_compares_old_and_new_distances_of_the_held_views(comparison):
+    before, after = (PerceptualMetric(Backbone("alexnet"), comparison=comparison) for _ in range(2))
     with torch.no_grad():
-        next(after.parameters()).mul_(3)
+        next(after.backbone.parameters()).mul_(3)
     views = to_float(images_of(21)).unflatten(0, (3, 7))
     held = held_views(torch.arange(3), 6, seed=0, epoch=4)
-    prior = Prior(before, "spatial")
+    prior = Prior(before.backbone, comparison)
     with torch.inference_mode():
-        same, changed = (prior.term(one(views.flatten(0, 1)), views, held) for one in (before, after))
+        same, changed = (prior.term(one.moments(views), views, held) for one in (before, after))
     assert same.abs().max() < 1e-8
-    first, second = torch.triu_indices(4, 4, 1)
     for own, chosen, image in zip(changed, held, views, strict=True):
-        d = [ImageMetric(PerceptualMetric(one)).matrix(image[chosen])[first, second] for one in (before, after)]
-        logs = [(distances + FLOOR).log() for distances in d]
-        assert own.item() == pytest.approx((logs[0] - logs[1]).square().mean().item(), rel=1e-2)
+        reference, others = image[:1].expand(len(chosen) - 1, -1, -1, -1), image[chosen[1:]]
+        logs = [(one(reference, others)[:, 0] + FLOOR).log() for one in (before, after)]
+        assert own.item() == pytest.approx((logs[0] - logs[1]).square().mean().item(), rel=1e-3)
 
 
 def test_held_views_are_drawn_by_counter():
     ids = torch.arange(3000)
     held = held_views(ids, 6, seed=0, epoch=0)
-    assert held.shape == (3000, 4)
+    assert held.shape == (3000, 3)
     assert (held[:, 0] == 0).all()
-    assert all(len(set(row)) == 4 for row in held.tolist())
-    assert (held[:, 1:].flatten().bincount(minlength=7)[1:] / 3000 - 0.5).abs().max() < 0.05
+    assert all(len(set(row)) == 3 for row in held.tolist())
+    assert (held[:, 1:].flatten().bincount(minlength=7)[1:] / 3000 - 1 / 3).abs().max() < 0.05
     assert torch.equal(held_views(ids[7:9], 6, seed=0, epoch=0), held[7:9])
     assert not torch.equal(held_views(ids, 6, seed=0, epoch=1), held)
     assert held_views(ids[:1], 2, seed=0, epoch=0).shape == (1, 3)  # fewer versions than are held
