@@ -101,14 +101,16 @@ def run_warm(*arguments: object, timeout: float = LIMIT_S, **options: Any) -> su
 def launch_warm(
     processes: int, *arguments: object, env: Mapping[str, str] | None = None, timeout: float = LIMIT_S, **options: Any
 ) -> list[subprocess.CompletedProcess[str]]:
-    """Run a command on several ranks of one machine, with the variables that torchrun and `accelerate launch` set.
+    """Run a command on several ranks of one machine, with the variables and the store of torchrun.
 
     Returns:
         The result of each rank.
     """
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
-    together = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # outlives the ranks, as the launcher's
+    together = {"MASTER_ADDR": store.host, "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
+    together |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     variables = [{**together, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0} for rank in range(processes)]
     return run_ranks([arguments] * processes, variables, env=env, timeout=timeout, **options)
 
