@@ -49,7 +49,8 @@ def read_images(images: AnyImages, size: int | tuple[int, int] | None = None) ->
         torch.Size([2, 3, 32, 32])
     """
     wanted = (size, size) if isinstance(size, int) else size
-    parts = [_resized(part, wanted) for image in _listed(images) for part in _tensor(image)]
+    found: list[Tensor] = [tensor for image in _listed(images) for tensor in _tensors(image)]
+    parts = [_resized(tensor, wanted) for tensor in found]
     if not parts:
         raise ImageError("there are no images: the list is empty.")
     for number, part in enumerate(parts):
@@ -67,8 +68,9 @@ def is_read(images: object) -> bool:
     """Return whether images are in a form that `read_images` turns into tensors: not a tensor or a list of tensors."""
     if isinstance(images, str | PathLike | Pillow.Image | np.ndarray):
         return True
-    is_list = isinstance(images, Sequence) and bool(images)
-    return is_list and any(isinstance(image, str | PathLike | Pillow.Image | np.ndarray) for image in images)
+    return isinstance(images, Sequence) and any(
+        isinstance(image, str | PathLike | Pillow.Image | np.ndarray) for image in images
+    )
 
 
 def _listed(images: AnyImages) -> Sequence[OneImage]:
@@ -79,8 +81,8 @@ def _listed(images: AnyImages) -> Sequence[OneImage]:
     raise _unsupported(images)
 
 
-def _tensor(image: OneImage) -> Sequence[Tensor]:
-    """Return one image as a tensor (3, H, W), or several."""
+def _tensors(image: OneImage) -> list[Tensor]:
+    """Return an image as a tensor (3, H, W), or those of a batch."""
     if isinstance(image, str | PathLike):
         return [_from_array(_read_file(Path(image)))]
     if isinstance(image, Pillow.Image):
