@@ -27,6 +27,7 @@ STAGES: dict[str, str] = {
     "heads": "one training step of K contexts' heads on moments",
     "train": "adapting to K contexts, end to end",
     "judgements": "adapting to judgements that repeat their images, end to end",
+    "fewshot": "a head from few judgements, and its accuracy on other images",
     "evaluate": "scoring on held-out images, end to end",
     "matrix": "distances of all pairs of 200 images",
     "startup": "from the command line to help and to the first step",

@@ -155,6 +155,7 @@ def describe_held_out(data: Differences, rounds: Rounds, logits: Array, base: Ar
         agreement(base[:, None], share)[:, 0],
         np.where(is_used, data.votes, 0),
         rounds.cluster,
+        data.judged.images,
     )
 
 

@@ -23,6 +23,8 @@ Array = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 RESAMPLES = 200
+#: Most judgements for which all pairs that share an image are summed.
+MOST_PAIRED = 3000
 #: Numbers of further judgements that a forecast is made for.
 MORE = (10, 20, 40, 100, 200, 500, 1000)
 
@@ -52,6 +54,7 @@ class HeldOut:
         base: Share of the votes that agree with the base, (R,).
         votes: Number of votes; 0 leaves a judgement out, such as one without a majority, (R,).
         cluster: Judgements of one cluster are resampled together, int64 (R,).
+        images: Indices of ref, a and b, int64 (R, 3): judgements that share an image depend on each other.
     """
 
     agreement: Array
@@ -59,6 +62,7 @@ class HeldOut:
     base: Array
     votes: Array
     cluster: NDArray[np.int64]
+    images: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -84,17 +88,16 @@ def expect(held_out: HeldOut, chosen: int, seed: int = 0) -> Expected:
         chosen: The setting with the least loss on all of them.
         seed: Seed of the resamples.
     """
-    votes, cluster = held_out.votes, held_out.cluster
+    votes = held_out.votes
     own = held_out.agreement[:, chosen]
     optimism = _optimism(held_out, chosen, seed)
     accuracy, base = _mean(own, votes) - optimism, _mean(held_out.base, votes)
     difference = own - held_out.base
-    error = _standard_error(difference, votes, cluster, least=1 / max(1.0, (votes > 0).sum()))
-    half = _quantile(cluster, votes) * error
+    half = _quantile(held_out) * _standard_error(difference, held_out, least=1 / max(1.0, (votes > 0).sum()))
     gain = _mean(difference, votes) - optimism
     return Expected(
-        _with_interval(accuracy, own, votes, cluster),
-        _with_interval(base, held_out.base, votes, cluster),
+        _with_interval(accuracy, own, held_out),
+        _with_interval(base, held_out.base, held_out),
         Estimate(gain, max(-1.0, gain - half), min(1.0, gain + half)),
     )
 
@@ -128,35 +131,51 @@ def _mean(values: Array, votes: Array) -> float:
     return float((votes * values).sum() / max(votes.sum(), 1e-30))
 
 
-def _quantile(cluster: NDArray[np.int64], votes: Array) -> float:
+def _quantile(held_out: HeldOut) -> float:
     """Return the factor from a standard error to half an interval, Student's with the number of clusters."""
     from scipy.stats import t
 
-    return float(t.ppf(0.5 + CONFIDENCE / 2, max(1, len(np.unique(cluster[votes > 0])) - 1)))
+    return float(t.ppf(0.5 + CONFIDENCE / 2, max(1, len(np.unique(held_out.cluster[held_out.votes > 0])) - 1)))
 
 
-def _standard_error(values: Array, votes: Array, cluster: NDArray[np.int64], least: float = 0.0) -> float:
-    """Return the standard error of a weighted mean: the larger of those with and without clusters.
+def _standard_error(values: Array, held_out: HeldOut, least: float = 0.0) -> float:
+    """Return the standard error of a weighted mean.
+
+    It is the largest of three: judgements are independent; they depend on others of their cluster; or on all that share
+    an image (Fafchamps and Gubert 2007, "The formation of risk sharing networks").
 
     `least` is added to the variance of a value, so that few equal values do not look certain.
     """
+    votes, cluster = held_out.votes, held_out.cluster
     deviation = votes * (values - _mean(values, votes))
     used = max(2, int((votes > 0).sum()))
     total = max(votes.sum(), 1e-30)
     alone = np.square(deviation).sum() * used / (used - 1)
     _, place = np.unique(cluster, return_inverse=True)
     together = np.square(np.bincount(place, deviation)).sum()
+    sharing = _sum_over_sharing(deviation, held_out.images) if len(values) <= MOST_PAIRED else 0.0
     extra = least * np.square(votes).sum()
-    return math.sqrt(max(alone, together) + extra) / total
+    return math.sqrt(max(alone, together, sharing) + extra) / total
 
 
-def _with_interval(value: float, values: Array, votes: Array, cluster: NDArray[np.int64]) -> Estimate:
+def _sum_over_sharing(values: Array, images: NDArray[np.int64]) -> float:
+    """Return the sum of the products of the values of all two judgements that share an image, each with itself too."""
+    from scipy.sparse import coo_array
+
+    _, place = np.unique(images, return_inverse=True)
+    rows = np.repeat(np.arange(len(images)), 3)
+    named = coo_array((np.ones(len(rows)), (rows, place.reshape(-1)))).tocsr()
+    shared = (named @ named.T) > 0
+    return float(values @ (shared.astype(float) @ values))
+
+
+def _with_interval(value: float, values: Array, held_out: HeldOut) -> Estimate:
     """Return a share with Wilson's interval, for as many independent votes as its standard error stands for."""
-    value = min(1.0, max(0.0, value))
-    mean, error = _mean(values, votes), _standard_error(values, votes, cluster)
+    votes, value = held_out.votes, min(1.0, max(0.0, value))
+    mean, error = _mean(values, votes), _standard_error(values, held_out)
     kish = votes.sum() ** 2 / max(np.square(votes).sum(), 1e-30)  # the number of judgements, if votes differ
     size = float(max(1.0, mean * (1 - mean) / error**2 if 0 < mean < 1 and error > 0 else kish))
-    z = _quantile(cluster, votes)
+    z = _quantile(held_out)
     centre = (value + z * z / (2 * size)) / (1 + z * z / size)
     half = z / (1 + z * z / size) * math.sqrt(value * (1 - value) / size + z * z / (4 * size * size))
     return Estimate(value, float(max(0.0, centre - half)), float(min(1.0, centre + half)))

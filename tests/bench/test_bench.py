@@ -114,6 +114,18 @@ def test_judgements(tiny, weights_dir, monkeypatch):
 
 
 @pytest.mark.slow
+def test_few_judgements(tiny, weights_dir, monkeypatch):
+    """Both bases are fitted, and no context ends far below its base."""
+    monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
+    monkeypatch.setattr(importlib.import_module("bench.stages.fewshot"), "QUICK_IMAGES", 30)
+    ((_, row),) = check_rows(tiny("fewshot"), ["fewshot"]).items()
+    assert row["notes"].keys() >= {"shared_20_accuracy", "alexnet_100_accuracy", "alexnet_100_worst_change"}
+    for name in ("shared", "alexnet"):
+        assert row["notes"][f"{name}_100_accuracy"] > row["notes"][f"{name}_base_accuracy"]
+        assert row["notes"][f"{name}_100_worst_change"] > -0.1
+
+
+@pytest.mark.slow
 def test_shards_of_a_store(tiny, weights_dir, monkeypatch, capsys):
     pytest.importorskip("aiohttp")
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
