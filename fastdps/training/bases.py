@@ -108,7 +108,10 @@ def _size_of(run: RunDirectory) -> int | None:
     """Return the side in pixels of the images of a run, from its configuration or its shard set, if that is there."""
     if not run.config.exists():
         return None
-    data = run.read_config()["data"]
+    content = run.read_config()
+    data, settings = content["data"], content["config"]
+    if settings.get("crop_size"):
+        return int(settings["crop_size"])
     if data["size"]:
         return int(data["size"])
     if sizes := data.get("image_size"):
