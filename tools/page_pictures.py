@@ -42,7 +42,7 @@ from fastdps.training.bases import open_base
 #: Generated images, and their side in pixels.
 IMAGES, SIDE = 48, 128
 #: How the person ranks distortions, the least disruptive first.
-RANKING = ("color", "darken", "zoom_in", "rotate", "translate", "blur")
+RANKING = ("blur", "darken", "color", "zoom_in", "rotate", "translate")
 #: Answers before the pictures are drawn.
 ANSWERS = 42
 TIMEOUT_S = 600

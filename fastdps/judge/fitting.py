@@ -59,7 +59,7 @@ class LearnedHeads:
         said = []
         if fit.verdict == "adapted":
             found = fit.judge_expected.get(person, fit.expected)
-            said.append(f"It should agree with you in {found.accuracy.value:.0%} of new cases.")
+            said.append(f"It should agree with you in {100 * found.accuracy.value:.0f} % of new cases.")
         elif fit.verdict == "contradictory":
             said.append(f"{fit.contradicting:,} answers contradict others, so it cannot follow them yet.")
         else:

@@ -29,6 +29,8 @@ from fastdps.training.next_triplet import DEFAULT_STRATEGY, Strategy, TripletCho
 
 #: Answers of all people between two savings of the metric.
 SAVE_EVERY = 10
+#: Triplets that are chosen after each fit: for the queue of a person, and for answers that come before the next fit.
+PROPOSALS = 4
 #: Triplets by which the scale of the base's distances is found, for its probabilities.
 SCALE_TRIPLETS = 256
 _log = logging.getLogger(__name__)
@@ -85,6 +87,7 @@ class Learner:
         self._base, self._pictures, self._deck, self._run = base, pictures, deck, run
         self._size, self._strategy, self._seed = size, strategy, seed
         self._chooser: TripletChooser | None = None
+        self._proposals: dict[str, list[Triplet]] = {}
         self.saved: str | None = str(run) if run.exists() else None
         self._features: PictureFeatures | None = None
         self._heads: LearnedHeads | None = None
@@ -124,13 +127,10 @@ class Learner:
 
     def choose(self, person: str, asked: set[tuple[int, int, int]]) -> tuple[Triplet, str] | None:
         """Return the triplet that the strategy asks next, None to have a random one."""
-        chooser, heads, baseline = self._chooser, self._heads, self._baseline
-        rows = self._judged().get(person)
-        if chooser is None or baseline is None or heads is None or not rows:
-            return None
-        answers = answers_of({person: rows})
-        proposal = chooser.next(heads.weights_of(person), answers, heads.fit.strength, asked=asked)
-        return None if proposal is None else (Triplet(*proposal.triplet), self._strategy)
+        for triplet in self._proposals.get(person, ()):
+            if triplet.key not in asked:
+                return triplet, self._strategy
+        return None
 
     def describe(self, person: str) -> dict[str, Any]:
         """Return the state of learning, and a sentence about it."""
@@ -217,9 +217,27 @@ class Learner:
         self._state.changed = False  # what changes from now on is for the next fit
         judged = self._judged()
         assert self._features is not None
+        before = {} if self._heads is None else self._heads.answers
         self._heads = fit_people(self._features.kept, judged, self._base, self._seed) if judged else None
+        self._propose({name: rows for name, rows in judged.items() if before.get(name) != len(rows)})
         if self._count // SAVE_EVERY > self._state.saved_at // SAVE_EVERY:
             self._save()
+
+    def _propose(self, judged: Judged) -> None:
+        """Choose the next triplets of the people whose answers are given, unless they are random."""
+        if self._chooser is None or self._heads is None:
+            return
+        for person, rows in judged.items():
+            answers, weights = answers_of({person: rows}), self._heads.weights_of(person)
+            asked = {triplet.key for triplet, _ in rows}
+            found: list[Triplet] = []
+            while len(found) < PROPOSALS:
+                proposal = self._chooser.next(weights, answers, self._heads.fit.strength, asked=asked)
+                if proposal is None:
+                    break
+                found.append(Triplet(*proposal.triplet))
+                asked.add(found[-1].key)
+            self._proposals[person] = found
 
     def _save(self) -> None:
         """Save the metric of all people if it is of other answers than the saved one; a failure is shown."""

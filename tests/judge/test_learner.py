@@ -47,10 +47,10 @@ def begin(folder, base, tmp_path):
     """Begin a page whose metric learns, and end it after the test."""
     opened = []
 
-    def make(pictures=None):
+    def make(pictures=None, strategy="random"):
         out = tmp_path / "judged"
         found = pictures or PlainPictures(open_images(folder), out)
-        learner = Learner(base, found, ImageTriplets(len(found), 0), out / "run", size=SIDE)
+        learner = Learner(base, found, ImageTriplets(len(found), 0), out / "run", size=SIDE, strategy=strategy)
         opened.append(learner)
         return make_judging(folder, out, learner=learner), learner
 
@@ -121,7 +121,7 @@ def test_an_answer_is_foreseen_before_it_is_learned_from(begin, brightness):
     judging, learner = begin()
     ready(learner)
     session = judging.enter("anna")
-    for _ in range(20):
+    for _ in range(12):
         shown = session.state()["current"]
         triplet = Triplet(*(shown[role] for role in ("ref", "left", "right")))
         fitted(judging, learner) if session.answers else None
@@ -171,6 +171,21 @@ def test_no_answer_waits_for_a_fit(begin, brightness, monkeypatch):
     assert learner.describe("anna")["judged"] == 21
 
 
+def test_triplets_are_chosen_by_the_strategy(begin, brightness):
+    """All but repeats and one in four, once there is a fit; and no triplet twice."""
+    judging, learner = begin(strategy="information")
+    ready(learner)
+    session = judging.enter("anna")
+    for _ in range(12):
+        judge_by(session, brightness, 1)
+        fitted(judging, learner)
+    asked = [answer.asked for answer in session.answers]
+    assert asked.count("information") >= 6
+    assert asked.count("random") >= 2
+    keys = [session.triplet_of(answer).key for answer in session.answers if answer.repeats is None]
+    assert len(set(keys)) == len(keys)
+
+
 def test_answers_of_an_earlier_start_are_learned_from(begin, brightness):
     judging, learner = begin()
     judge_by(judging.enter("anna"), brightness, 11)  # maybe before the features are ready
@@ -217,6 +232,7 @@ def test_versions_of_an_image_are_compared_with_each_other(folder, base, tmp_pat
     learner.close()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_metric_of_answers_exports_to_lpips(folder, brightness, tmp_path, weights_dir, monkeypatch):
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))

@@ -68,7 +68,7 @@ function show(found) {
     cell(one.people.join(" and ")), cell(one.triplets), rate(one.agreement),
   )));
   $("learned").replaceChildren(...found.people.map((one) => {
-    const made = row(cell(one.person), cell(one.learned.text));
+    const made = row(cell(one.person), cell(one.learned.message || one.learned.text));
     made.lastChild.style.whiteSpace = "normal";
     made.lastChild.style.textAlign = "left";
     return made;
