@@ -86,9 +86,10 @@ def open_base(
     if context is not None:
         metric = select_context(metric, find_context(path, context))
     elif POOLED in metric.judges:
-        row = metric.weights[[metric.judges.index(POOLED)]]
-        metric = PerceptualMetric(metric.backbone, row, comparison=metric.comparison, judges=[POOLED])
-    size = _size_of(RunDirectory(path)) if path.is_dir() else None
+        metric = select_context(metric, find_context(path, POOLED))
+    size = min(metric.origin.image_size) if metric.origin.image_size else None
+    if size is None and path.is_dir():  # a metric of an older version
+        size = _size_of(RunDirectory(path))
     return Base(text, metric, priors_of(metric), size, includes_backbone(file))
 
 
