@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import shutil
 import tempfile
@@ -34,6 +35,7 @@ from fastdps.judge.images import open_images
 from fastdps.judge.learner import Learner
 from fastdps.judge.people import Judging
 from fastdps.judge.server import PageServer, PageThread, guarded, listen
+from fastdps.judge.session import Session
 from fastdps.judge.triplets import VersionTriplets
 from fastdps.judge.versions import VERSIONS, DistortedPictures
 from fastdps.packing.sources.deadleaves import DeadLeaves
@@ -117,6 +119,10 @@ def browser(profile: str) -> Iterator[webdriver.Chrome]:
         session.quit()
 
 
+def _has_more(session: Session, answers: int) -> bool:
+    return len(session.answers) > answers
+
+
 def take(session: webdriver.Chrome, address: str, judging: Judging, learner: Learner, out: Path, answers: int) -> None:
     """Answer as the simulated person, and write the pictures."""
 
@@ -124,7 +130,7 @@ def take(session: webdriver.Chrome, address: str, judging: Judging, learner: Lea
         WebDriverWait(session, TIMEOUT_S, poll_frequency=0.05).until(lambda _: condition())
 
     def script(text: str) -> Any:
-        return session.execute_script(text)  # type: ignore[no-untyped-call]
+        return session.execute_script(text)
 
     def press(key: str) -> None:
         session.find_element(By.TAG_NAME, "body").send_keys(key)
@@ -143,7 +149,7 @@ def take(session: webdriver.Chrome, address: str, judging: Judging, learner: Lea
         person = judging.session("Anna")
         assert person is not None
         press(choice(person.state()["current"]))
-        until(lambda n=number, of=person: len(of.answers) > n)
+        until(functools.partial(_has_more, person, number))
     until(lambda: learner.describe("Anna").get("judged") == answers)
     time.sleep(5)  # for the last notice to disappear, and the strip to be in order
     until(lambda: script("return document.querySelectorAll('#strip img').length > 0"))

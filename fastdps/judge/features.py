@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdps.judge.images import PictureSet
@@ -61,7 +62,7 @@ class PictureFeatures:
         self._probes: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of_triplets(self, triplets: Sequence[Triplet]) -> Tensor:
+    def of_triplets(self, triplets: Sequence[Triplet] | NDArray[np.int64]) -> Tensor:
         """Return m(ref, a) - m(ref, b) of triplets, (R, C): its product with weights is above 0 where b is closer."""
         ref, a, b = np.asarray(triplets, np.int64).reshape(-1, 3).T
         return self.kept.moments(ref, a) - self.kept.moments(ref, b)
