@@ -23,6 +23,7 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 ARGUMENTS = {
     "train": "--shards {}/shards/train --out {}/out/run --contexts 1 --epochs 1",
     "evaluate": "{}/run --shards {}/shards/val --draws 1",
+    "adapt": "alexnet --judgements {}/judged.csv --out {}/out/adapted",
     "report": "{}/run --out {}/out/report.html",
     "sweep": "--grid {}/grid.json --out {}/out/sweep",
     "score": "{}/a.png {}/b.png {}/a.png --metric {}/run",
@@ -44,8 +45,10 @@ def place(tmp_path_factory, weights_dir):
     """A directory that has what commands need, and an empty one in it for what they write."""
     root = tmp_path_factory.mktemp("place")
     pack(DeadLeaves(12, 32, seed=1), root / "shards", PackOptions(size=32, holdout=0.3), workers=1)
-    for number, name in enumerate("ab"):
+    for number, name in enumerate("abc"):
         Image.effect_noise((40, 40), 30 + number).convert("RGB").save(root / f"{name}.png")
+    rows = ["ref,p0,p1,judge", "a.png,b.png,c.png,0", "b.png,a.png,c.png,1", "c.png,a.png,b.png,1"]
+    (root / "judged.csv").write_text("\n".join([*rows, ""]))
     grid = {"shards": str(root / "shards/train"), "held_out": str(root / "shards/val"), "contexts": "1"}
     (root / "grid.json").write_text(json.dumps({**grid, "settings": {"epochs": 1}, "grid": {"seed": [0]}}))
     ranking = ",".join(all_rankings(NAMES)[7])
@@ -66,7 +69,7 @@ def argv(request, place, tmp_path, monkeypatch, weights_dir):
 
 
 def test_every_command_is_here():
-    assert {name.split()[0] for name in ARGUMENTS} == set(cli.COMMANDS) - {"doctor", "completion", "status"}
+    assert {name.split()[0] for name in ARGUMENTS} == set(cli.COMMANDS) - {"doctor", "completion", "status", "judge"}
 
 
 @pytest.mark.parametrize("argv", ARGUMENTS, indirect=True)
