@@ -192,7 +192,7 @@ def test_it_is_a_module():
     other.load_state_dict(m.state_dict())
     assert torch.equal(m(x, x.flip(0)), other(x, x.flip(0)))
     assert not any(parameter.requires_grad for parameter in m.parameters())
-    assert "alexnet, spatial: not adapted" in repr(m)
+    assert "alexnet, spatial: adapted to judgements" in repr(m)
     half = m.bfloat16()(x, x.flip(0))
     assert torch.allclose(half.float(), other(x, x.flip(0)), rtol=0.05)
 
