@@ -83,6 +83,7 @@ def test_a_file_a_directory_and_a_list_of_anything_give_one_metric(file, base, t
         judges.of_judge("zoe")
 
 
+@pytest.mark.slow
 def test_the_run_opens_everywhere(file, base, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     adapted = fastdps.adapt(base, file, run, by="person", force=True)

@@ -146,6 +146,7 @@ def test_held_views_are_drawn_by_counter():
     assert held_views(ids[:1], 2, seed=0, epoch=0).shape == (1, 3)  # fewer versions than are held
 
 
+@pytest.mark.slow
 def test_keep_holds_the_unadapted_metric(leaves, tmp_path):
     logs = {}
     for keep in ("0", "5"):
