@@ -192,6 +192,7 @@ def test_answers_of_an_earlier_start_are_learned_from(begin, brightness):
     learner.close()
     judging, learner = begin()
     fitted(judging, learner)
+    wait(lambda: learner.saved)
     assert learner.saved == str(judging.out / "run")
 
 
