@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from fastdps.evaluation.options import EvaluationOptions
     from fastdps.evaluation.run_scores import RunScores
     from fastdps.export.export import ExportResult, export
-    from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
+    from fastdps.loading.loader import ShardLoader, open_shards
+    from fastdps.loading.options import LoadOptions
     from fastdps.metric.image_metric import ImageMetric, Ranked
     from fastdps.metric.load import load
     from fastdps.metric.perceptual import PerceptualMetric
@@ -52,8 +53,9 @@ if TYPE_CHECKING:
     from fastdps.packing.sources.registry import open_source
     from fastdps.report.write import report
     from fastdps.training.adapt import Adapted, AdaptOptions, adapt
+    from fastdps.training.options import TrainOptions
     from fastdps.training.recipes import TrainConfig
-    from fastdps.training.run import TrainingResult, TrainOptions, train
+    from fastdps.training.run import TrainingResult, train
 
 __all__ = [
     "AdaptOptions",

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import functools
 import io
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from chromium import browser
 from PIL import Image
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -50,18 +49,6 @@ ANSWERS = 42
 TIMEOUT_S = 600
 #: Colours of the pictures, which keep them small.
 COLOURS = 256
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -85,7 +72,7 @@ def draw(out: Path, answers: int) -> None:
             Image.fromarray(np.asarray(pixels)).save(photos / f"{number:03d}.png")
         with (
             served(photos, Path(temporary).resolve() / "judged") as (address, judging, learner),
-            browser(temporary) as session,
+            browser(Path(temporary) / "profile") as session,
         ):
             take(session, address, judging, learner, out, answers)
 
@@ -103,20 +90,6 @@ def served(photos: Path, out: Path) -> Iterator[tuple[str, Judging, Learner]]:
     with PageThread(guarded(PageServer(judging, access), access, "127.0.0.1", port), bound):
         yield f"http://127.0.0.1:{port}/", judging, learner
     learner.close()
-
-
-@contextmanager
-def browser(profile: str) -> Iterator[webdriver.Chrome]:
-    """Start Chromium."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or "chromium"
-    for flag in (*FLAGS, f"--user-data-dir={profile}/profile"):
-        options.add_argument(flag)
-    session = webdriver.Chrome(options, Service(shutil.which("chromedriver") or "chromedriver"))
-    try:
-        yield session
-    finally:
-        session.quit()
 
 
 def _has_more(session: Session, answers: int) -> bool:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastdps.errors import ConfigError
-from fastdps.loading.loader import LoadOptions, open_shards
+from fastdps.loading.loader import open_shards
+from fastdps.loading.options import LoadOptions
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves

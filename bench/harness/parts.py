@@ -27,7 +27,8 @@ from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings, sample_rankings
 from fastdps.evaluation.options import DRAWS
 from fastdps.evaluation.tally import tally_choices
-from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
+from fastdps.loading.loader import ShardLoader, open_shards
+from fastdps.loading.options import LoadOptions
 from fastdps.loading.spec import Batch
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.distances import Moments

@@ -22,8 +22,9 @@ from bench.harness.data import SIZE
 from bench.harness.measure import Compared, Measurement, Workload, spread
 from bench.harness.parts import load_work
 from bench.harness.reference import loading
-from fastdps.loading.loader import LoaderName, LoadOptions, ShardLoader, open_shards
+from fastdps.loading.loader import LoaderName, ShardLoader, open_shards
 from fastdps.loading.members import open_index
+from fastdps.loading.options import LoadOptions
 from fastdps.runtime.machine import cores
 from fastdps.shards.format import read_manifest
 

@@ -28,7 +28,8 @@ from bench.harness.measure import Compared, Measurement, Timed, Workload, spread
 from bench.harness.parts import StepParts, frozen
 from bench.harness.servers import missing, serving
 from fastdps.errors import FastDPSError
-from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
+from fastdps.loading.loader import ShardLoader, open_shards
+from fastdps.loading.options import LoadOptions
 from fastdps.loading.order import EpochOrder, part_of
 from fastdps.loading.spec import Batch
 from fastdps.shards.cache import STREAMS, Cache, StagedSet

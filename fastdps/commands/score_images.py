@@ -241,12 +241,7 @@ def write_map(metric: ImageMetric, reference: ReferenceImage, path: Path, out: P
 
 def title_of(metric: ImageMetric) -> str:
     """Return the backbone and the context of a metric, for headings."""
-    if metric.context is not None:
-        context = ", ".join(metric.context)
-    elif metric.judge is not None:
-        context = f"judgements of {shorten(metric.judge, JUDGE_COLUMNS)}"
-    else:
-        context = "adapted to judgements" if metric.is_adapted else "not adapted"
+    context = metric.describe_context(lambda judge: shorten(judge, JUDGE_COLUMNS))
     return f"{metric.metric.backbone.name} ({context})"
 
 

@@ -9,6 +9,8 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011), sec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -43,7 +45,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     return c0, c1, c2, c3
 
 
-def uniforms(seed: int, epoch: int, ids: Tensor, streams: int, *, first_stream: int = 0) -> Tensor:
+def uniforms(seed: int, epoch: int, ids: Tensor, streams: int | Sequence[int], *, first_stream: int = 0) -> Tensor:
     """Return four numbers, uniform in [0, 1), for every sample and stream.
 
     Row i of stream s depends only on (seed, epoch, ids[i], s).
@@ -52,8 +54,8 @@ def uniforms(seed: int, epoch: int, ids: Tensor, streams: int, *, first_stream: 
         seed: Taken modulo 2^64.
         epoch: Taken modulo 2^32.
         ids: Sample ids, int64 (n,).
-        streams: Number of streams.
-        first_stream: Number of the first stream.
+        streams: Number of streams, or their numbers.
+        first_stream: Number of the first stream, where only their number is given.
 
     Returns:
         (n, streams, 4) float64 on the device of `ids`.
@@ -68,7 +70,8 @@ def uniforms(seed: int, epoch: int, ids: Tensor, streams: int, *, first_stream: 
     if ids.dtype != torch.int64 or ids.dim() != 1:
         raise ValueError(f"ids must be a vector of int64, not {ids.dtype} of shape {tuple(ids.shape)}")
     sample = ids[:, None]
-    stream = torch.arange(first_stream, first_stream + streams, device=ids.device)[None, :]
+    numbers = range(first_stream, first_stream + streams) if isinstance(streams, int) else streams
+    stream = torch.tensor(numbers, device=ids.device)[None, :]
     words = philox(
         (sample & _MASK, (sample >> 32) & _MASK, torch.full_like(sample, epoch & _MASK), stream),
         (seed & _MASK, (seed >> 32) & _MASK),

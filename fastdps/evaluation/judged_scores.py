@@ -15,20 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with its 95 % confidence interval.
-
-    Attributes:
-        value: The value.
-        low: The lower end.
-        high: The upper end.
-    """
-
-    value: float
-    low: float
-    high: float
+from fastdps.metric.scores import Interval
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from fastdps.contexts.judgements import JudgedPairs, judged_pairs
 from fastdps.errors import FastDPSError
-from fastdps.evaluation.judged_scores import CalibrationBin, Interval, JudgementScores, JudgeScores, VoteAgreement
+from fastdps.evaluation.judged_scores import CalibrationBin, JudgementScores, JudgeScores, VoteAgreement
 from fastdps.loading.loader import ShardLoader
 from fastdps.metric.perceptual import PerceptualMetric, with_unadapted
-from fastdps.metric.scores import two_afc
+from fastdps.metric.scores import Interval, two_afc
 from fastdps.shards.judgements import read_judgements
 from fastdps.shards.storage import Location
-from fastdps.training.pair_moments import MomentLimits, PairMoments
+from fastdps.training.options import MomentLimits
+from fastdps.training.pair_moments import PairMoments
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -84,9 +85,8 @@ def judged_distances(
     moments = PairMoments(baseline, loader, judged.ids, judged.pairs, limits=limits, progress=progress)
     before = moments.distances(baseline.weights[:1])
     judges = tuple(name for metric in adapted for name in metric.judges)
-    is_shared = len(adapted) == 1 and adapted[0].backbone is not baseline.backbone
-    if is_shared:
-        adapted = [with_unadapted(adapted[0])]
+    if (extended := with_unadapted(baseline, adapted)) is not None:
+        adapted = [extended]
     parts = []
     for metric in adapted:
         own = moments
@@ -100,7 +100,7 @@ def judged_distances(
             "with a lower learning rate."
         )
     numbers = after.double().cpu().numpy()
-    unadapted, numbers = (numbers[:, 0], numbers[:, 1:]) if is_shared else (None, numbers)
+    unadapted, numbers = (None, numbers) if extended is None else (numbers[:, 0], numbers[:, 1:])
     return JudgedDistances(judged, before[:, 0].double().cpu().numpy(), numbers, judges, unadapted)
 
 

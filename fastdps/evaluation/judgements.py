@@ -139,9 +139,10 @@ class _Scorer:
 
     def __init__(self, baseline: PerceptualMetric, adapted: Sequence[PerceptualMetric], processes: Distributed) -> None:
         # With a single trained backbone its unadapted metric is one more column.
-        self._has_unadapted = len(adapted) == 1 and adapted[0].backbone is not baseline.backbone
-        if self._has_unadapted:
-            adapted = [with_unadapted(adapted[0])]
+        extended = with_unadapted(baseline, adapted)
+        self._has_unadapted = extended is not None
+        if extended is not None:
+            adapted = [extended]
         self._baseline, self._adapted, self._processes = baseline, adapted, processes
         self._columns = 1 + sum(len(metric.weights) for metric in adapted)
 

@@ -36,7 +36,7 @@ from fastdps.loading.checks import (
 )
 from fastdps.loading.index_cache import IndexCache
 from fastdps.loading.options import LoaderName as LoaderName
-from fastdps.loading.options import LoadOptions as LoadOptions
+from fastdps.loading.options import LoadOptions
 from fastdps.loading.order import EpochOrder, cut, global_batch_size, left_after, part_of, steps_per_epoch
 from fastdps.loading.portable import PortableReader, is_faster_than_dali
 from fastdps.loading.segments import batch_bytes, even_places, segments

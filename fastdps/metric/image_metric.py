@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 from typing import Literal, NamedTuple, overload
 
@@ -224,12 +225,9 @@ class ImageMetric(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the backbone, comparison and context for `repr`."""
-        if self.context is not None:
-            context = ",".join(self.context)
-        elif self.judge is not None:
-            context = f"adapted to the judgements of {self.judge}"
-        else:
-            context = "adapted to judgements" if self.is_adapted else "not adapted"
+        context = self.describe_context() if self.context is None else ",".join(self.context)
+        if self.judge is not None:
+            context = f"adapted to the {context}"
         return f"{self.metric.backbone.name}, {self.metric.comparison}: {context}"
 
     def _repr_html_(self) -> str:
@@ -238,7 +236,7 @@ class ImageMetric(nn.Module):
         rows = {
             "backbone": f"{self.metric.backbone.name}, taps {', '.join(map(str, self.metric.backbone.taps))}",
             "comparison": self.metric.comparison,
-            "context": self._context_text(),
+            "context": self.describe_context(),
             "image size": "not known" if size is None else f"{size[0]} x {size[1]} pixels",
             "adapted with": None if origin.version is None else f"fastdps {origin.version}",
             "training data, sha256": origin.data_sha256 and origin.data_sha256[:16],
@@ -246,11 +244,16 @@ class ImageMetric(nn.Module):
         cells = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows.items() if text)
         return f"<table>{cells}</table>"
 
-    def _context_text(self) -> str:
+    def describe_context(self, shorten: Callable[[str], str] = str) -> str:
+        """Return the context in words.
+
+        Args:
+            shorten: Applied to the name of a judge.
+        """
         if self.context is not None:
             return ", ".join(self.context)
         if self.judge is not None:
-            return f"judgements of {self.judge}"
+            return f"judgements of {shorten(self.judge)}"
         return "adapted to judgements" if self.is_adapted else "not adapted"
 
     def _batched(self, images: Images, name: str) -> Tensor:

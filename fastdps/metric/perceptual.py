@@ -240,11 +240,20 @@ def all_distances(baseline: PerceptualMetric, adapted: Sequence[PerceptualMetric
     return torch.cat([distances(baseline.weights[:1], mean), *own], dim=-1)
 
 
-def with_unadapted(metric: PerceptualMetric) -> PerceptualMetric:
-    """Return a metric on the same backbone with 1 + K contexts: equal weights, then those of `metric`, without names.
+def with_unadapted(baseline: PerceptualMetric, adapted: Sequence[PerceptualMetric]) -> PerceptualMetric | None:
+    """Return a metric that scores the unadapted metric of a trained backbone in the same pass as the adapted one.
 
-    So the unadapted metric of a trained backbone is scored in the same pass.
+    Args:
+        baseline: The unadapted metric of the pretrained backbone.
+        adapted: The adapted metrics.
+
+    Returns:
+        A metric on the trained backbone with 1 + K contexts, without names: equal weights, then those of the adapted
+        metric. None if the backbone is that of `baseline`, or if there are several.
     """
+    if len(adapted) != 1 or adapted[0].backbone is baseline.backbone:
+        return None
+    (metric,) = adapted
     weights = torch.cat([torch.ones_like(metric.weights[:1]), metric.weights])
     return PerceptualMetric(metric.backbone, weights, comparison=metric.comparison)
 

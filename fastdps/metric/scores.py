@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % confidence interval.
+
+    Attributes:
+        value: The value.
+        low: The lower end.
+        high: The upper end.
+    """
+
+    value: float
+    low: float
+    high: float
 
 
 def prefers_second(d0: Tensor, d1: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from PIL import Image
 
 from fastdps.contexts.distortions import DISTORTIONS, apply_plan, draw_plan
 from fastdps.errors import ConfigError
-from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
+from fastdps.loading.loader import ShardLoader, open_shards
+from fastdps.loading.options import LoadOptions
 from fastdps.loading.spec import Batch
 from fastdps.report.pictures import Panel, draw_sheet
 from fastdps.runtime.console import counter

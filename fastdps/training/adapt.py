@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fastdps.errors import ConfigError
-from fastdps.loading.loader import LoadOptions
+from fastdps.loading.options import LoadOptions
 from fastdps.metric.image_metric import ImageMetric
 from fastdps.metric.load import Context
 from fastdps.metric.perceptual import PerceptualMetric
@@ -25,7 +25,7 @@ from fastdps.training.expected import Expected, Forecast
 from fastdps.training.few_shot import FewShotFit, Verdict, fit_answers
 from fastdps.training.judgement_input import Judgements, read_answers
 from fastdps.training.kept_features import KeptFeatures
-from fastdps.training.pair_moments import MomentLimits
+from fastdps.training.options import MomentLimits
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from torch import Tensor
 from fastdps.errors import CheckpointError, ConfigError
 from fastdps.metric.weights import tensors_sha256
 from fastdps.runtime.files import PARTIAL, atomic_write
-from fastdps.training.options import CheckpointPolicy as CheckpointPolicy
 
 FORMAT = "fastdps-checkpoint"
 FORMAT_VERSION = 1

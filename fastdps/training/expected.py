@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdps.metric.scores import Interval
+
 Array = NDArray[np.float64]
 
 CONFIDENCE = 0.95
@@ -27,21 +29,6 @@ RESAMPLES = 200
 MOST_PAIRED = 3000
 #: Numbers of further judgements that a forecast is made for.
 MORE = (10, 20, 40, 100, 200, 500, 1000)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval.
-
-    Attributes:
-        value: The value.
-        low: The lower end.
-        high: The upper end.
-    """
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -75,9 +62,9 @@ class Expected:
         gain: The difference.
     """
 
-    accuracy: Estimate
-    base: Estimate
-    gain: Estimate
+    accuracy: Interval
+    base: Interval
+    gain: Interval
 
 
 def expect(held_out: HeldOut, chosen: int, seed: int = 0) -> Expected:
@@ -98,7 +85,7 @@ def expect(held_out: HeldOut, chosen: int, seed: int = 0) -> Expected:
     return Expected(
         _with_interval(accuracy, own, held_out),
         _with_interval(base, held_out.base, held_out),
-        Estimate(gain, max(-1.0, gain - half), min(1.0, gain + half)),
+        Interval(gain, max(-1.0, gain - half), min(1.0, gain + half)),
     )
 
 
@@ -169,7 +156,7 @@ def _sum_over_sharing(values: Array, images: NDArray[np.int64]) -> float:
     return float(values @ (shared.astype(float) @ values))
 
 
-def _with_interval(value: float, values: Array, held_out: HeldOut) -> Estimate:
+def _with_interval(value: float, values: Array, held_out: HeldOut) -> Interval:
     """Return a share with Wilson's interval, for as many independent votes as its standard error stands for."""
     votes, value = held_out.votes, min(1.0, max(0.0, value))
     mean, error = _mean(values, votes), _standard_error(values, held_out)
@@ -178,7 +165,7 @@ def _with_interval(value: float, values: Array, held_out: HeldOut) -> Estimate:
     z = _quantile(held_out)
     centre = (value + z * z / (2 * size)) / (1 + z * z / size)
     half = z / (1 + z * z / size) * math.sqrt(value * (1 - value) / size + z * z / (4 * size * size))
-    return Estimate(value, float(max(0.0, centre - half)), float(min(1.0, centre + half)))
+    return Interval(value, float(max(0.0, centre - half)), float(min(1.0, centre + half)))
 
 
 @dataclass(frozen=True)
@@ -204,7 +191,7 @@ class Forecast:
     """
 
     more: int
-    gain: Estimate
+    gain: Interval
 
 
 def forecast(points: Sequence[CurvePoint], base: float, judgements: int, votes: float) -> Forecast:
@@ -234,4 +221,4 @@ def forecast(points: Sequence[CurvePoint], base: float, judgements: int, votes: 
     gain = g * ((judgements + more) / (judgements + more + h) - judgements / (judgements + h))
     order = np.argsort(gain)
     low, high = np.interp([0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2], np.cumsum(weight[order]), gain[order])
-    return Forecast(more, Estimate(float(weight @ gain), float(low), float(high)))
+    return Forecast(more, Interval(float(weight @ gain), float(low), float(high)))

@@ -22,7 +22,8 @@ from fastdps.runtime.processes import Processes
 from fastdps.shards.judgements import JudgementTable
 from fastdps.training.judge_heads import Choice, JudgeHeads, fit_judge_heads
 from fastdps.training.logistic import Judged
-from fastdps.training.pair_moments import MomentLimits, PairMoments
+from fastdps.training.options import MomentLimits
+from fastdps.training.pair_moments import PairMoments
 from fastdps.training.recipes import TrainConfig
 from fastdps.training.triplet_images import TripletImages
 

@@ -20,7 +20,8 @@ from fastdps.metric.scores import two_afc
 from fastdps.runtime.processes import Processes
 from fastdps.training.judged_batches import JudgedBatch
 from fastdps.training.judged_run import rows_of_rank
-from fastdps.training.pair_moments import MomentLimits, PairMoments
+from fastdps.training.options import MomentLimits
+from fastdps.training.pair_moments import PairMoments
 from fastdps.training.tasks import GroupedImages, PairJudgements, Task
 
 

@@ -26,7 +26,8 @@ from fastdps.training.judged_task import JudgedTask, JudgedValidation
 from fastdps.training.kept_images import KeptImages
 from fastdps.training.logistic import Judged
 from fastdps.training.loop import Validator, build_metric
-from fastdps.training.pair_moments import MomentLimits, PairMoments
+from fastdps.training.options import MomentLimits
+from fastdps.training.pair_moments import PairMoments
 from fastdps.training.recipes import TrainConfig
 from fastdps.training.run_config import RunData, describe
 from fastdps.training.selection import Selection

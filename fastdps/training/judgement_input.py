@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastdps.errors import ConfigError, FastDPSError, ImageError, SampleError
-from fastdps.loading.loader import LoadOptions
+from fastdps.loading.options import LoadOptions
 from fastdps.metric.inputs import batched
 from fastdps.packing.sources.folder import read_file
 from fastdps.packing.sources.judgements import SHOWN_ROWS, JudgementFile

@@ -21,7 +21,8 @@ from fastdps.metric.distances import distances, normalized_vectors, pair_means
 from fastdps.metric.inputs import to_unit_range
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.runtime.files import write_errors
-from fastdps.training.pair_moments import MomentLimits, MomentMatrix, map_file
+from fastdps.training.options import MomentLimits
+from fastdps.training.pair_moments import MomentMatrix, map_file
 
 #: Images whose features are computed at a time.
 BATCH = 32

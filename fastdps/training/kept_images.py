@@ -23,7 +23,7 @@ from torch import Tensor
 from fastdps.errors import ConfigError, ShardError
 from fastdps.loading.loader import ShardLoader
 from fastdps.runtime.files import write_errors
-from fastdps.training.pair_moments import MomentLimits
+from fastdps.training.options import MomentLimits
 
 
 class KeptImages:

@@ -29,10 +29,11 @@ from fastdps.runtime.processes import Processes
 from fastdps.runtime.signals import stop_request
 from fastdps.training.agreement import Agreement, LossGuard
 from fastdps.training.best_epoch import BestEpoch, validation_scores
-from fastdps.training.checkpoints import SETTINGS, Checkpoint, CheckpointPolicy, Checkpoints
+from fastdps.training.checkpoints import SETTINGS, Checkpoint, Checkpoints
+from fastdps.training.options import CheckpointPolicy, Execution
 from fastdps.training.progress import Meter, Progress
 from fastdps.training.recipes import TrainConfig
-from fastdps.training.step import Execution, Stepper, learning_rate_factor
+from fastdps.training.step import Stepper, learning_rate_factor
 from fastdps.training.tasks import Task
 
 #: Steps between two log lines; values on the device are read only then.

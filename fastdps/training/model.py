@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fastdps.loading.order import part_of
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.distances import Moments, group_moments, normalized_vectors
 from fastdps.metric.heads import Heads, LogisticJudge, MLPJudge
@@ -22,7 +23,6 @@ from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.precision import Precision, autocast
 from fastdps.metric.scores import two_afc
 from fastdps.runtime.processes import Processes
-from fastdps.training.gathering import gathered
 from fastdps.training.losses import LOSSES, sync_loss
 from fastdps.training.prior import Prior
 from fastdps.training.recipes import TrainConfig
@@ -160,15 +160,38 @@ class TrainedModel(nn.Module):
         with autocast(self._precision, group.images.device):
             features = backbone(group.images)
         vectors = normalized_vectors(features, comparison)
-        if self._processes is not None:
-            vectors = _of_all_processes(vectors, group.images_of_all, self._processes)
+        processes = self._processes
+        if processes is not None and processes.num_processes > 1:
+            vectors = _of_all_processes(vectors, group.images_of_all, processes)
         return group_moments(vectors, group.first, group.second, with_variance=self.training and self.heads.p > 0)
 
 
 def _of_all_processes(vectors: Sequence[Tensor], images: int, processes: Processes) -> list[Tensor]:
     """Return the vectors of the images of all processes, (m, P, C_l) per tap, from those of this one."""
-    if processes.num_processes == 1:
-        return list(vectors)
     flat = torch.cat([part.flatten(1) for part in vectors], dim=1)
-    parts = gathered(flat, images, processes).split([math.prod(part.shape[1:]) for part in vectors], dim=1)
+    gathered = _GatherImages.apply(flat, images, processes)
+    parts = gathered.split([math.prod(part.shape[1:]) for part in vectors], dim=1)
     return [part.unflatten(1, own.shape[1:]) for part, own in zip(parts, vectors, strict=True)]
+
+
+class _GatherImages(torch.autograd.Function):
+    """Collects the rows (m_r, F) of all processes, (m, F).
+
+    Every process computes the same loss from all rows, so it has the whole gradient of its own rows already. It is
+    multiplied by the number of processes, because gradients of parameters are averaged over processes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, rows: int, processes: Processes) -> Tensor:
+        world = processes.num_processes
+        parts = [part_of(rows, rank, world) for rank in range(world)]
+        most = max(map(len, parts))
+        padded = own.new_zeros(most, own.shape[1])
+        padded[: len(own)] = own
+        gathered = processes.gather(padded).view(world, most, -1)
+        ctx.part, ctx.world = parts[processes.process_index], world
+        return torch.cat([one[: len(part)] for one, part in zip(gathered, parts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0][ctx.part.start : ctx.part.stop] * ctx.world, None, None

@@ -30,7 +30,7 @@ from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.precision import Precision, autocast
 from fastdps.runtime.console import Counter, counter
 from fastdps.runtime.files import write_errors
-from fastdps.training.options import MomentLimits as MomentLimits
+from fastdps.training.options import MomentLimits
 from fastdps.training.triplet_images import TripletImages
 
 #: Bytes that are read from disk, or multiplied, at a time.

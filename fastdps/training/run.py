@@ -31,7 +31,7 @@ from fastdps.training.judged_run import JudgedTraining
 from fastdps.training.judged_tuning import JudgedTrainings
 from fastdps.training.judgement_files import packed_judgements
 from fastdps.training.loop import build_metric
-from fastdps.training.options import TrainOptions as TrainOptions
+from fastdps.training.options import TrainOptions
 from fastdps.training.recipes import TrainConfig, default_recipe, get_recipe
 from fastdps.training.resume import describe_start
 from fastdps.training.run_config import RunData, RunStart, describe, origin_of

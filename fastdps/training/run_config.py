@@ -16,7 +16,8 @@ import torch
 
 from fastdps.contexts.rankings import Ranking
 from fastdps.errors import ConfigError
-from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
+from fastdps.loading.loader import ShardLoader, open_shards
+from fastdps.loading.options import LoadOptions
 from fastdps.metric.origin import Origin
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.files import write_json

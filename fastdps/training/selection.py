@@ -10,7 +10,7 @@ from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.judgements import POOLED
 from fastdps.contexts.rankings import Ranking, parse_ranking, select_rankings
 from fastdps.errors import ConfigError, did_you_mean
-from fastdps.loading.loader import LoadOptions
+from fastdps.loading.options import LoadOptions
 from fastdps.shards.format import Manifest, read_manifest
 from fastdps.shards.judgements import JudgementTable, read_judgements
 from fastdps.shards.storage import Location

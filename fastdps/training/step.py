@@ -22,7 +22,7 @@ from fastdps.metric.perceptual import PerceptualMetric, frozen_moments
 from fastdps.metric.precision import resolve_precision
 from fastdps.runtime.processes import Processes
 from fastdps.training.model import TrainedModel
-from fastdps.training.options import Execution as Execution
+from fastdps.training.options import Execution
 from fastdps.training.prior import Prior
 from fastdps.training.recipes import TrainConfig
 from fastdps.training.tasks import GroupedImages, Task
@@ -147,7 +147,7 @@ class Stepper:
 
     def _accumulate(
         self, batch: Batch, epoch: int, noise: torch.Generator, *, last: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Add the gradients of one piece of a batch; processes exchange theirs with the last piece."""
         processes = self._processes
         with torch.no_grad():
@@ -168,10 +168,11 @@ class Stepper:
             if prior is not None:  # of a group, it is the same on all processes
                 weighted = weighted + self._config.keep * (prior if prior.dim() == 0 else prior.sum() * share)
             processes.backward(self.scaler.scale(weighted))
-        held_back = torch.zeros((), device=processes.device) if prior is None else prior.detach().sum() / copies
+        if prior is not None:
+            prior = prior.detach().sum() / copies
         if copies > 1:
             loss, accuracy = loss / copies, accuracy / copies
-        return loss.detach(), accuracy, held_back
+        return loss.detach(), accuracy, prior
 
     def _out_of_memory(self, batch: Batch) -> TrainingError:
         config, pieces = self._config, self._execution.accumulate

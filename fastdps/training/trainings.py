@@ -18,11 +18,10 @@ from fastdps.loading.spec import BatchSource
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.runtime.processes import Distributed, Processes, SingleProcess
 from fastdps.training.best_epoch import VALIDATION_SEED
-from fastdps.training.checkpoints import CheckpointPolicy
 from fastdps.training.loop import TrainingLoop, Validation, Validator, build_metric
+from fastdps.training.options import CheckpointPolicy, Execution
 from fastdps.training.recipes import TrainConfig
 from fastdps.training.run_config import RunData, RunStart, describe, origin_of
-from fastdps.training.step import Execution
 from fastdps.training.tasks import JudgementTask, RankingTask, Task
 
 

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from fastdps.errors import SampleError
-from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
+from fastdps.loading.loader import ShardLoader, open_shards
+from fastdps.loading.options import LoadOptions
 from fastdps.loading.spec import Batch
 from fastdps.shards.judgements import JudgementTable
 from fastdps.shards.storage import Location

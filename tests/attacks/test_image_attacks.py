@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastdps.loading.loader import LoadOptions, open_shards
+from fastdps.loading.loader import open_shards
+from fastdps.loading.options import LoadOptions
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.verify import check_set

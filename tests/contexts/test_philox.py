@@ -85,3 +85,10 @@ def test_each_word_has_its_place_in_counter_and_key(seed, epoch, ids, streams, f
     ]
     assert found.shape == (len(ids), streams, 4)
     assert found.tolist() == expected
+
+
+def test_streams_are_given_by_number_or_one_by_one():
+    ids = torch.tensor([3, 2**40])
+    chosen = uniforms(7, 1, ids, [0, 1, 2, 1 << 15])
+    assert torch.equal(chosen[:, :3], uniforms(7, 1, ids, 3))
+    assert torch.equal(chosen[:, 3:], uniforms(7, 1, ids, 1, first_stream=1 << 15))

@@ -14,7 +14,7 @@ from fastdps.errors import FastDPSError, SampleError, ShardError
 from fastdps.evaluation.judgements import SUBSETS, score_judgements
 from fastdps.evaluation.options import EvaluationOptions
 from fastdps.evaluation.run_scores import HumanAgreement
-from fastdps.loading.loader import LoadOptions
+from fastdps.loading.options import LoadOptions
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.runtime.processes import join_processes

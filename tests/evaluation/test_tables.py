@@ -26,7 +26,7 @@ from fastdps.evaluation.run_scores import (
     SubsetScores,
 )
 from fastdps.evaluation.tally import Tally, tally_choices
-from fastdps.loading.loader import LoadOptions
+from fastdps.loading.options import LoadOptions
 from fastdps.loading.spec import Batch
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric

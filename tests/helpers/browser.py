@@ -10,39 +10,18 @@ from pathlib import Path
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-)
+from tools.chromium import browser
 
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[webdriver.Chrome]:
     """Start the browser with a new profile. Without one, skip the test, or fail if FASTDPS_TEST_BROWSER is set."""
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (browser and driver):
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
         why = "chromium is not installed: apt-get install chromium chromium-driver"
         pytest.fail(why) if os.environ.get("FASTDPS_TEST_BROWSER") else pytest.skip(why)
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for flag in (*FLAGS, f"--user-data-dir={profile}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    session = webdriver.Chrome(options, Service(driver))
-    try:
+    with browser(profile, logs=True) as session:
         yield session
-    finally:
-        session.quit()
 
 
 def resize(session: webdriver.Chrome, width: int, height: int = 900, *, phone: bool = False) -> None:

@@ -10,8 +10,9 @@ from fastdps.contexts.rankings import sample_rankings
 from fastdps.loading.loader import open_shards
 from fastdps.runtime.processes import Distributed, join_processes
 from fastdps.training.loop import build_metric
+from fastdps.training.options import Execution
 from fastdps.training.recipes import get_recipe
-from fastdps.training.step import Execution, Stepper
+from fastdps.training.step import Stepper
 from fastdps.training.tasks import RankingTask
 
 

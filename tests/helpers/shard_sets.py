@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastdps.loading.loader import LoadOptions, ShardLoader, open_shards
+from fastdps.loading.loader import ShardLoader, open_shards
+from fastdps.loading.options import LoadOptions
 from fastdps.shards.format import component_extensions
 from helpers.packed import noise
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fastdps.errors import ConfigError, SampleError, ShardError
-from fastdps.loading.loader import LoadOptions, open_shards
+from fastdps.loading.loader import open_shards
+from fastdps.loading.options import LoadOptions
 from helpers.packed import encoded, noise, photo
 from helpers.shard_sets import open_set, raw_samples, rewrite_manifest, write_index, write_set
 

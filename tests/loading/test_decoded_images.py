@@ -14,7 +14,8 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import functional as transforms
 
 from fastdps.errors import ConfigError
-from fastdps.loading.loader import LoadOptions, open_shards
+from fastdps.loading.loader import open_shards
+from fastdps.loading.options import LoadOptions
 from helpers.loaded import SIZES, gather
 from helpers.packed import encoded, noise, photo
 from helpers.shard_sets import write_set

@@ -11,7 +11,8 @@ import pytest
 
 from fastdps.errors import ConfigError
 from fastdps.loading import segments
-from fastdps.loading.loader import LoadOptions, open_shards
+from fastdps.loading.loader import open_shards
+from fastdps.loading.options import LoadOptions
 from helpers.loaded import gather
 from helpers.shard_sets import raw_samples, write_set
 from helpers.warm_python import run_warm
@@ -91,7 +92,8 @@ def test_the_interpreter_exits_without_output_within_an_epoch(tmp_path, end):
     pytest.importorskip("nvidia.dali")
     directory = write_set(tmp_path / "set", raw_samples(300), [100, 100, 100])
     program = f"""
-from fastdps.loading.loader import LoadOptions, open_shards
+from fastdps.loading.loader import open_shards
+from fastdps.loading.options import LoadOptions
 loaders = [LoadOptions(loader=name) for name in ("dali", "portable")]
 both = [open_shards({str(directory)!r}, batch_size=8, options=options).epoch(0) for options in loaders]
 for batches in zip(*both):

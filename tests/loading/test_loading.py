@@ -9,7 +9,8 @@ import webdataset
 
 from fastdps.errors import ConfigError
 from fastdps.loading import index_cache, segments
-from fastdps.loading.loader import LoadOptions, open_shards
+from fastdps.loading.loader import open_shards
+from fastdps.loading.options import LoadOptions
 from fastdps.loading.spec import Batch
 from helpers.loaded import SIZES, gather
 from helpers.packed import encoded, noise, read_set

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastdps.loading.loader import LoadOptions, open_shards
+from fastdps.loading.loader import open_shards
+from fastdps.loading.options import LoadOptions
 from helpers.loaded import SIZES
 from helpers.packed import encoded, noise, photo, read_set
 from helpers.shard_sets import raw_samples, write_set

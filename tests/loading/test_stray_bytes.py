@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fastdps.errors import SampleError
-from fastdps.loading.loader import LoadOptions, open_shards
+from fastdps.loading.loader import open_shards
+from fastdps.loading.options import LoadOptions
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.verify import check_set

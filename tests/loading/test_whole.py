@@ -13,7 +13,8 @@ from fastdps.errors import SampleError, ShardError
 from fastdps.loading import index_cache, members, portable, segments, whole
 from fastdps.loading.background import BackgroundMap
 from fastdps.loading.index_cache import IndexCache
-from fastdps.loading.loader import LoadOptions, open_shards
+from fastdps.loading.loader import open_shards
+from fastdps.loading.options import LoadOptions
 from fastdps.loading.segments import ShardSlice
 from fastdps.loading.whole import MAX_SHARD_BYTES, Buffers, WholeShard, WholeShards
 from fastdps.shards.format import read_manifest

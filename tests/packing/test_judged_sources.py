@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from fastdps.errors import FastDPSError
-from fastdps.loading.loader import LoadOptions, open_shards
+from fastdps.loading.loader import open_shards
+from fastdps.loading.options import LoadOptions
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.bapps import PUBLISHED, Bapps

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fastdps.errors import ConfigError
-from fastdps.loading.loader import LoadOptions, open_shards
+from fastdps.loading.loader import open_shards
+from fastdps.loading.options import LoadOptions
 from fastdps.shards import cache_files
 from fastdps.shards.cache import Cache, StagedSet
 from fastdps.shards.format import read_manifest

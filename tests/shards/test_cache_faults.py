@@ -11,7 +11,8 @@ import time
 import pytest
 
 from fastdps.errors import ShardError
-from fastdps.loading.loader import LoadOptions, open_shards
+from fastdps.loading.loader import open_shards
+from fastdps.loading.options import LoadOptions
 from fastdps.shards import cache as staging
 from fastdps.shards import cache_files, storage
 from fastdps.shards.cache import Cache, StagedSet

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from fastdps.errors import ShardError
-from fastdps.loading.loader import LoadOptions, open_shards
+from fastdps.loading.loader import open_shards
+from fastdps.loading.options import LoadOptions
 from fastdps.shards import storage, web
 from fastdps.shards.cache import Cache
 from fastdps.shards.format import read_manifest

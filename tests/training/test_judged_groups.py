@@ -13,7 +13,7 @@ from fastdps.shards.judgements import read_judgements
 from fastdps.training.judged_batches import JudgedBatches
 from fastdps.training.judged_groups import PLANS, JudgedGroups
 from fastdps.training.kept_images import KeptImages
-from fastdps.training.pair_moments import MomentLimits
+from fastdps.training.options import MomentLimits
 from helpers.judged_images import SIDE, packed_judged
 
 

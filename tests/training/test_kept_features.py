@@ -10,7 +10,7 @@ from fastdps.metric.backbones import Backbone
 from fastdps.metric.distances import COMPARISONS
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.training.kept_features import KeptFeatures
-from fastdps.training.pair_moments import MomentLimits
+from fastdps.training.options import MomentLimits
 
 IMAGES = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 FIRST, SECOND = np.array([0, 3, 1, 2]), np.array([1, 2, 4, 0])

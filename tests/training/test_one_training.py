@@ -13,8 +13,8 @@ from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.run_directory import RunDirectory
-from fastdps.training.checkpoints import Checkpoint, CheckpointPolicy
-from fastdps.training.run import TrainOptions
+from fastdps.training.checkpoints import Checkpoint
+from fastdps.training.options import CheckpointPolicy, TrainOptions
 from fastdps.training.step import Stepper
 
 OTHER = [NAMES[::-1]]

@@ -13,7 +13,8 @@ from fastdps.metric.backbones import Backbone
 from fastdps.metric.distances import COMPARISONS, distances
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.shards.judgements import read_judgements
-from fastdps.training.pair_moments import BATCH, MomentLimits, PairMoments
+from fastdps.training.options import MomentLimits
+from fastdps.training.pair_moments import BATCH, PairMoments
 from helpers.judged_images import packed_judged
 
 IMAGES = 70  # more than two batches, so that blocks can differ

@@ -20,8 +20,9 @@ from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.processes import join_processes
 from fastdps.training.loop import build_metric
+from fastdps.training.options import Execution
 from fastdps.training.recipes import fast, get_recipe
-from fastdps.training.step import Execution, Stepper, split
+from fastdps.training.step import Stepper, split
 from fastdps.training.tasks import RankingTask
 from helpers.warm_python import run_warm
 
