@@ -169,7 +169,7 @@ class Stepper:
                 weighted = weighted + self._config.keep * (prior if prior.dim() == 0 else prior.sum() * share)
             processes.backward(self.scaler.scale(weighted))
         if prior is not None:
-            prior = prior.detach().sum() / copies
+            prior = (prior * batch.global_size if prior.dim() == 0 else prior.sum()).detach() / copies
         if copies > 1:
             loss, accuracy = loss / copies, accuracy / copies
         return loss.detach(), accuracy, prior

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import fastdps
 from fastdps.commands import cli
+from fastdps.contexts.distortions import to_float
 from fastdps.contexts.judgements import JudgedPairs, judged_pairs
 from fastdps.errors import FastDPSError
 from fastdps.evaluation.evaluate import evaluate
@@ -28,6 +29,8 @@ from fastdps.training.judged_task import JudgedTask
 from fastdps.training.kept_images import KeptImages
 from fastdps.training.model import TrainedModel
 from fastdps.training.pair_moments import PairMoments
+from fastdps.training.prior import FLOOR
+from fastdps.training.progress import Meter
 from fastdps.training.recipes import get_recipe
 from fastdps.training.step import Stepper
 from helpers.judged_images import packed_judged
@@ -296,3 +299,24 @@ def test_judgements_are_about_whole_images(judged_set, tmp_path, capsys):
     argv = ["train", "--judgements", str(judged_set), "--out", str(tmp_path / "run"), "--variant", "shared"]
     assert cli.main([*argv, "--augment", "crop"]) == 1
     assert "a judgement is about whole images" in capsys.readouterr().err
+
+
+def test_the_logged_prior_of_a_group_is_its_mean_over_pairs(loaded):
+    judged, kept = loaded
+    (batch,) = JudgedBatches(judged, kept, most_images=50, seed=0).epoch(0)  # all images in one step
+    config = get_recipe("judgements", {"variant": "tune", "keep": 0.5, "dropout": 0.0})
+    with join_processes() as processes:
+        before, metric = (PerceptualMetric(Backbone("alexnet")) for _ in range(2))
+        stepper = Stepper(config, JudgedTask(), metric, processes)
+        with torch.no_grad():
+            next(metric.backbone.parameters()).mul_(3)
+        images = to_float(batch.components["image"])
+        x, y = (images[batch.components[name]] for name in ("first", "second"))
+        with torch.inference_mode():
+            old, new = (one(x, y)[:, 0] for one in (before, metric))
+        meter = Meter.start(processes.device, triplets_per_sample=1)
+        meter.add(*stepper.step(batch, 0, 0), batch, 0.0, stepper.prior)
+        logged = meter.read(processes)["prior"]
+    expected = ((new + FLOOR).log() - (old + FLOOR).log()).square().mean().item()
+    assert expected > 1e-4
+    assert logged == pytest.approx(expected, rel=1e-3)
