@@ -116,10 +116,13 @@ def test_a_backbone_or_tap_that_does_not_exist_is_found_before_anything_runs(tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_the_limits_of_a_grid_are_inclusive():
-    check_grid(Grid("train", "val", {"seed": list(range(MOST_CASES))}, contexts="1"))
+def test_the_limits_of_a_grid_are_inclusive(monkeypatch):
     with pytest.raises(ConfigError, match="10,001 cases, more than 10,000"):
         check_grid(Grid("train", "val", {"seed": list(range(MOST_CASES + 1))}, contexts="1"))
+    monkeypatch.setattr("fastdps.evaluation.sweep.MOST_CASES", 1000)  # each case of a grid is checked
+    check_grid(Grid("train", "val", {"seed": list(range(1000))}, contexts="1"))
+    with pytest.raises(ConfigError, match="1,001 cases, more than 1,000"):
+        check_grid(Grid("train", "val", {"seed": list(range(1001))}, contexts="1"))
     check_grid(Grid("train", "val", {"seed": [int("9" * 18)]}, contexts="1"))
     with pytest.raises(ConfigError, match="have 1 to 720"):
         check_grid(Grid("train", "val", {"seed": [0]}, contexts="721"))

@@ -114,6 +114,7 @@ def test_onnxruntime_measures_the_same_at_any_size(run, tmp_path):
     assert json.loads(metadata["fastdps"])["context"] == list(RANKINGS[1])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_torch_export_measures_the_same_at_any_size(run, tmp_path, monkeypatch):
     out, ours = exported(run, tmp_path, "torch")

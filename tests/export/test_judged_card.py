@@ -37,12 +37,12 @@ def run(tmp_path_factory, weights_dir) -> Path:
 
 
 def export(run: Path, out: Path, *options: str) -> tuple[dict, str]:
-    assert main(["export", str(run), "--format", "torch", "--out", str(out), *options]) == 0
+    assert main(["export", str(run), "--format", "lpips", "--out", str(out), *options]) == 0
     return json.loads(Path(f"{out}.card.json").read_text()), Path(f"{out}.card.md").read_text()
 
 
 def test_the_card_of_a_judge_has_the_agreement_with_that_judge(run, tmp_path, capsys):
-    card, text = export(run, tmp_path / "a.pt2", "--context", "anna")
+    card, text = export(run, tmp_path / "a.pth", "--context", "anna")
     scores = json.loads((run / "scores.json").read_text())["judgements"]
     assert (card["judge"], card["context"]) == ("anna", None)
     assert card["scores"]["judgements"]["votes"] == scores["judges"]["anna"]["votes"]
@@ -53,11 +53,11 @@ def test_the_card_of_a_judge_has_the_agreement_with_that_judge(run, tmp_path, ca
     assert f"| agreement with votes | 0.7000 | {votes['after']['value']:.4f} | 0.8500 |" in text
     assert f"It changed by {votes['change']['value']:+.4f}" in text
     assert "epochs" not in text  # heads on judgement sets are fitted without epochs
-    assert "a.pt2 (judgements of anna): torch" in capsys.readouterr().out.replace("\n", " ")
+    assert "a.pth (judgements of anna): lpips" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_without_a_context_it_is_the_pooled_head(run, tmp_path):
-    card, text = export(run, tmp_path / "a.pt2")
+    card, text = export(run, tmp_path / "a.pth")
     scores = json.loads((run / "scores.json").read_text())["judgements"]
     assert card["judge"] == "pooled"
     assert card["scores"]["judgements"]["votes"] == scores["pooled"]["votes"]
@@ -65,7 +65,7 @@ def test_without_a_context_it_is_the_pooled_head(run, tmp_path):
 
 
 def test_a_name_that_is_markup_stays_in_its_cell(run, tmp_path, capsys):
-    card, text = export(run, tmp_path / "a.pt2", "--context", HOSTILE)
+    card, text = export(run, tmp_path / "a.pth", "--context", HOSTILE)
     assert card["judge"] == HOSTILE
     (line,) = [line for line in text.splitlines() if line.startswith("| adapted to |")]
     assert line.count("|") == 3
@@ -78,20 +78,20 @@ def test_a_judge_without_scores_and_a_run_without_scores(run, tmp_path):
     scores = json.loads((unscored / "scores.json").read_text())
     del scores["judgements"]["judges"]["anna"]
     (unscored / "scores.json").write_text(json.dumps(scores))
-    card, text = export(unscored, tmp_path / "a.pt2", "--context", "anna")
+    card, text = export(unscored, tmp_path / "a.pth", "--context", "anna")
     assert card["scores"]["judgements"] is None
     assert "Not measured" in text
     (unscored / "scores.json").unlink()
-    assert export(unscored, tmp_path / "b.pt2", "--context", "anna")[0]["scores"] is None
+    assert export(unscored, tmp_path / "b.pth", "--context", "anna")[0]["scores"] is None
 
 
 def test_the_metric_of_another_run_is_an_error(run, tmp_path, capsys):
     other = shutil.copytree(run, tmp_path / "run")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"judges": ["pooled", "bert", HOSTILE]}))
-    assert main(["export", str(other), "--format", "torch", "--out", str(tmp_path / "a.pt2"), "--context", "anna"]) == 1
+    assert main(["export", str(other), "--format", "lpips", "--out", str(tmp_path / "a.pth"), "--context", "anna"]) == 1
     assert "does not have the context anna" in capsys.readouterr().err
-    assert main(["export", str(run), "--format", "torch", "--out", str(tmp_path / "a.pt2"), "--context", "ana"]) == 1
+    assert main(["export", str(run), "--format", "lpips", "--out", str(tmp_path / "a.pth"), "--context", "ana"]) == 1
     assert "Did you mean 'anna'?" in capsys.readouterr().err
 
 
@@ -99,7 +99,7 @@ def test_cards_of_rankings_have_no_judge(tmp_path):
     names = ["rotate", "translate", "darken", "color", "blur", "zoom_in"]
     run = make_run(tmp_path / "run", [names])
     PerceptualMetric(Backbone("alexnet"), torch.ones(1, 1152), [tuple(names)]).save(run / "metric.safetensors")
-    card, text = export(run, tmp_path / "a.pt2")
+    card, text = export(run, tmp_path / "a.pth")
     assert (card["context"], card["judge"]) == (names, None)
     assert card["scores"]["judgements"] is None
     assert "| adapted to |" not in text

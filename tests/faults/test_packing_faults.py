@@ -100,6 +100,7 @@ def test_kills_at_random_moments_change_no_byte(tmp_path, undisturbed):
     assert amid_shards >= KILLS / 2  # otherwise all came while Python was starting
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_crash_before_any_change_on_disk_changes_no_byte(tmp_path):
     command = [sys.executable, str(Path(__file__).with_name("crash_points.py")), str(tmp_path)]

@@ -75,7 +75,9 @@ def our_distances(metric, triplets, pairs):
     return np.concatenate([metric(x, y)[:, 0].numpy() for x, y in compared])
 
 
-@pytest.mark.parametrize(("net", "backbone"), [("alex", "alexnet"), ("vgg", "vgg16")])
+@pytest.mark.parametrize(
+    ("net", "backbone"), [("alex", "alexnet"), pytest.param("vgg", "vgg16", marks=pytest.mark.slow)]
+)
 def test_shipped_heads_score_as_in_lpips(net, backbone, judged, weights_dir, monkeypatch):
     root, triplets, pairs = judged
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))

@@ -31,11 +31,14 @@ def heads_of(oracle: lpips.LPIPS) -> torch.Tensor:
     return torch.cat([lin.model[1].weight.flatten() for lin in oracle.lins])[None]
 
 
-@pytest.fixture(params=EXAMPLES, ids=lambda example: example[0])
+@pytest.fixture(scope="module", params=EXAMPLES, ids=lambda example: example[0])
 def example(request, weights_dir):
     net, name, documented = request.param
-    oracle = lpips_oracle(net, load_file(weights_dir / f"{name}_features.safetensors"))
-    return oracle, PerceptualMetric(Backbone(name), heads_of(oracle)), documented
+    state = load_file(weights_dir / f"{name}_features.safetensors")
+    oracle = lpips_oracle(net, state)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
+        return oracle, PerceptualMetric(Backbone(name), heads_of(oracle)), documented
 
 
 def test_documented_distances(example, lpips_example):
