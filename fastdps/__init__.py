@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from fastdps.export.export import ExportResult, export
     from fastdps.loading.loader import ShardLoader, open_shards
     from fastdps.loading.options import LoadOptions
+    from fastdps.metric.adapters import BackboneAdapter, register_backbone
+    from fastdps.metric.backbones import Backbone
     from fastdps.metric.image_metric import ImageMetric, Ranked
     from fastdps.metric.load import load
     from fastdps.metric.perceptual import PerceptualMetric
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AdaptOptions",
     "Adapted",
+    "Backbone",
+    "BackboneAdapter",
     "CheckpointError",
     "ConfigError",
     "EvaluationOptions",
@@ -91,6 +95,7 @@ __all__ = [
     "open_source",
     "pack",
     "read_images",
+    "register_backbone",
     "report",
     "train",
 ]
@@ -99,6 +104,8 @@ __all__ = [
 _HOME = {
     "AdaptOptions": "training.adapt",
     "Adapted": "training.adapt",
+    "Backbone": "metric.backbones",
+    "BackboneAdapter": "metric.adapters",
     "EvaluationOptions": "evaluation.options",
     "ExportResult": "export.export",
     "ImageMetric": "metric.image_metric",
@@ -120,6 +127,7 @@ _HOME = {
     "open_source": "packing.sources.registry",
     "pack": "packing.pack",
     "read_images": "metric.read_images",
+    "register_backbone": "metric.adapters",
     "report": "report.write",
     "train": "training.run",
 }

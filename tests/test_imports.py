@@ -33,6 +33,7 @@ DOORS = {
     "accelerate": "runtime/processes.py",
     "rich": "runtime/console.py",
     "argparse": "commands",
+    "timm": "metric/timm_backbones.py",
     "shtab": "commands/completion.py",
     "yaml": "commands/settings_files.py",
     "fsspec": "shards/storage.py",

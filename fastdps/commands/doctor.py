@@ -41,6 +41,7 @@ EXTRAS = {
     "remote": "shard sets at URLs: s3://, gs://, http(s)://",
     "export": "files for lpips, onnxruntime and torch.export",
     "ray": "packing on a Ray cluster",
+    "timm": "backbones timm/NAME",
     "torchmetrics": "a Metric for torchmetrics",
     "bench": "charts of the benchmark",
 }

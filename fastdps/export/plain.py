@@ -30,12 +30,8 @@ class PlainMetric(nn.Module):
 
     def __init__(self, metric: PerceptualMetric) -> None:
         super().__init__()
-        backbone = copy.deepcopy(metric.backbone).cpu().to(memory_format=torch.contiguous_format)
-        self.layers = nn.ModuleList(layer for _, layer in backbone.layers)
-        self.taps = backbone.taps
+        self.backbone = copy.deepcopy(metric.backbone).cpu().to(memory_format=torch.contiguous_format)
         self.kinds = metric.comparison.split("+")
-        self.register_buffer("mean", backbone.mean.clone())
-        self.register_buffer("std", backbone.std.clone())
         weights = metric.weights[0].detach().cpu().float().split(list(metric.channels))
         for number, weight in enumerate(weights):
             self.register_buffer(f"weight{number}", weight[:, None].clone())
@@ -43,7 +39,7 @@ class PlainMetric(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the distances (n,) of image pairs x and y (n, 3, H, W), RGB float in [0, 1]."""
-        features_x, features_y = self._features(x), self._features(y)
+        features_x, features_y = self.backbone.portable(x), self.backbone.portable(y)
         parts: list[Tensor] = []
         for kind in self.kinds:
             for in_x, in_y in zip(features_x, features_y, strict=True):
@@ -51,12 +47,3 @@ class PlainMetric(nn.Module):
                 weight = self.get_buffer(f"weight{len(parts)}")
                 parts.append(((unit_x - unit_y).square() * weight).sum(dim=1).mean(dim=1))
         return torch.stack(parts).sum(dim=0)
-
-    def _features(self, images: Tensor) -> list[Tensor]:
-        x = (images - self.get_buffer("mean")) / self.get_buffer("std")
-        outputs = []
-        for index, layer in enumerate(self.layers):
-            x = layer(x)
-            if index in self.taps:
-                outputs.append(x)
-        return outputs

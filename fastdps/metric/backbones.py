@@ -1,45 +1,31 @@
-"""Backbones: the ImageNet networks whose features are compared, as rows of a table, and one class for all of them.
+"""Backbones: the networks whose features are compared, opened by name.
 
-A backbone is the sequence of a torchvision model's layers: the layers of its `features` if that is a Sequential, its
-children otherwise. A tap is the index of a layer whose output is used. Models without a row in `BACKBONES` can be used
-with taps given by the user, if their layers run one after another.
+    alexnet                       a row of `BACKBONES`, or another torchvision model with taps: `torchvision_backbones`
+    timm/NAME                     a model of timm: `timm_backbones`
+    NAME                          a model that `register_backbone` made known: `model_backbones`
+    alexnet+timm/NAME             two or more side by side: `combined_backbones`
 
-Inputs are RGB in [0, 1]; the backbone normalises them as in the training of its weights.
+`NAME@1,2,3` names the taps. A tap is the number of a layer, stage or block whose output is used.
+
+Inputs are RGB in [0, 1]; each backbone normalises them as in the training of its weights.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torchvision import models
 
 from fastdps.errors import ConfigError, WeightsMismatchError
-from fastdps.metric.weights import load_pretrained
-
-Triple = tuple[float, float, float]
-
-#: ImageNet statistics in [0, 1], which most of torchvision's weights were trained with. LPIPS's scaling layer is equal
-#: to three digits.
-IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
-IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
-HALF: Triple = (0.5, 0.5, 0.5)
+from fastdps.metric.adapters import AT, BESIDE, HALF, IMAGENET_MEAN, IMAGENET_STD, Triple, is_adapted
 
 #: BatchNorm's counter of training batches; old files lack it, and nothing here reads it.
-_COUNTER = "num_batches_tracked"
-#: Image sizes in pixels that all models of the table accept. Two, to find which axes depend on the size.
-_PROBES = (224, 256)
+COUNTER = "num_batches_tracked"
 #: Shape of the noise images on which the BatchNorm statistics of a random network are measured.
 _NOISE = (4, 3, 128, 128)
-#: Positions of a map up to which a CPU convolves faster with the channels first: 1.25 times at 3 x 3.
-_SMALL_MAP = 9
 
 
 @dataclass(frozen=True)
@@ -87,52 +73,81 @@ BACKBONES: Mapping[str, BackboneSpec] = {
 }
 
 
-def backbone_spec(name: str) -> BackboneSpec:
-    """Return the row of a backbone, or a row without taps for another image classifier of torchvision.
+def is_backbone(text: str) -> bool:
+    """Return True for what can only be the name of a backbone: a preset, a registered one, one of timm, or several."""
+    parts = [part.partition(AT)[0] for part in text.split(BESIDE)]
+    return all(part in BACKBONES or is_adapted(part) for part in parts)
 
-    Raises:
-        ConfigError: torchvision has no such model. The message suggests the nearest names.
-    """
-    if name in BACKBONES:
-        return BACKBONES[name]
-    known = models.list_models(module=models)
-    if name not in known:
-        near = get_close_matches(name, known, n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ConfigError(
-            f"Unknown backbone {name!r}.{hint} With preset taps: {', '.join(BACKBONES)}. With taps given by you: any "
-            "image classifier of torchvision whose layers run one after another."
-        )
+
+def split_taps(name: str, taps: Sequence[int] | None) -> tuple[str, Sequence[int] | None]:
+    """Return a name without its `@1,2,3`, and the taps that are given by it or in `taps`. Raises `ConfigError`."""
+    plain, at, listed = name.partition(AT)
+    if not at:
+        return plain, taps
     try:
-        preset = models.get_model_weights(name)["IMAGENET1K_V1"].transforms()
-    except KeyError:
-        return BackboneSpec(())
-    return BackboneSpec((), mean=tuple(preset.mean), std=tuple(preset.std))
+        own = [int(tap) for tap in listed.split(",")]
+    except ValueError:
+        raise ConfigError(f"{name!r} must end in whole numbers such as {plain}@1,2,3.") from None
+    if taps is not None and sorted(taps) != sorted(own):
+        raise ConfigError(f"{name} already has taps: leave out {', '.join(map(str, taps))}, or the @ of the name.")
+    return plain, own
 
 
 def check_backbone(name: str, taps: Sequence[int] | None) -> None:
     """Check that a backbone and its taps exist, without its weights.
 
     Args:
-        name: torchvision's name of the model.
-        taps: Indices of the tapped layers; None for the preset.
+        name: The name of the backbone.
+        taps: The taps; None for the preset.
 
     Raises:
         ConfigError: The model or a tap is unknown.
+        FastDPSError: The library of the model is not installed.
     """
-    preset_layers(name, taps)
+    backbone_class(name).probe(name, taps)
 
 
-def preset_layers(name: str, taps: Sequence[int] | None) -> list[nn.Module]:
-    """Return the layers of a backbone up to its last tap, on the meta device. Raises what `check_backbone` raises."""
-    spec = backbone_spec(name)
-    layers = _layers_of(_meta_network(name, spec))
-    last = _check_taps(name, spec.taps if taps is None else taps, layers)[-1]
-    return [layer.eval() for layer in list(layers.values())[: last + 1]]
+def checked_taps(name: str, taps: Sequence[int], known: Sequence[str], *, has_preset: bool = True) -> tuple[int, ...]:
+    """Return taps in ascending order.
+
+    Args:
+        name: The name of the backbone, for messages.
+        taps: The taps.
+        known: A description of each possible tap.
+        has_preset: The backbone has default taps.
+
+    Raises:
+        ConfigError: There are none, or some are repeated or unknown. The message lists the possible taps.
+    """
+    wrong = [tap for tap in taps if type(tap) is not int or tap not in range(len(known))]
+    repeated = sorted({tap for tap in taps if tap not in wrong and taps.count(tap) > 1})
+    if taps and not wrong and not repeated:
+        return tuple(sorted(taps))
+    if wrong:
+        what = f"{name} has no tap {', '.join(map(repr, wrong))}"
+    elif repeated:
+        what = f"Tap {', '.join(map(str, repeated))} of {name} is given more than once"
+    else:
+        what = f"Taps must be given for {name}" + ("" if has_preset else ", which has no preset")
+    raise ConfigError(f"{what}. Its taps: {', '.join(known)}.")
+
+
+def backbone_class(name: str) -> type[Backbone]:
+    """Return the class that opens the name of a backbone."""
+    from fastdps.metric.combined_backbones import CombinedBackbone
+    from fastdps.metric.model_backbones import ModelBackbone
+    from fastdps.metric.torchvision_backbones import TorchvisionBackbone
+
+    if BESIDE in name:
+        return CombinedBackbone
+    plain = name.partition(AT)[0]
+    return ModelBackbone if is_adapted(plain) else TorchvisionBackbone
 
 
 class Backbone(nn.Module):
     """A network truncated after its last tap. It maps images to the outputs of its taps.
+
+    `Backbone(name)` returns the class that opens the name, as `pathlib.Path` does.
 
     All layers compute as in evaluation mode, also in training. BatchNorm keeps its statistics, which describe ImageNet
     and not batches of seven versions of an image. Dropout is off, because the views of an image must pass through the
@@ -140,20 +155,23 @@ class Backbone(nn.Module):
     features of a deep network would vanish.
 
     Args:
-        name: torchvision's name of the model.
+        name: The name of the backbone, see the module.
         taps: Indices of the tapped layers; None for the preset.
-        pretrained: Load ImageNet weights unless `state` is given; otherwise use torchvision's initialisation.
+        pretrained: Load pretrained weights unless `state` is given; otherwise use the library's initialisation.
         seed: Seed of the initialisation. The global generator is not used.
-        state: The weights, with torchvision's names.
+        state: The weights, with the names of `state_dict`.
 
     Attributes:
+        name: The name, without taps.
         taps: The indices of the taps, ascending.
         channels: The channels C_l of each tap.
         mean: The mean of the input normalisation, (1, 3, 1, 1).
         std: The standard deviation of the input normalisation, (1, 3, 1, 1).
+        library: Name and version of the library that the model comes from.
 
     Raises:
         ConfigError: The model or a tap is unknown, or the layers do not run one after another.
+        FastDPSError: The library of the model is not installed.
         WeightsNotFoundError: There are no pretrained weights; see `fastdps.metric.weights.load_pretrained`.
         WeightsMismatchError: Weights do not fit the model, or are not the expected ones.
 
@@ -163,8 +181,18 @@ class Backbone(nn.Module):
         [(1, 64, 15, 15), (1, 192, 7, 7), (1, 384, 3, 3), (1, 256, 3, 3), (1, 256, 3, 3)]
     """
 
+    name: str
+    taps: tuple[int, ...]
+    channels: tuple[int, ...]
+    library: str
     mean: Tensor
     std: Tensor
+
+    def __new__(cls, name: str = "", **_: Any) -> Self:
+        """Return an instance of the class that opens the name."""
+        kind: type[Any] = backbone_class(name) if cls is Backbone else cls
+        made: Self = super().__new__(kind)
+        return made
 
     def __init__(
         self,
@@ -176,44 +204,20 @@ class Backbone(nn.Module):
         state: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        spec = backbone_spec(name)
-        self.name = name
-        network = _meta_network(name, spec)
-        self._in_features = isinstance(getattr(network, "features", None), nn.Sequential)
-        layers = _layers_of(network)
-        self.taps = _check_taps(name, spec.taps if taps is None else taps, layers)
-        layers = dict(list(layers.items())[: self.taps[-1] + 1])
-        if self._in_features:
-            self.features = nn.Sequential(OrderedDict(layers))
-        else:
-            for layer, module in layers.items():
-                self.add_module(layer, module)
-        for module in self.modules():
-            if "inplace" in vars(module):
-                vars(module)["inplace"] = False  # a layer must not overwrite the output of a tap
-        for index, (before, module) in enumerate(itertools.pairwise(layers.values())):
-            if isinstance(before, nn.Conv2d) and isinstance(module, nn.ReLU) and index not in self.taps:
-                module.inplace = True  # nothing else reads the output of the convolution
-        self.train(self.training)
-        self.channels = self._probe_channels()
-        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+        del name, taps, pretrained, seed, state  # used by the classes of each kind
 
-        keys = [key for key in self.state_dict() if not key.endswith(_COUNTER)]
-        if state is not None:
-            self._load(state, "the given state")
-        elif pretrained:
-            self._load(load_pretrained(name, keys), f"the weights found for {name}")
-        else:
-            self._load(_seeded_network(name, spec, seed).state_dict(), "torchvision's model")
-            self._measure_statistics(seed)
-        # Convolutions are fastest with channels last, on CPUs and on tensor cores.
-        self.to(memory_format=torch.channels_last)
+    @classmethod
+    def probe(cls, name: str, taps: Sequence[int] | None) -> Callable[[int, int], object]:
+        """Return a function of (height, width) that runs the layers without weights, and raises if they fail.
 
-    @property
-    def layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """The layers up to the last tap, by torchvision's names."""
-        return (self.features if self._in_features else self).named_children()
+        Raises:
+            ConfigError: The model or a tap is unknown.
+        """
+        raise NotImplementedError
+
+    def portable(self, images: Tensor) -> list[Tensor]:
+        """Return what `forward` returns, by operations that every export format supports."""
+        return self(images)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of the backbone; its layers stay in evaluation mode (see the class)."""
@@ -222,45 +226,15 @@ class Backbone(nn.Module):
             module.eval()
         return self
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the feature maps (n, C_l, H_l, W_l) of images (n, 3, H, W) in [0, 1], the shallowest tap first."""
-        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        outputs = []
-        for index, (_, module) in enumerate(self.layers):
-            x = _run(module, x)
-            if index in self.taps:
-                outputs.append(x)
-        return outputs
-
-    @torch.no_grad()
-    def _probe_channels(self) -> tuple[int, ...]:
-        """Return the channels of each tap by running the layers on images without data."""
-        small, large = (torch.empty(1, 3, size, size, device="meta") for size in _PROBES)
-        channels = []
-        for index, (layer, module) in enumerate(self.layers):
-            try:
-                small, large = module(small), module(large)
-            except Exception as error:  # layers made for other inputs raise various errors
-                raise ConfigError(
-                    f"The layers of {self.name} cannot be run one after another: {index} {layer} "
-                    f"({type(module).__name__}) does not accept the output of the layers before it ({error}). "
-                    f"Choose taps below {index}, or another backbone."
-                ) from error
-            maps = all(isinstance(x, Tensor) and x.dim() == 4 for x in (small, large))
-            if index in self.taps:
-                if not maps or small.shape[1] != large.shape[1]:
-                    raise ConfigError(
-                        f"Tap {index} of {self.name}, {layer} ({type(module).__name__}), does not return feature maps "
-                        "(n, channels, height, width). Choose other taps, or another backbone."
-                    )
-                channels.append(small.shape[1])
-        return tuple(channels)
+    def _set_normalisation(self, mean: Triple, std: Triple) -> None:
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def _load(self, state: Mapping[str, Tensor], source: str) -> None:
         """Copy the tensors of this backbone from a state; other tensors are ignored. `source` is for messages."""
         loaded = {}
         for key, own in self.state_dict().items():
-            if key.endswith(_COUNTER):
+            if key.endswith(COUNTER):
                 loaded[key] = torch.zeros(own.shape, dtype=own.dtype)
             elif key not in state:
                 raise WeightsMismatchError(f"{source} lacks the tensor {key} of {self.name}. Restore it or replace it.")
@@ -286,51 +260,3 @@ class Backbone(nn.Module):
             norm.eval()
             norm.momentum = momentum
             norm.num_batches_tracked = torch.zeros((), dtype=torch.long)
-
-
-def _run(layer: nn.Module, x: Tensor) -> Tensor:
-    """Apply a layer to maps (n, C, H, W) in the fastest memory layout."""
-    if isinstance(layer, nn.Conv2d) and x.device.type == "cpu" and x.shape[2] * x.shape[3] <= _SMALL_MAP:
-        return functional_call(layer, {"weight": layer.weight.contiguous()}, x.contiguous())
-    return layer(x)
-
-
-def _layers_of(network: nn.Module) -> dict[str, nn.Module]:
-    """Return the layers of a torchvision model, by its names."""
-    features = getattr(network, "features", None)
-    return dict((features if isinstance(features, nn.Sequential) else network).named_children())
-
-
-def _meta_network(name: str, spec: BackboneSpec) -> nn.Module:
-    """Return the torchvision model on the meta device: it costs no time and draws no random numbers."""
-    try:
-        with torch.device("meta"):
-            return models.get_model(name, weights=None, **spec.options)
-    except NotImplementedError:  # RegNets compute with tensors in their constructor
-        return _seeded_network(name, spec, seed=0).to("meta")
-
-
-def _seeded_network(name: str, spec: BackboneSpec, seed: int) -> nn.Module:
-    """Return the torchvision model with its random initialisation."""
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
-        return models.get_model(name, weights=None, **spec.options)
-
-
-def _check_taps(name: str, taps: Sequence[int], layers: Mapping[str, nn.Module]) -> tuple[int, ...]:
-    """Return the taps in ascending order. Raises `ConfigError` with the list of layers for wrong or repeated taps."""
-    wrong = [tap for tap in taps if type(tap) is not int or tap not in range(len(layers))]
-    repeated = sorted({tap for tap in taps if tap not in wrong and taps.count(tap) > 1})
-    if taps and not wrong and not repeated:
-        return tuple(sorted(taps))
-    if wrong:
-        what = f"{name} has no tap {', '.join(map(repr, wrong))}"
-    elif repeated:
-        what = f"Tap {', '.join(map(str, repeated))} of {name} is given more than once"
-    else:
-        what = f"Taps must be given for {name}" + ("" if name in BACKBONES else ", which has no preset")
-    existing = [
-        f"{index} {layer} ({type(module).__name__})" if layer != str(index) else f"{index} ({type(module).__name__})"
-        for index, (layer, module) in enumerate(layers.items())
-    ]
-    raise ConfigError(f"{what}. Its taps: {', '.join(existing)}.")

@@ -13,7 +13,7 @@ import torch
 from fastdps.contexts.judgements import POOLED
 from fastdps.contexts.rankings import Ranking, parse_ranking
 from fastdps.errors import ConfigError, did_you_mean
-from fastdps.metric.backbones import BACKBONES, Backbone
+from fastdps.metric.backbones import BACKBONES, Backbone, is_backbone
 from fastdps.metric.image_metric import ImageMetric
 from fastdps.metric.perceptual import PerceptualMetric, read_contexts
 from fastdps.run_directory import RunDirectory
@@ -84,7 +84,7 @@ def load_with_location(
     """Load a metric as `load` does, and return it with its location, which is None for a backbone."""
     text = fspath(source)
     place: ContextLocation | None = None
-    if text in BACKBONES:
+    if text in BACKBONES or (is_backbone(text) and not Path(text).exists()):
         if context is not None:
             raise ConfigError(f"{text} is a backbone that is not adapted: it has no contexts. Name a run instead.")
         metric = PerceptualMetric(Backbone(text))

@@ -4,7 +4,8 @@ A metric file is a safetensors file. It holds `weights` (K, C), the tensors of t
 backbone is included, and metadata, all strings:
 
     format, format_version    FORMAT and FORMAT_VERSION
-    backbone, taps            torchvision's name of the network, and JSON: the indices of its tapped layers
+    backbone, taps            name of the network, see `fastdps.metric.backbones`, and JSON: the indices of its taps
+    backbone_library          name and version of the library of the network, for information; missing in older files
     backbone_weights          "included", or "pretrained": looked up by `fastdps.metric.weights`
     backbone_sha256           hash of the backbone's tensors, in either case
     comparison, channels      see `fastdps.metric.distances`, and JSON: the channels of every tap; their sum is C
@@ -143,6 +144,7 @@ class PerceptualMetric(nn.Module):
             "format_version": str(FORMAT_VERSION),
             "backbone": self.backbone.name,
             "taps": json.dumps(self.backbone.taps),
+            "backbone_library": self.backbone.library,
             "backbone_weights": INCLUDED if include_backbone else PRETRAINED,
             "backbone_sha256": tensors_sha256(state),
             "comparison": self.comparison,

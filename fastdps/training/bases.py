@@ -12,7 +12,7 @@ import torch
 
 from fastdps.contexts.judgements import POOLED
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.metric.backbones import BACKBONES, Backbone
+from fastdps.metric.backbones import BACKBONES, Backbone, is_backbone
 from fastdps.metric.load import Context, find_context, list_contexts, select_context
 from fastdps.metric.lpips_format import heads_from_lpips
 from fastdps.metric.perceptual import PerceptualMetric, includes_backbone
@@ -69,7 +69,7 @@ def open_base(
         torch.Size([1, 1152])
     """
     text, place = fspath(base), device or "cpu"
-    if text in BACKBONES or (text == LPIPS and not Path(text).exists()):
+    if text in BACKBONES or ((text == LPIPS or is_backbone(text)) and not Path(text).exists()):
         if context is not None:
             raise ConfigError(f"{text} has no contexts: leave the context out, or name a run.")
         metric = _published() if text == LPIPS else PerceptualMetric(Backbone(text))

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from fastdps.metric import weights, weights_from_index
+from fastdps.metric import weights, weights_from_index, weights_from_wheels
 
 
 @pytest.fixture
@@ -15,11 +15,12 @@ def no_network(monkeypatch, tmp_path):
         raise OSError("no network in this test")
 
     monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setattr(
-        weights_from_index,
-        "_download_package",
-        lambda _: (_ for _ in ()).throw(weights_from_index.UnavailableError("offline")),
-    )
+
+    def offline(*_):
+        raise weights_from_index.UnavailableError("offline")
+
+    monkeypatch.setattr(weights_from_index, "_download_package", offline)
+    monkeypatch.setattr(weights_from_wheels, "_download", offline)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.delenv(weights.VARIABLE, raising=False)

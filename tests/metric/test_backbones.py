@@ -12,9 +12,10 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms.functional import normalize
 
 from fastdps.errors import ConfigError, WeightsMismatchError
-from fastdps.metric.backbones import BACKBONES, HALF, Backbone, backbone_spec
+from fastdps.metric.backbones import BACKBONES, HALF, Backbone
 from fastdps.metric.distances import moments
 from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.torchvision_backbones import backbone_spec
 
 #: Models for which torchvision's pretrained constructors differ from the plain ones.
 PRETRAINED_OPTIONS = {
@@ -84,7 +85,7 @@ def test_a_training_step_changes_all_weights(backbone):
 
 
 def test_a_tuned_backbone_is_saved_and_loaded(backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastdps.metric.backbones.load_pretrained", None)  # must not be looked up
+    monkeypatch.setattr("fastdps.metric.torchvision_backbones.load_pretrained", None)  # must not be looked up
     metric = PerceptualMetric(backbone, comparison="mean")
     metric.save(tmp_path / "metric.safetensors", include_backbone=True)
     loaded = PerceptualMetric.load(tmp_path / "metric.safetensors")

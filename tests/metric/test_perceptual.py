@@ -118,7 +118,7 @@ def test_a_tuned_backbone_is_included(tmp_path, monkeypatch):
     assert metadata["backbone_weights"] == "included"
     assert names == {"weights", *(f"backbone.{name}" for name in backbone.state_dict())}
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(tmp_path))  # no pretrained weights are looked up
-    monkeypatch.setattr("fastdps.metric.backbones.load_pretrained", None)
+    monkeypatch.setattr("fastdps.metric.torchvision_backbones.load_pretrained", None)
     x, y = torch.rand(2, 2, 3, 64, 64)
     assert torch.equal(metric(x, y), PerceptualMetric.load(path)(x, y))
 

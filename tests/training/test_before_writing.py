@@ -54,7 +54,7 @@ def contents(directory: Path) -> dict[Path, bytes | None]:
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_a_mistake_leaves_no_run(leaves, tmp_path, monkeypatch, capsys, options, message):
-    monkeypatch.setattr("fastdps.metric.backbones.load_pretrained", not_found)
+    monkeypatch.setattr("fastdps.metric.torchvision_backbones.load_pretrained", not_found)
     if "triplets" in options[-1]:
         triplets(tmp_path, leaves)
     options = [option.format(tmp_path if "triplets" in option else leaves) for option in options]
@@ -81,7 +81,7 @@ def test_a_failed_overwriting_keeps_the_run(leaves, trained, monkeypatch):
     argv = ["train", "--shards", str(leaves / "train"), "--contexts", RANKING, "--out", str(trained), "--overwrite"]
     assert cli.main([*argv, "--size", "8"]) == 1
     with monkeypatch.context() as patch:
-        patch.setattr("fastdps.metric.backbones.load_pretrained", not_found)
+        patch.setattr("fastdps.metric.torchvision_backbones.load_pretrained", not_found)
         assert cli.main([*argv, "--backbone", "vgg11"]) == 1
     assert contents(trained) == before
     assert cli.main([*argv, "--epochs", "2", "--quiet"]) == 0
