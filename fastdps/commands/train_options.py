@@ -33,6 +33,7 @@ SETTINGS_WITH_OPTION = (
     "augment",
     "crop_size",
     "keep",
+    "lora",
     "seed",
     "prior_strength",
     "by",
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         f"distortions: {', '.join(table_keys('contexts/distortions.py', 'DISTORTIONS'))}\n"
         f"backbones: {', '.join(table_keys('metric/backbones.py', 'BACKBONES'))}; with --taps any image classifier "
-        "of torchvision\n\n"
+        "of torchvision; timm/NAME of timm; NAME@1,2 with taps 1 and 2; NAME+NAME side by side\n\n"
         + examples(
             "fastdps train --shards shards/photos/train --out runs/photos",
             "fastdps train --judgements judged.csv --by person --out runs/judged",
@@ -171,6 +172,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="STRENGTH",
     )
+    rank = "train a backbone by low-rank matrices of rank R, with little memory; 0: all of its parameters"
+    setting("lora", rank, type=int, metavar="R")
     prior = "for judgements: how strongly heads are drawn to the unadapted metric (default: cross-validation)"
     setting("prior_strength", prior, type=float, metavar="S")
     setting("seed", "seed of everything random: contexts, order, distortions, dropout", type=int, metavar="N")

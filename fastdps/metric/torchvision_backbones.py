@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn import functional as F
 from torchvision import models
 
 from fastdps.errors import ConfigError
@@ -160,8 +160,11 @@ class TorchvisionBackbone(Backbone):
 
 def _run(layer: nn.Module, x: Tensor) -> Tensor:
     """Apply a layer to maps (n, C, H, W) in the fastest memory layout."""
-    if isinstance(layer, nn.Conv2d) and x.device.type == "cpu" and x.shape[2] * x.shape[3] <= _SMALL_MAP:
-        return functional_call(layer, {"weight": layer.weight.contiguous()}, x.contiguous())
+    is_small = x.device.type == "cpu" and x.shape[2] * x.shape[3] <= _SMALL_MAP
+    if is_small and isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros":
+        convolve: Any = F.conv2d  # the types of torch know one of its two kinds of padding at a time
+        weight = layer.weight.contiguous()
+        return convolve(x.contiguous(), weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
     return layer(x)
 
 

@@ -30,6 +30,7 @@ from fastdps.runtime.signals import stop_request
 from fastdps.training.agreement import Agreement, LossGuard
 from fastdps.training.best_epoch import BestEpoch, validation_scores
 from fastdps.training.checkpoints import SETTINGS, Checkpoint, Checkpoints
+from fastdps.training.low_rank import merge_low_rank
 from fastdps.training.options import CheckpointPolicy, Execution
 from fastdps.training.progress import Meter, Progress
 from fastdps.training.recipes import TrainConfig
@@ -253,6 +254,7 @@ class TrainingLoop:
             self._best.restore(self._metric)
             chosen = {"epochs": self._best.epochs, "accuracies": self._best.scores.tolist()}
             self._report({"event": "chosen", "step": progress.step, **chosen})
+        merge_low_rank(self._metric.backbone)
         self._metric.requires_grad_(False)
         self._processes.free_memory()
         return self._metric

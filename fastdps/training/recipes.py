@@ -37,6 +37,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "keep": (Number(0, 1e300), "a number of at least 0"),
     "crop_size": (Maybe(int), "a whole number above 0"),
     "folds": (int, "a whole number above 1"),
+    "lora": (int, "a whole number of at least 0"),
     "adam_betas": ([float], "two numbers in [0, 1)"),
 }
 
@@ -77,6 +78,8 @@ class TrainConfig:
         folds: With "lbfgs", number of folds of the cross-validation, which are divided by image.
         keep: Strength of the term that holds the unadapted metric of a trained backbone to that of the pretrained one,
             see `fastdps.training.prior`; 0 for none.
+        lora: Rank of the matrices by which a trained backbone changes, see `fastdps.training.low_rank`; 0 trains all of
+            its parameters.
         augment: "crop" trains on random crops and flips of the images, "none" on whole images.
         crop_size: Side in pixels of the crops; None for the size of the images.
         interpolation: Sampling of the geometric distortions; "mixed" draws nearest or bilinear for each image.
@@ -108,6 +111,7 @@ class TrainConfig:
     folds: int = 5
     by: str | None = None
     keep: float = 0.0
+    lora: int = 0
     augment: Augment = "none"
     crop_size: int | None = None
     interpolation: Interpolation = "nearest"
@@ -146,6 +150,11 @@ class TrainConfig:
         if self.keep and not self.keeps_prior:
             raise ConfigError(
                 f"keep is {self.keep}, but the variant {self.variant} does not train a pretrained backbone."
+            )
+        if self.lora < 0 or (self.lora and not self.keeps_prior):
+            raise ConfigError(
+                f"lora is {self.lora}; it must be at least 0, and 0 unless a pretrained backbone is trained (variant "
+                f"{' or '.join(KEEPING)})."
             )
         if self.folds < 2:
             raise ConfigError(f"folds must be at least 2, not {self.folds}.")

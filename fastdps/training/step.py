@@ -21,6 +21,7 @@ from fastdps.metric.distances import Moments
 from fastdps.metric.perceptual import PerceptualMetric, frozen_moments
 from fastdps.metric.precision import resolve_precision
 from fastdps.runtime.processes import Processes
+from fastdps.training.low_rank import add_low_rank
 from fastdps.training.model import TrainedModel
 from fastdps.training.options import Execution
 from fastdps.training.prior import Prior
@@ -71,6 +72,8 @@ class Stepper:
             if prior is not None:
                 self.model.with_prior(prior)
             own = list(metric.backbone.parameters())
+            if config.lora:
+                own = add_low_rank(metric.backbone, config.lora, config.seed)
             groups.append({"params": own, "initial_lr": config.backbone_learning_rate})
         self.optimizer = torch.optim.Adam(groups, betas=config.adam_betas, fused=True)
         # Without a loss scale, gradients of a float16 backbone would underflow.

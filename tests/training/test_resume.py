@@ -42,7 +42,10 @@ VARIANTS = {
         *["--validation", "{leaves}/val"],
     ],
     "lin, max steps, pieces": ["--max-steps", "10", "--accumulate", "3", "--checkpoint-every", "4"],
-    "tune": ["--variant", "tune", "--epochs", "2", "--checkpoint-every", "3", "--validation", "{leaves}/val"],
+    "tune, low rank": [
+        *["--variant", "tune", "--epochs", "2", "--checkpoint-every", "3", "--validation", "{leaves}/val"],
+        *["--lora", "2"],
+    ],
     "shared": [
         *["--variant", "shared", "--epochs", "2", "--checkpoint-every", "3", "--validation", "{leaves}/val"],
         *["--keep", "0.3"],
