@@ -41,7 +41,7 @@ DOORS = {
     "aiohttp": "shards/storage.py",
     "ray": "packing/on_ray.py",
     "nvidia": "loading/dali.py",
-    "webdataset": "loading/decoding.py",
+    "webdataset": "shards/webdataset.py",
     "simplejpeg": "shards/images.py",
     "kornia": "contexts/distortions.py",
     "lpips": "export",

@@ -29,6 +29,7 @@ _OPTIONS_OF_KINDS = {
     "count": "count",
     "by": "by",
     "holdout_by": "holdout_by",
+    "component": "component",
 }
 
 
@@ -41,12 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = examples(
         "fastdps pack folder --source photos --out shards/photos --size 64 --holdout 0.2",
+        "fastdps pack webdataset --source laion --out shards/laion --size 96 --encoding jpeg",
         "fastdps pack judgements --source judged.csv --by person --out shards/judged --holdout 0.3",
     )
     add = parser.add_argument
     add("kind", choices=list(SOURCES), help="kind of data to pack")
     add("--source", type=Path, metavar="PATH", help="directory of the data; for imagenet also one of the tars; for "
-        "triplets and judgements a file with ref, p0, p1, judge, and paths relative to the file")  # fmt: skip
+        "webdataset also a tar or a pattern such as 'laion/{000..099}.tar'; for triplets and judgements a file with "
+        "ref, p0, p1, judge, and paths relative to the file")  # fmt: skip
     add("--out", required=True, type=location, metavar="DIR",
         help="directory of the shard sets, or a URL such as s3://BUCKET/NAME")  # fmt: skip
     add("--size", type=int, help=f"side of the square images in pixels (default {SIZE}; not with keep)")
@@ -64,6 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--holdout-by", choices=HOLDOUT_BY,
         help="for judgements: what --holdout divides (default image: no image is in both)")  # fmt: skip
     add("--by", metavar="COLUMN", help="for judgements: the column that says who judged")
+    add("--component", metavar="EXT",
+        help="for webdataset: the extension of the image in samples that have several, such as jpg")  # fmt: skip
     add("--samples-per-shard", type=int, default=SAMPLES_PER_SHARD, metavar="N", help=f"default {SAMPLES_PER_SHARD}")
     add("--seed", type=int, default=0, help="seed of the order, and of dead leaves")
     add("--max-rejects", type=float, default=0.01, metavar="FRACTION",
@@ -164,7 +169,7 @@ def _source(arguments: argparse.Namespace) -> Dataset:
     """Return the source of the data that the options describe."""
     given = {"path": arguments.source, "download": bool(arguments.download), "count": arguments.count}
     given |= {"size": arguments.size or SIZE, "seed": arguments.seed}
-    given |= {"by": arguments.by, "holdout_by": arguments.holdout_by or HOLDOUT_BY[0]}
+    given |= {"component": arguments.component, "by": arguments.by, "holdout_by": arguments.holdout_by or HOLDOUT_BY[0]}
     taken = SOURCES[arguments.kind].settings
     return open_source(arguments.kind, **{name: value for name, value in given.items() if name in taken})
 

@@ -10,15 +10,13 @@ import io
 from typing import BinaryIO
 
 import numpy as np
-import webdataset
 from numpy.typing import NDArray
 from PIL import Image
 
 from fastdps.loading.members import ShardIndex, read_member, sample_error
 from fastdps.loading.spec import Component, ReadSpec
 from fastdps.shards.images import decode_resized, size_fault
-
-_to_pil_rgb = webdataset.imagehandler("pilrgb")
+from fastdps.shards.webdataset import decode_pil
 
 
 def decode_member(
@@ -63,7 +61,7 @@ def _decode(data: bytes, name: str, spec: ReadSpec) -> NDArray[np.uint8]:
             raise ValueError(fault)
         if is_png:
             opened.verify()
-    image = _to_pil_rgb(name, data)
+    image = decode_pil(name, data)
     if not isinstance(image, Image.Image):
         raise ValueError("it is not an image")
     return _resized(image, spec.size)

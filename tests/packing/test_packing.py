@@ -8,7 +8,6 @@ import tarfile
 
 import numpy as np
 import pytest
-import webdataset
 from PIL import Image
 
 from fastdps.errors import ConfigError, FastDPSError
@@ -76,16 +75,6 @@ def test_the_index_is_that_of_dali(tmp_path, source, encoding):
         creator.create_index()
         creator.close()
         assert tar.with_suffix(".idx").read_text() == (tmp_path / "theirs.idx").read_text()
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves the tars open
-def test_webdataset_reads_the_tars(tmp_path, source, made):
-    pack(source, tmp_path / "out", options(encoding="png"), workers=1)
-    urls = [str(path) for path in sorted((tmp_path / "out/train").glob("*.tar"))]
-    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
-    assert [sample["__key__"] for sample in samples] == [f"{number:09d}" for number in range(23)]
-    expected = sorted(pixels.tobytes() for pixels in made.values())
-    assert sorted(sample["png"].tobytes() for sample in samples) == expected
 
 
 def test_a_tar_says_nothing_but_its_content(tmp_path, source):

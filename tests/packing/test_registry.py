@@ -19,6 +19,7 @@ from fastdps.packing.sources.judgements import JudgementFile
 from fastdps.packing.sources.registry import SOURCES, SourceSettings, open_source
 from fastdps.packing.sources.torchvision_sets import stl10, svhn
 from fastdps.packing.sources.triplets import Triplets
+from fastdps.packing.sources.webdataset_shards import WebDatasetShards
 from helpers.packed import digests, write_noise_folder
 
 HERE = Path("somewhere")
@@ -28,6 +29,7 @@ MADE = {
     "stl10": stl10(HERE),
     "svhn": svhn(HERE),
     "folder": Folder(HERE),
+    "webdataset": WebDatasetShards(HERE),
     "triplets": Triplets(HERE),
     "judgements": JudgementFile(HERE),
     "deadleaves": DeadLeaves(count=1500, size=64, seed=0),
@@ -49,6 +51,7 @@ def test_settings_reach_the_data_set():
     assert open_source("stl10", HERE, download=True) == stl10(HERE, download=True)
     assert open_source("svhn", HERE, download=True) == svhn(HERE, download=True)
     assert open_source("judgements", HERE, by="p", holdout_by="row") == JudgementFile(HERE, "p", "row")
+    assert open_source("webdataset", HERE, component="jpg") == WebDatasetShards(HERE, "jpg")
     assert open_source("deadleaves", count=7, size=32, seed=5) == DeadLeaves(count=7, size=32, seed=5)
 
 
@@ -76,6 +79,7 @@ def test_a_row_that_forgets_to_list_its_path_is_an_error():
 
 
 GIVEN = {"path": "x", "download": True, "count": 3, "size": 32, "seed": 1, "by": "person", "holdout_by": "row"}
+GIVEN["component"] = "jpg"
 REFUSED = [(kind, setting) for kind, row in SOURCES.items() for setting in GIVEN if setting not in row.settings]
 
 

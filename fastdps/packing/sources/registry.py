@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from fastdps.errors import ConfigError, did_you_mean
 from fastdps.packing.options import SIZE
@@ -19,6 +20,7 @@ from fastdps.packing.sources.judgements import JudgementFile
 from fastdps.packing.sources.source import Dataset
 from fastdps.packing.sources.torchvision_sets import stl10, svhn
 from fastdps.packing.sources.triplets import Triplets
+from fastdps.packing.sources.webdataset_shards import WebDatasetShards
 
 #: Dead leaves that are drawn by default.
 COUNT = 1500
@@ -36,6 +38,7 @@ class SourceSettings:
         seed: The seed of drawn images.
         by: The column of a judgement file whose value is the judge; None for no judges.
         holdout_by: What a holdout of judgements divides: "image", "row" or "judge".
+        component: The extension of the image in the samples of others' shards; None if each has one image.
     """
 
     path: Path | None = None
@@ -45,6 +48,7 @@ class SourceSettings:
     seed: int = 0
     by: str | None = None
     holdout_by: HoldoutBy = "image"
+    component: str | None = None
 
     @property
     def required_path(self) -> Path:
@@ -79,6 +83,7 @@ SOURCES: dict[str, SourceKind] = {
         lambda s: svhn(s.required_path, download=s.download), ("path", "download"), splits=("train", "test")
     ),
     "folder": SourceKind(lambda s: Folder(s.required_path)),
+    "webdataset": SourceKind(lambda s: WebDatasetShards(s.required_path, s.component), ("path", "component")),
     "triplets": SourceKind(lambda s: Triplets(s.required_path)),
     "judgements": SourceKind(
         lambda s: JudgementFile(s.required_path, s.by, s.holdout_by), ("path", "by", "holdout_by")
@@ -89,30 +94,37 @@ SOURCES: dict[str, SourceKind] = {
 }
 
 
-def open_source(
-    kind: str,
-    path: str | PathLike[str] | None = None,
-    *,
-    download: bool = False,
-    count: int | None = None,
-    size: int = SIZE,
-    seed: int = 0,
-    by: str | None = None,
-    holdout_by: HoldoutBy = "image",
-) -> Dataset:
+class SourceOptions(TypedDict, total=False):
+    """The keywords of `open_source`: the settings in `SourceSettings`, but for the path."""
+
+    download: bool
+    count: int | None
+    size: int
+    seed: int
+    by: str | None
+    holdout_by: HoldoutBy
+    component: str | None
+
+
+def open_source(kind: str, path: str | PathLike[str] | None = None, **settings: Unpack[SourceOptions]) -> Dataset:
     """Return the data set of a kind, ready to be packed. No image is read yet.
 
     Args:
-        kind: A name in `SOURCES`: imagenet, bapps, stl10, svhn, folder, triplets, judgements or deadleaves.
-        path: The directory of the data set. imagenet also takes one of the official tars, triplets takes a .csv or
-            .jsonl file with the columns ref, p0, p1 and judge; judgements also takes .parquet and further columns, see
+        kind: A name in `SOURCES`: imagenet, bapps, stl10, svhn, folder, webdataset, triplets, judgements or
+            deadleaves.
+        path: The directory of the data set. imagenet also takes one of the official tars, webdataset one tar or a
+            pattern such as "laion/{000..099}.tar". triplets takes a .csv or .jsonl file with the columns ref, p0, p1
+            and judge; judgements also takes .parquet and further columns, see
             `fastdps.packing.sources.judgement_formats`. deadleaves takes none.
-        download: Download missing files to `path` (stl10 and svhn).
-        count: The number of images to draw (deadleaves); 1500 by default.
-        size: The side of the images to draw, in pixels (deadleaves); at least 8.
-        seed: The seed of the images to draw (deadleaves).
-        by: The column whose value is the judge (judgements); None for no judges.
-        holdout_by: What a holdout divides (judgements): "image", "row" or "judge".
+        **settings: What some kinds take:
+
+            * download: Download missing files to `path` (stl10 and svhn).
+            * count: The number of images to draw (deadleaves); 1500 by default.
+            * size: The side of the images to draw, in pixels (deadleaves); at least 8.
+            * seed: The seed of the images to draw (deadleaves).
+            * by: The column whose value is the judge (judgements); None for no judges.
+            * holdout_by: What a holdout divides (judgements): "image", "row" or "judge".
+            * component: The extension of the image, for samples with several images, such as "jpg" (webdataset).
 
     Returns:
         The data set, for `fastdps.packing.pack.pack`.
@@ -127,12 +139,12 @@ def open_source(
     if kind not in SOURCES:
         raise ConfigError(f"{kind!r} is not a kind of source: {', '.join(SOURCES)}.{did_you_mean(kind, SOURCES)}")
     source_kind = SOURCES[kind]
-    settings = SourceSettings(None if path is None else Path(path), download, count, size, seed, by, holdout_by)
+    given = SourceSettings(None if path is None else Path(path), **settings)
     default = SourceSettings()
     for setting in dataclasses.fields(SourceSettings):
-        is_given = getattr(settings, setting.name) != getattr(default, setting.name)
+        is_given = getattr(given, setting.name) != getattr(default, setting.name)
         if is_given and setting.name not in source_kind.settings:
             raise ConfigError(f"{kind} takes no {setting.name}; it takes {', '.join(source_kind.settings)}.")
-    if "path" in source_kind.settings and settings.path is None:
+    if "path" in source_kind.settings and given.path is None:
         raise ConfigError(f'{kind} needs a path: open_source("{kind}", PATH).')
-    return source_kind.make(settings)
+    return source_kind.make(given)
