@@ -21,7 +21,7 @@ from fastdps.commands.checks import Check, print_checks
 from fastdps.commands.options import examples
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.runtime.console import track
-from fastdps.runtime.machine import cores
+from fastdps.runtime.machine import cores, memory_bytes
 from fastdps.runtime.signals import exit_on_signal
 
 PACKAGES = (
@@ -186,8 +186,8 @@ def check_cores() -> list[Check]:
         checks = [Check("cores", "note", text, advice)]
     elif threads > usable:
         checks = [Check("cores", "note", text, f"export OMP_NUM_THREADS={usable}")]
-    if hasattr(os, "sysconf"):
-        memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    if (memory := memory_bytes()) is not None:
+        memory_gib = memory / 2**30
         little = memory_gib < LITTLE_MEMORY_GIB
         advice = "Train with a smaller --batch-size, or with --accumulate 4." if little else ""
         checks.append(Check("memory", "note" if little else "ok", f"{memory_gib:.1f} GiB", advice))

@@ -1,4 +1,4 @@
-"""The CPU cores of this process, and its memory allocator."""
+"""The CPU cores of this process, the memory of the machine, and the memory allocator."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ _LARGEST = {_TRIM_THRESHOLD: 2**31 - 1, _MMAP_THRESHOLD: 2**30}
 def cores() -> int:
     """Return the number of CPU cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int | None:
+    """Return the memory of the machine in bytes; None where the system does not say, such as on Windows."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def keep_freed_memory() -> bool:

@@ -13,6 +13,14 @@ INDEX_HEADER = "v1.2"
 _MEMBER = re.compile(rb"(\d{9,18})\.((?:[a-z0-9]+\.)?[a-z0-9]+)")  # key and extension of a member
 
 
+def _read_at(tar: int, at: int) -> bytes:
+    """Return the block at an offset of an open file."""
+    if hasattr(os, "pread"):
+        return os.pread(tar, BLOCK, at)
+    os.lseek(tar, at, os.SEEK_SET)  # Windows
+    return os.read(tar, BLOCK)
+
+
 def index_of(tar: int, source: object) -> str:
     """Return the text of the index of a shard, made from the headers of its tar.
 
@@ -26,7 +34,7 @@ def index_of(tar: int, source: object) -> str:
     """
     samples: dict[bytes, list[str]] = {}
     at, end, last = 0, os.fstat(tar).st_size, -1
-    while name := (header := os.pread(tar, BLOCK, at))[:100].rstrip(b"\0"):
+    while name := (header := _read_at(tar, at))[:100].rstrip(b"\0"):
         try:
             key, extension, size = _member_of(name, header, end - at)
         except ValueError as error:

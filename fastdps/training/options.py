@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Literal
 from fastdps.errors import ConfigError
 from fastdps.loading.options import LoadOptions
 from fastdps.metric.options import Precision
+from fastdps.runtime.machine import memory_bytes
 from fastdps.runtime.timeouts import STALL_TIMEOUT_S
 
 Parallel = Literal["data", "contexts"]
@@ -19,6 +19,8 @@ Resume = Literal["auto", "never"]
 
 #: Default share of the memory of the machine, and of the free disk space, that moments may take.
 MEMORY_SHARE, DISK_SHARE = 0.25, 0.5
+#: Bytes that a machine is assumed to have whose system does not say.
+UNKNOWN_MEMORY = 8 << 30
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class MomentLimits:
         """The limit of the memory in bytes."""
         if self.memory_bytes is not None:
             return self.memory_bytes
-        return int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        return int(MEMORY_SHARE * (memory_bytes() or UNKNOWN_MEMORY))
 
     @property
     def disk(self) -> int:
