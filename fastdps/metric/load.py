@@ -1,4 +1,4 @@
-"""Load a metric from a run directory, a metric file or a backbone name, and select its context."""
+"""Load a metric from a run directory, a metric file or by its name, and select its context."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import torch
 from fastdps.contexts.judgements import POOLED
 from fastdps.contexts.rankings import Ranking, parse_ranking
 from fastdps.errors import ConfigError, did_you_mean
-from fastdps.metric.backbones import BACKBONES, Backbone, is_backbone
+from fastdps.metric.backbones import BACKBONES
 from fastdps.metric.image_metric import ImageMetric
 from fastdps.metric.perceptual import PerceptualMetric, read_contexts
+from fastdps.metric.published import LPIPS, is_published, load_published
 from fastdps.run_directory import RunDirectory
 
 Context = str | Sequence[str]
@@ -50,8 +51,10 @@ def load(
     """Load a metric that compares images.
 
     Args:
-        source: A run directory, a metric file, or the name of a backbone such as "alexnet", which gives the unadapted
-            metric: all weights are equal. (A directory of that name is "./alexnet".)
+        source: A run directory, a metric file, or a name. The name of a backbone such as "alexnet" gives the unadapted
+            metric: all weights are equal. "lpips", "lpips/vgg" and "lpips/squeeze" are LPIPS with its published heads
+            (version 0.1; "lpips" is on AlexNet), if that package is installed. (A directory of that name is
+            "./alexnet".)
         context: The ranking to select, as "a,b,c,d,e,f" or a list of names, least disruptive first; or the name of a
             judge. A run with one context needs none, and a run on judgements gives the pooled judge without it.
         device: The device of the metric; None for the CPU.
@@ -84,10 +87,11 @@ def load_with_location(
     """Load a metric as `load` does, and return it with its location, which is None for a backbone."""
     text = fspath(source)
     place: ContextLocation | None = None
-    if text in BACKBONES or (is_backbone(text) and not Path(text).exists()):
+    if is_published(text):
         if context is not None:
-            raise ConfigError(f"{text} is a backbone that is not adapted: it has no contexts. Name a run instead.")
-        metric = PerceptualMetric(Backbone(text))
+            what = "has its published heads" if text in LPIPS else "is a backbone that is not adapted"
+            raise ConfigError(f"{text} {what}: it has no contexts. Name a run instead.")
+        metric = load_published(text)
     else:
         place = find_context(Path(text), context)
         metric = select_context(PerceptualMetric.load(place.path), place)
@@ -133,13 +137,13 @@ def _find_judge(source: Path, places: Sequence[ContextLocation], context: Contex
 def list_contexts(source: Path) -> list[ContextLocation]:
     """Return the contexts of a run directory or a metric file, in its order. Raises what `load` raises."""
     if not source.exists():
-        near = did_you_mean(str(source), BACKBONES)
+        near = did_you_mean(str(source), [*BACKBONES, *LPIPS])
         here = get_close_matches(source.name, _names_beside(source), n=1)
         if here:
             near = f" Did you mean {str(source.with_name(here[0]))!r}?"
         raise ConfigError(
             f"{source} is not a run, a metric file or a backbone.{near} `fastdps train --out RUN` creates a run; "
-            f"backbones are {', '.join(BACKBONES)}."
+            f"backbones are {', '.join(BACKBONES)}; lpips has its published heads."
         )
     paths = [source]
     if source.is_dir():

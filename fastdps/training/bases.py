@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from os import PathLike, fspath
 from pathlib import Path
 
@@ -12,18 +10,13 @@ import torch
 
 from fastdps.contexts.judgements import POOLED
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.metric.backbones import BACKBONES, Backbone, is_backbone
 from fastdps.metric.load import Context, find_context, list_contexts, select_context
-from fastdps.metric.lpips_format import heads_from_lpips
 from fastdps.metric.perceptual import PerceptualMetric, includes_backbone
+from fastdps.metric.published import is_published, load_published
 from fastdps.run_directory import RunDirectory
 from fastdps.shards.format import read_manifest
 from fastdps.shards.storage import locate
 from fastdps.training.differences import HeadPrior, priors_of
-
-#: The name of the published heads of LPIPS, version 0.1, on AlexNet.
-LPIPS = "lpips"
-_LPIPS_BACKBONE, _LPIPS_HEADS = "alexnet", Path("weights", "v0.1", "alex.pth")
 
 
 @dataclass(frozen=True)
@@ -51,8 +44,8 @@ def open_base(
     """Load the base of an adaptation.
 
     Args:
-        base: A run directory, a metric file, the name of a backbone such as "alexnet", or "lpips" for the published
-            heads of LPIPS (version 0.1, AlexNet) if that package is installed.
+        base: A run directory, a metric file, the name of a backbone such as "alexnet", or "lpips", "lpips/vgg" or
+            "lpips/squeeze" for LPIPS with its published heads (version 0.1) if that package is installed.
         context: The context of the run to start from, see `fastdps.load`. None for the pooled judge of a run on
             judgements, and for the mean of the contexts of a run on rankings.
         device: Where to compute; None for the CPU.
@@ -69,11 +62,11 @@ def open_base(
         torch.Size([1, 1152])
     """
     text, place = fspath(base), device or "cpu"
-    if text in BACKBONES or ((text == LPIPS or is_backbone(text)) and not Path(text).exists()):
+    if is_published(text):
         if context is not None:
             raise ConfigError(f"{text} has no contexts: leave the context out, or name a run.")
-        metric = _published() if text == LPIPS else PerceptualMetric(Backbone(text))
-        return Base(text, metric.to(place), priors_of(metric.to(place)))
+        metric = load_published(text).to(place)
+        return Base(text, metric, priors_of(metric))
     path = Path(text)
     places = list_contexts(path)
     if context is None and len({one.path for one in places}) > 1:
@@ -91,18 +84,6 @@ def open_base(
     if size is None and path.is_dir():  # a metric of an older version
         size = _size_of(RunDirectory(path))
     return Base(text, metric, priors_of(metric), size, includes_backbone(file))
-
-
-def _published() -> PerceptualMetric:
-    """Return LPIPS with its published heads, read from its package without importing it."""
-    found = find_spec("lpips")
-    roots: Sequence[str] = (found and found.submodule_search_locations) or ()
-    for root in roots:
-        return PerceptualMetric(Backbone(_LPIPS_BACKBONE), heads_from_lpips(Path(root) / _LPIPS_HEADS))
-    raise FastDPSError(
-        "the base lpips needs the package of that name, which has the published heads: pip install lpips==0.1.4. Or "
-        "start from the unadapted backbone, alexnet."
-    )
 
 
 def _size_of(run: RunDirectory) -> int | None:

@@ -4,14 +4,17 @@ import itertools
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import fastdps
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings
 from fastdps.errors import ConfigError, FastDPSError
+from fastdps.metric import published
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.run_directory import RunDirectory
+from helpers.lpips_oracle import lpips_oracle
 
 RANKINGS = all_rankings(NAMES)[::101]
 IMAGES = torch.rand(2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -74,6 +77,25 @@ def test_a_backbone_is_the_unadapted_metric():
     assert torch.allclose(m(*IMAGES), PerceptualMetric(Backbone("alexnet"), torch.ones(1, 1152))(*IMAGES)[:, 0])
     with pytest.raises(ConfigError, match="alexnet is a backbone that is not adapted"):
         fastdps.load("alexnet", RANKINGS[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "net", "backbone"),
+    [("lpips", "alex", "alexnet"), ("lpips/vgg", "vgg", "vgg16")],
+)
+@torch.no_grad()
+def test_the_published_lpips(name, net, backbone, weights_dir):
+    oracle = lpips_oracle(net, load_file(weights_dir / f"{backbone}_features.safetensors"))
+    x, y = IMAGES[0][:2], torch.stack([IMAGES[1, 0], IMAGES[0, 1].lerp(IMAGES[1, 1], 0.05)])
+    assert torch.allclose(fastdps.load(name)(x, y), oracle(x, y, normalize=True).flatten(), atol=1e-6, rtol=0)
+    with pytest.raises(ConfigError, match=f"{name} has its published heads: it has no contexts"):
+        fastdps.load(name, RANKINGS[0])
+
+
+def test_the_published_lpips_without_its_package(monkeypatch):
+    monkeypatch.setattr(published, "find_spec", lambda _: None)
+    with pytest.raises(FastDPSError, match=r"lpips/vgg needs the package lpips.*pip install lpips==0\.1\.4"):
+        fastdps.load("lpips/vgg")
 
 
 def test_several_contexts_and_none_chosen(run):
