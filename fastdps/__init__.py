@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from fastdps.evaluation.options import EvaluationOptions
     from fastdps.evaluation.run_scores import RunScores
     from fastdps.export.export import ExportResult, export
+    from fastdps.export.onnx_metric import OnnxMetric, RankedArrays, load_onnx
     from fastdps.loading.loader import ShardLoader, open_shards
     from fastdps.loading.options import LoadOptions
     from fastdps.metric.adapters import BackboneAdapter, register_backbone
@@ -72,10 +73,12 @@ __all__ = [
     "ImageError",
     "ImageMetric",
     "LoadOptions",
+    "OnnxMetric",
     "PackOptions",
     "PackResult",
     "PerceptualMetric",
     "Ranked",
+    "RankedArrays",
     "RunScores",
     "SampleError",
     "ShardError",
@@ -91,6 +94,7 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "load_onnx",
     "open_shards",
     "open_source",
     "pack",
@@ -110,10 +114,12 @@ _HOME = {
     "ExportResult": "export.export",
     "ImageMetric": "metric.image_metric",
     "LoadOptions": "loading.loader",
+    "OnnxMetric": "export.onnx_metric",
     "PackOptions": "packing.options",
     "PackResult": "packing.pack",
     "PerceptualMetric": "metric.perceptual",
     "Ranked": "metric.image_metric",
+    "RankedArrays": "export.onnx_metric",
     "RunScores": "evaluation.run_scores",
     "ShardLoader": "loading.loader",
     "TrainConfig": "training.recipes",
@@ -123,6 +129,7 @@ _HOME = {
     "evaluate": "evaluation.evaluate",
     "export": "export.export",
     "load": "metric.load",
+    "load_onnx": "export.onnx_metric",
     "open_shards": "loading.loader",
     "open_source": "packing.sources.registry",
     "pack": "packing.pack",

@@ -67,6 +67,8 @@ WITHOUT_TORCH = {
     "run_directory",
     "packing",
     "contexts/interpolation.py",
+    "metric/arrays.py",
+    "export/onnx_metric.py",
     "training/recipes.py",
     "commands/cli.py",
     "commands/options.py",

@@ -16,6 +16,7 @@ from fastdps.errors import FastDPSError
 from fastdps.evaluation.scored_sets import warning
 from fastdps.export.format import Format
 from fastdps.export.write import Verified
+from fastdps.metric.image_sizes import smallest_side
 from fastdps.metric.load import ContextLocation
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.weights import tensors_sha256
@@ -56,6 +57,7 @@ def describe(metric: PerceptualMetric, place: ContextLocation | None, run: RunDi
         FastDPSError: A file of the run cannot be read.
     """
     ranking, judge = (place.ranking, place.judge) if place else (None, None)
+    size = metric.origin.image_size
     card: dict[str, Any] = {
         "card_version": CARD_VERSION,
         "context": None if ranking is None else list(ranking),
@@ -66,6 +68,8 @@ def describe(metric: PerceptualMetric, place: ContextLocation | None, run: RunDi
             "channels": list(metric.channels),
             "comparison": metric.comparison,
             "backbone_sha256": tensors_sha256(metric.backbone.state_dict()),
+            "image_size": size and list(size),
+            "smallest_side": smallest_side(metric.backbone.name, metric.backbone.taps),
         },
         "training": None,
         "scores": None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,9 +12,8 @@ from PIL import Image as Pillow
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from fastdps.errors import ImageError, SampleError
-from fastdps.packing.sources.folder import read_file
-from fastdps.shards.images import UnreadableItemError, decode
+from fastdps.errors import ImageError
+from fastdps.metric.arrays import arrays_of
 
 #: One image: a path, a PIL image, an array (H, W, 3) or (H, W), or a tensor (3, H, W).
 OneImage = str | PathLike[str] | Pillow.Image | NDArray[np.generic] | Tensor
@@ -83,41 +81,11 @@ def _listed(images: AnyImages) -> Sequence[OneImage]:
 
 def _tensors(image: OneImage) -> list[Tensor]:
     """Return an image as a tensor (3, H, W), or those of a batch."""
-    if isinstance(image, str | PathLike):
-        return [_from_array(_read_file(Path(image)))]
-    if isinstance(image, Pillow.Image):
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            raise ImageError(f"a PIL image has pixels of more than 8 bits (mode {image.mode}); make it 8-bit.")
-        return [_from_array(np.array(image.convert("RGB")))]
-    if isinstance(image, np.ndarray):
-        if image.ndim == 4:
-            return [_from_array(np.asarray(image[number])) for number in range(len(image))]
-        return [_from_array(image)]
+    if (arrays := arrays_of(image)) is not None:
+        return [torch.from_numpy(np.ascontiguousarray(pixels)).movedim(-1, 0) for pixels in arrays]
     if isinstance(image, Tensor) and image.dim() in (3, 4) and image.shape[-3] == 3:
         return list(image.unbind()) if image.dim() == 4 else [image]
     raise _unsupported(image)
-
-
-def _from_array(pixels: NDArray[np.generic]) -> Tensor:
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[..., None], 3, axis=2)
-    if pixels.ndim != 3 or pixels.shape[2] != 3:
-        first = " The channels are first: pass array.transpose(1, 2, 0)." if pixels.shape[:1] == (3,) else ""
-        raise ImageError(f"an array has shape {pixels.shape}; images are (H, W, 3), or (H, W) for greyscale.{first}")
-    if pixels.dtype != np.uint8 and not np.issubdtype(pixels.dtype, np.floating):
-        raise ImageError(f"an array has type {pixels.dtype}; images are uint8, or float in [0, 1].")
-    return torch.from_numpy(np.ascontiguousarray(pixels)).movedim(-1, 0)
-
-
-def _read_file(path: Path) -> NDArray[np.uint8]:
-    if not path.exists():
-        raise SampleError(f"{path} does not exist.")
-    if path.is_dir():
-        raise SampleError(f"{path} is a folder. List its files: sorted(Path({str(path)!r}).glob('*.jpg')).")
-    try:
-        return decode(read_file(path.parent, path.name)).copy()
-    except UnreadableItemError as error:
-        raise SampleError(f"{path} {error}. Replace it, or leave it out.") from error
 
 
 def _resized(image: Tensor, size: tuple[int, int] | None) -> Tensor:
