@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from fastdps.evaluation.options import EvaluationOptions
     from fastdps.evaluation.run_scores import RunScores
     from fastdps.export.export import ExportResult, export
+    from fastdps.export.hub import Pushed, push_to_hub
     from fastdps.export.onnx_metric import OnnxMetric, RankedArrays, load_onnx
     from fastdps.loading.loader import ShardLoader, open_shards
     from fastdps.loading.options import LoadOptions
@@ -77,6 +78,7 @@ __all__ = [
     "PackOptions",
     "PackResult",
     "PerceptualMetric",
+    "Pushed",
     "Ranked",
     "RankedArrays",
     "RunScores",
@@ -98,6 +100,7 @@ __all__ = [
     "open_shards",
     "open_source",
     "pack",
+    "push_to_hub",
     "read_images",
     "register_backbone",
     "report",
@@ -118,6 +121,7 @@ _HOME = {
     "PackOptions": "packing.options",
     "PackResult": "packing.pack",
     "PerceptualMetric": "metric.perceptual",
+    "Pushed": "export.hub",
     "Ranked": "metric.image_metric",
     "RankedArrays": "export.onnx_metric",
     "RunScores": "evaluation.run_scores",
@@ -133,6 +137,7 @@ _HOME = {
     "open_shards": "loading.loader",
     "open_source": "packing.sources.registry",
     "pack": "packing.pack",
+    "push_to_hub": "export.hub",
     "read_images": "metric.read_images",
     "register_backbone": "metric.adapters",
     "report": "report.write",

@@ -47,6 +47,7 @@ DOORS = {
     "lpips": "export",
     "onnx": "export",
     "onnxruntime": "export",
+    "huggingface_hub": "metric/hub.py",
     "jinja2": "report/markup.py",
     "torchmetrics": "torchmetrics.py",
     "starlette": "judge",

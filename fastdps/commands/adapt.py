@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "base",
         metavar="BASE",
-        help="a run directory, a metric file, the name of a backbone such as alexnet, or lpips for its published heads",
+        help="a run directory, a metric file, hub:USER/NAME, the name of a backbone such as alexnet, or lpips for its "
+        "published heads",
     )
     parser.add_argument(
         "--judgements",

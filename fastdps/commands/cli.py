@@ -58,7 +58,9 @@ COMMANDS = {
         needs=("commands.score_images",),
     ),
     "export": Command(
-        "export", "write a metric for the lpips package, as ONNX, or for torch.export", needs=("export.export",)
+        "export",
+        "write a metric for the lpips package, as ONNX or for torch.export, or push it to the Hugging Face hub",
+        needs=("export.export",),
     ),
     "doctor": Command("doctor", "check whether this machine can train, and advise on problems"),
     "gallery": Command(

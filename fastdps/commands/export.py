@@ -1,11 +1,12 @@
-"""`fastdps export`: write a metric for another library, verified, with a model card beside the file."""
+"""`fastdps export`: write a metric for another library, or push it to the hub; verified, with a model card."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from fastdps.commands.options import add_quiet, examples
+from fastdps.commands.options import add_quiet, counted, examples
+from fastdps.errors import ConfigError
 from fastdps.runtime.console import print_notice, print_result
 from fastdps.runtime.signals import exit_on_signal
 
@@ -20,8 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = examples(
         "fastdps export runs/mine --format lpips --out mine.pth",
         "fastdps export runs/photos --context color,darken,zoom_in,rotate,translate,blur --format onnx --out mine.onnx",
+        "fastdps export runs/mine --push anna/mine --licence apache-2.0",
     )
-    parser.add_argument("metric", metavar="RUN", help="run directory, metric file, or name of a backbone")
+    parser.add_argument(
+        "metric", metavar="RUN", help="run directory, metric file, hub:USER/NAME, or name of a backbone"
+    )
     parser.add_argument(
         "--context",
         metavar="A,B,...|JUDGE",
@@ -30,21 +34,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=FORMATS,
-        required=True,
         help="format of the file: for the lpips package, for onnxruntime, or for torch.export",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="file to write")
     parser.add_argument(
         "--with-backbone",
         action="store_true",
         help="for lpips: include the backbone in the file, so that lpips has nothing to download (pnet_rand=True)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    group = parser.add_argument_group("the Hugging Face hub, instead of --format and --out")
+    group.add_argument(
+        "--push",
+        metavar="USER/NAME",
+        help="push to this repository, for `fastdps.load('hub:USER/NAME')`; without --context all contexts",
+    )
+    group.add_argument(
+        "--licence", metavar="ID", help="licence of the repository, such as apache-2.0 (default: other, see the card)"
+    )
+    group.add_argument("--private", action="store_true", help="only you see the repository, if it is new")
+    group.add_argument("--tag", metavar="NAME", help="tag of the commit, for `fastdps.load('hub:USER/NAME@NAME')`")
     add_quiet(parser)
 
 
 def run_export(arguments: argparse.Namespace) -> None:
     """Run `fastdps export`."""
+    _check_options(arguments)
+    if arguments.push is None:
+        _export(arguments)
+    else:
+        _push(arguments)
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Raise `ConfigError` unless the options are those of a file, or those of the hub."""
+    of_file = [f"--{name}" for name in ("format", "out") if getattr(arguments, name) is not None]
+    of_file += [f"--{name}" for name in ("with-backbone", "overwrite") if getattr(arguments, name.replace("-", "_"))]
+    of_hub = [f"--{name}" for name in ("licence", "private", "tag") if getattr(arguments, name)]
+    if arguments.push is not None and of_file:
+        raise ConfigError(f"{of_file[0]} is for files, and --push for the hub: leave one of them out.")
+    if arguments.push is None and of_hub:
+        raise ConfigError(f"{of_hub[0]} is for the hub: give --push USER/NAME, or leave {of_hub[0]} out.")
+    if arguments.push is None and (arguments.format is None or arguments.out is None):
+        raise ConfigError("Give --format and --out to write a file, or --push USER/NAME for the hub.")
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    from fastdps.export.hub import push_to_hub
+
+    pushed = push_to_hub(
+        arguments.metric,
+        arguments.push,
+        context=arguments.context,
+        licence=arguments.licence or "other",
+        private=arguments.private or None,
+        tag=arguments.tag,
+    )
+    print_result(
+        f"{counted(pushed.contexts, 'context')} pushed: {pushed.url}. Load exactly this metric with "
+        f'fastdps.load("{pushed.address}").'
+    )
+
+
+def _export(arguments: argparse.Namespace) -> None:
     from fastdps.export.export import check_path, export, find_format
     from fastdps.report.judge_charts import shorten
 

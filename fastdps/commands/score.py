@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--metric",
         required=True,
         metavar="RUN|FILE|BACKBONE",
-        help="a run directory, a metric file, the name of a backbone such as alexnet (unadapted), or lpips",
+        help="a run directory, a metric file, hub:USER/NAME, the name of a backbone such as alexnet (unadapted), or "
+        "lpips",
     )
     parser.add_argument(
         "--context",

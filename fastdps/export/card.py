@@ -170,9 +170,7 @@ def to_markdown(card: Mapping[str, Any]) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| context, least disruptive first | {_ranking_text(card['context'])} |"
-        if card["judge"] is None
-        else f"| adapted to | judgements of {_judge_text(card['judge'])} |",
+        _context_row(card),
         f"| backbone | {metric['backbone']}, taps {taps}, compared by {metric['comparison']} |",
         f"| inputs | {file['inputs']} |",
         f"| verified | {verified['with']}: {verified['image_pairs']} pairs of random images, distances up to "
@@ -195,8 +193,12 @@ def to_markdown(card: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _ranking_text(context: list[str] | None) -> str:
-    return ", ".join(context) if context else "none"
+def _context_row(card: Mapping[str, Any]) -> str:
+    if card.get("contexts", 1) > 1:
+        return f"| contexts | {card['contexts']} |"
+    if card["judge"] is not None:
+        return f"| adapted to | judgements of {_judge_text(card['judge'])} |"
+    return f"| context, least disruptive first | {', '.join(card['context'] or ['none'])} |"
 
 
 def _judge_text(judge: str) -> str:

@@ -82,7 +82,7 @@ distances = metric(x, y, normalize=True).flatten()"""
         return self.usage.format(file=file, net=NETS[metric.backbone.name], random=random)
 
     def _holds_backbone(self, metric: PerceptualMetric) -> bool:
-        return self.with_backbone or not _is_pretrained(metric.backbone)
+        return self.with_backbone or not is_pretrained(metric.backbone)
 
 
 def _make(metric: PerceptualMetric, **options: str) -> Any:
@@ -101,8 +101,8 @@ def _net_state(metric: PerceptualMetric, net: torch.nn.Module) -> dict[str, Tens
     return {theirs[key.removeprefix(_FEATURES)]: tensor.cpu().contiguous() for key, tensor in own.items()}
 
 
-def _is_pretrained(backbone: Backbone) -> bool:
-    """Return True if the backbone is torchvision's, which LPIPS downloads by itself."""
+def is_pretrained(backbone: Backbone) -> bool:
+    """Return True if the backbone is the pretrained one, which other machines find or download by themselves."""
     try:
         pretrained = Backbone(backbone.name, taps=backbone.taps).state_dict()
     except WeightsNotFoundError:

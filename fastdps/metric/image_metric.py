@@ -223,6 +223,40 @@ class ImageMetric(nn.Module):
         with self._size_named(batch):
             return embeddings(self.metric, batch)
 
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        licence: str = "other",
+        private: bool | None = None,
+        tag: str | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Push the metric to the Hugging Face hub, with its model card; see `fastdps.push_to_hub`.
+
+        Args:
+            repository: "user/name", created if it does not exist.
+            licence: The identifier of a licence on the hub, such as "apache-2.0"; "other" refers to the card.
+            private: Only you see a new repository; None for the default of your account.
+            tag: A tag to give to the commit.
+            token: A token that may write; None for $HF_TOKEN or the one of `hf auth login`.
+
+        Returns:
+            The address that `fastdps.load` loads exactly this metric from.
+
+        Raises:
+            ConfigError: The name cannot be used, huggingface_hub is not installed, or there is no token.
+            FastDPSError: The hub cannot be reached, or does not accept the files.
+
+        Example:
+            >>> fastdps.load("runs/food").push_to_hub("anna/food")  # doctest: +SKIP
+            'hub:anna/food@0123456789abcdef0123456789abcdef01234567'
+        """
+        import fastdps  # called as users do: exports know metrics, and not the other way round
+
+        pushed = fastdps.push_to_hub(self, repository, licence=licence, private=private, tag=tag, token=token)
+        return pushed.address
+
     def extra_repr(self) -> str:
         """Return the backbone, comparison and context for `repr`."""
         context = self.describe_context() if self.context is None else ",".join(self.context)

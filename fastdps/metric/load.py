@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from os import PathLike, fspath
 from pathlib import Path
@@ -12,8 +12,10 @@ import torch
 
 from fastdps.contexts.judgements import POOLED
 from fastdps.contexts.rankings import Ranking, parse_ranking
-from fastdps.errors import ConfigError, did_you_mean
+from fastdps.errors import ConfigError, FastDPSError, did_you_mean
 from fastdps.metric.backbones import BACKBONES
+from fastdps.metric.hub import PREFIX
+from fastdps.metric.hub_metric import open_hub_metric
 from fastdps.metric.image_metric import ImageMetric
 from fastdps.metric.perceptual import PerceptualMetric, read_contexts
 from fastdps.metric.published import LPIPS, is_published, load_published
@@ -51,10 +53,11 @@ def load(
     """Load a metric that compares images.
 
     Args:
-        source: A run directory, a metric file, or a name. The name of a backbone such as "alexnet" gives the unadapted
-            metric: all weights are equal. "lpips", "lpips/vgg" and "lpips/squeeze" are LPIPS with its published heads
-            (version 0.1; "lpips" is on AlexNet), if that package is installed. (A directory of that name is
-            "./alexnet".)
+        source: A run directory, a metric file, a metric on the Hugging Face hub, or a name. On the hub it is
+            "hub:user/name", or "hub:user/name@revision" with a branch, a tag or a commit. The name of a backbone such
+            as "alexnet" gives the unadapted metric: all weights are equal. "lpips", "lpips/vgg" and "lpips/squeeze" are
+            LPIPS with its published heads (version 0.1; "lpips" is on AlexNet), if that package is installed. (A
+            directory of that name is "./alexnet".)
         context: The ranking to select, as "a,b,c,d,e,f" or a list of names, least disruptive first; or the name of a
             judge. A run with one context needs none, and a run on judgements gives the pooled judge without it.
         device: The device of the metric; None for the CPU.
@@ -93,14 +96,42 @@ def load_with_location(
             raise ConfigError(f"{text} {what}: it has no contexts. Name a run instead.")
         metric = load_published(text)
     else:
-        place = find_context(Path(text), context)
+        place = _find_on_hub(text, context) if text.startswith(PREFIX) else find_context(Path(text), context)
         metric = select_context(PerceptualMetric.load(place.path), place)
     return ImageMetric(metric.to(device or "cpu"), check_values=check_values), place
 
 
+def local_path(source: str) -> Path:
+    """Return the path of a run or a metric file; of an address on the hub, that of a directory with all its metrics.
+
+    Raises:
+        ConfigError: The address does not exist.
+        FastDPSError: The hub cannot be reached, or has other files than were pushed.
+    """
+    return open_hub_metric(source).fetch_all() if source.startswith(PREFIX) else Path(source)
+
+
+def _find_on_hub(source: str, context: Context | None) -> ContextLocation:
+    """Return the location of a context on the hub, whose file is downloaded. Raises what `load` raises."""
+    found = open_hub_metric(source)
+    places = [ContextLocation(Path(one.file), one.row, one.ranking, one.judge) for one in found.contexts]
+    place = _choose(source, places, context)
+    path = found.fetch(place.path.as_posix())
+    if (place := replace(place, path=path)) not in list_contexts(path):
+        raise FastDPSError(
+            f"{found.address} is damaged: {path.name} does not have the context {_text(place)} in row {place.row}. Ask "
+            "the owner of the repository to push the metric again."
+        )
+    return place
+
+
 def find_context(source: Path, context: Context | None) -> ContextLocation:
     """Return the location of a context in a run directory or a metric file. Raises what `load` raises."""
-    places = list_contexts(source)
+    return _choose(source, list_contexts(source), context)
+
+
+def _choose(source: str | Path, places: Sequence[ContextLocation], context: Context | None) -> ContextLocation:
+    """Return the location of a context among those of a source. Raises what `load` raises."""
     if context is None:
         if len(places) == 1 or places[0].judge == POOLED:
             return places[0]
@@ -123,7 +154,7 @@ def find_context(source: Path, context: Context | None) -> ContextLocation:
     )
 
 
-def _find_judge(source: Path, places: Sequence[ContextLocation], context: Context) -> ContextLocation:
+def _find_judge(source: str | Path, places: Sequence[ContextLocation], context: Context) -> ContextLocation:
     """Return the location of a judge. Raises `ConfigError`, which lists the judges."""
     names = [place.judge or "" for place in places]
     wanted = context if isinstance(context, str) else ",".join(context)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 #: Keys in the metadata of a metric file.
 _SIZE, _DATA, _VERSION = "image_size", "data_sha256", "fastdps_version"
@@ -19,11 +20,13 @@ class Origin:
         image_size: (height, width) in pixels of the images of the training.
         data_sha256: The hash of the content of the training set.
         version: The version of fastdps.
+        file: The file that the metric was loaded from; not part of its content.
     """
 
     image_size: tuple[int, int] | None = None
     data_sha256: str | None = None
     version: str | None = None
+    file: Path | None = field(default=None, compare=False)
 
     def to_metadata(self) -> dict[str, str]:
         """Return what is known as texts, for the metadata of a file."""

@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -197,7 +198,7 @@ class PerceptualMetric(nn.Module):
         try:
             backbone = Backbone(name, taps=taps, state=state)
             metric = cls(backbone, weights, rankings, comparison=comparison, judges=judges)
-            metric.origin = origin
+            metric.origin = replace(origin, file=Path(path))
         except (ConfigError, WeightsMismatchError) as error:
             raise type(error)(f"{path}: {error}") from error
         if tensors_sha256(backbone.state_dict()) != expected:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from os import PathLike, fspath
-from pathlib import Path
 
 import torch
 
 from fastdps.contexts.judgements import POOLED
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.metric.load import Context, find_context, list_contexts, select_context
+from fastdps.metric.load import Context, find_context, list_contexts, local_path, select_context
 from fastdps.metric.perceptual import PerceptualMetric, includes_backbone
 from fastdps.metric.published import is_published, load_published
 from fastdps.run_directory import RunDirectory
@@ -44,8 +43,9 @@ def open_base(
     """Load the base of an adaptation.
 
     Args:
-        base: A run directory, a metric file, the name of a backbone such as "alexnet", or "lpips", "lpips/vgg" or
-            "lpips/squeeze" for LPIPS with its published heads (version 0.1) if that package is installed.
+        base: A run directory, a metric file, "hub:user/name" for a metric on the hub, the name of a backbone such as
+            "alexnet", or "lpips", "lpips/vgg" or "lpips/squeeze" for LPIPS with its published heads (version 0.1) if
+            that package is installed.
         context: The context of the run to start from, see `fastdps.load`. None for the pooled judge of a run on
             judgements, and for the mean of the contexts of a run on rankings.
         device: Where to compute; None for the CPU.
@@ -67,7 +67,7 @@ def open_base(
             raise ConfigError(f"{text} has no contexts: leave the context out, or name a run.")
         metric = load_published(text).to(place)
         return Base(text, metric, priors_of(metric))
-    path = Path(text)
+    path = local_path(text)
     places = list_contexts(path)
     if context is None and len({one.path for one in places}) > 1:
         raise ConfigError(

@@ -272,6 +272,20 @@ def test_options_that_do_not_fit(run, tmp_path, capsys):
     assert "has 3 contexts. Choose one" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--push", "anna/food", "--format", "onnx"], "--format is for files, and --push for the hub"),
+        (["--push", "anna/food", "--with-backbone"], "--with-backbone is for files"),
+        (["--format", "onnx", "--out", "m.onnx", "--tag", "v1"], "--tag is for the hub: give --push USER/NAME"),
+        (["--format", "onnx"], "Give --format and --out to write a file, or --push USER/NAME"),
+    ],
+)
+def test_options_of_files_and_of_the_hub(options, message, capsys):
+    assert main(["export", "alexnet", *options]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_scores_that_are_not_whole_are_named(run, tmp_path, capsys):
     broken = RunDirectory(tmp_path / "broken")
     broken.path.mkdir()
