@@ -11,6 +11,8 @@ RUN/details.json         further results on held-out images, for the report (see
 RUN/examples/            pictures of wrong choices of the adapted metric, named in `details.json`
 RUN/judged.json          judgements that the adapted metric gets wrong (see `fastdps.evaluation.judged_examples`)
 RUN/judged/              their pictures
+RUN/profile.json         of `fastdps train --profile`: time by stage (see `fastdps.training.profile`)
+RUN/trace.json.gz        of it too: some steps as a trace for https://ui.perfetto.dev
 RUN/report.html          the page of `fastdps report`
 RUN/run.lock             held by the process that trains in the run or evaluates it, and removed when it ends
 """
@@ -22,22 +24,25 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.run_schema import ADAPTED, CONFIG, DETAILS, JUDGED, RECORD, RECORDS, SCORES
+from fastdps.run_log import read_log
+from fastdps.run_schema import ADAPTED, CONFIG, DETAILS, JUDGED, PROFILE, SCORES
 from fastdps.runtime.files import PARTIAL, write_errors
-from fastdps.runtime.json_files import check, parse_json, read_object
+from fastdps.runtime.json_files import read_object
 from fastdps.runtime.locks import lock_owner, locked
 
 _EVALUATE = "Remove it and run `fastdps evaluate` again."
 
 #: Version of the format of `details.json`, which `fastdps.evaluation.examples` describes.
 DETAILS_VERSION = 1
+#: Version of the format of `profile.json`, which `fastdps.training.profile` describes.
+PROFILE_VERSION = 1
 #: Version of the format of `judged.json`, which `fastdps.evaluation.judged_examples` describes.
 JUDGED_VERSION = 1
 
@@ -115,6 +120,16 @@ class RunDirectory:
     def judged_pictures(self) -> Path:
         """The path of `judged`."""
         return self.path / "judged"
+
+    @property
+    def profile(self) -> Path:
+        """The path of `profile.json`."""
+        return self.path / "profile.json"
+
+    @property
+    def trace(self) -> Path:
+        """The path of `trace.json.gz`."""
+        return self.path / "trace.json.gz"
 
     @property
     def report(self) -> Path:
@@ -203,7 +218,8 @@ class RunDirectory:
             raise ConfigError(f"{self.path} cannot be a run directory: {error}. Choose another --out.") from error
 
     def _files(self) -> list[Path]:
-        return [self.config, self.log, self.metric, self.adapted, self.scores, self.details, self.judged, self.report]
+        results = [self.adapted, self.scores, self.details, self.judged, self.profile, self.trace, self.report]
+        return [self.config, self.log, self.metric, *results]
 
     def read_config(self) -> dict[str, Any]:
         """Return the content of `config.json`.
@@ -263,6 +279,14 @@ class RunDirectory:
         """
         return read_object(self.adapted, ADAPTED, "Adapt again with --overwrite.")
 
+    def read_profile(self) -> dict[str, Any] | None:
+        """Return the content of `profile.json`, None without it or if another version of the format wrote it.
+
+        Raises:
+            FastDPSError: The file is damaged.
+        """
+        return _read_version(self.profile, PROFILE_VERSION, PROFILE)
+
     def append_log(self, record: dict[str, Any]) -> None:
         """Append a record to `log.jsonl`."""
         with write_errors(self.log), self.log.open("a", encoding="utf-8") as file:
@@ -281,29 +305,7 @@ class RunDirectory:
         Raises:
             FastDPSError: Another line is damaged.
         """
-        records: list[dict[str, Any]] = []
-        for number, line in enumerate(self._log_lines(), start=1):
-            try:
-                record = parse_json(line.decode())
-                check(record, RECORD)
-                check(record, RECORDS.get(record["event"], {}))
-            except ValueError as error:
-                raise FastDPSError(
-                    f"{self.log} is damaged: line {number}: {error}. Remove that line, or the file."
-                ) from error
-            if record["event"] == "resume":
-                records = [earlier for earlier in records if not _is_undone(earlier, record)]
-            records.append(record)
-        return records
-
-    def _log_lines(self) -> list[bytes]:
-        """Return the complete lines of `log.jsonl`."""
-        try:
-            return self.log.read_bytes().split(b"\n")[:-1]
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise FastDPSError(f"{self.log} cannot be read: {error.strerror}. Remove it.") from error
+        return read_log(self.log)
 
 
 def _read_version(path: Path, version: int, schema: dict[str, Any]) -> dict[str, Any] | None:
@@ -312,37 +314,3 @@ def _read_version(path: Path, version: int, schema: dict[str, Any]) -> dict[str,
     if content is None or content["format_version"] != version:
         return None
     return read_object(path, schema, _EVALUATE)
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """Training speed, mean over the trainings of a run; all None if nothing was trained.
-
-    Attributes:
-        images_per_s: Images per second over all processes.
-        triplets_per_s: Judged triplets of all contexts per second.
-        data_wait_fraction: Share of the time that the main process waited for data.
-    """
-
-    images_per_s: float | None = None
-    triplets_per_s: float | None = None
-    data_wait_fraction: float | None = None
-
-    @classmethod
-    def from_log(cls, log: Sequence[dict[str, Any]]) -> Throughput:
-        """Return the throughput recorded in the log of a run."""
-        ends = [record for record in log if record["event"] == "end"]
-        if not ends:
-            return cls()
-        return cls(**{f.name: sum(end[f.name] for end in ends) / len(ends) for f in fields(cls)})
-
-    def to_dict(self) -> dict[str, float | None]:
-        """Return the values as `scores.json` has them."""
-        return asdict(self)
-
-
-def _is_undone(record: dict[str, Any], resume: dict[str, Any]) -> bool:
-    """Return whether a training was resumed before the step of a record, so that the step was repeated."""
-    if record.get("context") != resume.get("context"):
-        return False
-    return record["event"] in ("end", "chosen") or record["step"] > resume["step"]

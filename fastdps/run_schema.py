@@ -170,6 +170,23 @@ JUDGED = {
     ],
 }
 
+PROFILE = {
+    "device": str,
+    "processes": int,
+    "steps": int,
+    "images": int,
+    "seconds": Values(_COUNT),
+    "data_wait": _SHARE,
+    "images_per_s": Maybe(_COUNT),
+    "headspace": Maybe(_COUNT),
+    "in_memory_images_per_s": Maybe(_COUNT),
+    "limit": Maybe(str),
+    "advice": Maybe(str),
+    "peak_MiB": _COUNT,
+    "device_peak_MiB": Maybe(_COUNT),
+    "trace": Maybe(str),
+}
+
 #: A record of `log.jsonl`, and further keys by its event.
 RECORD = {"event": str, "step": Number(0, 2**63), "context?": int}
 _SPEED = {"images_per_s": _COUNT, "triplets_per_s": _COUNT, "data_wait_fraction": float}

@@ -16,6 +16,7 @@ from fastdps.metric.perceptual import PerceptualMetric, frozen_moments
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
+from fastdps.runtime.stages import StageClock, stage
 
 pytestmark = [
     pytest.mark.gpu,
@@ -74,3 +75,18 @@ def test_a_run_scores_as_on_the_cpu(leaves, tmp_path, weights_dir, variant):
             assert result.returncode == 0, result.stderr
         accuracies.append(json.loads((out / "scores.json").read_text())["summary"]["adapted_accuracy"])
     assert abs(accuracies[0] - accuracies[1]) < 0.03
+
+
+def test_a_stage_on_a_gpu_lasts_until_its_kernels_end():
+    device = torch.device("cuda")
+    matrix, clock = torch.rand(4096, 4096, device=device), StageClock(device)
+    matrix @ matrix
+    torch.cuda.synchronize()
+    with clock.running():
+        with stage("features"):
+            for _ in range(50):
+                matrix @ matrix
+        with stage("heads"):
+            pass
+    seconds = clock.seconds()
+    assert seconds["features"] > 10 * seconds["heads"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import resource
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdps.commands.options import Parser
+from fastdps.runtime.machine import peak_memory_MiB
 
 if TYPE_CHECKING:
     from bench.harness.bench import Bench
 
 #: Batches that a part processes. Memory grows during the first ones.
 BATCHES = 5
-KIB, MIB = 2**10, 2**20
+MIB = 2**20
 SIZE = 64
 LOADED_BATCH = 128
 
@@ -116,19 +116,6 @@ CASES: dict[str, PeakCase] = {
 }
 
 
-def peak_MiB() -> float:  # noqa: N802, the unit
-    """Return the peak memory of this process so far, in MiB.
-
-    It is read from /proc, because on Linux `ru_maxrss` of a new process starts at the value of its parent.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / MIB if sys.platform == "darwin" else peak / KIB  # bytes there, KiB elsewhere
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / KIB
-
-
 def cuda_peak_MiB() -> float | None:  # noqa: N802
     """Return the peak GPU memory that torch has reserved, in MiB; None without torch or without a GPU."""
     torch = sys.modules.get("torch")
@@ -146,7 +133,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, required=True)
     arguments = parser.parse_args()
     CASES[arguments.case](arguments)
-    print(json.dumps({"peak_MiB": peak_MiB(), "cuda_peak_MiB": cuda_peak_MiB()}))
+    print(json.dumps({"peak_MiB": peak_memory_MiB(), "cuda_peak_MiB": cuda_peak_MiB()}))
 
 
 if __name__ == "__main__":

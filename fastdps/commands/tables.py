@@ -9,6 +9,7 @@ from typing import Any
 from fastdps.evaluation.judged_scores import JudgementScores
 from fastdps.evaluation.run_scores import HumanAgreement, RunScores, SubsetScores
 from fastdps.evaluation.scored_sets import warnings
+from fastdps.report.profile import profile_lines, profile_rows
 from fastdps.runtime.console import Column, Styled, TextTable, print_line
 
 #: Number of contexts that are listed as the hardest, and as the easiest.
@@ -47,6 +48,21 @@ def print_scores(scores: RunScores) -> None:
     for pair in scores.pairs:
         table.add_row(pair.pair, f"{pair.baseline:.4f}", f"{pair.adapted:.4f}")
     table.print()
+
+
+def print_profile(profile: Mapping[str, Any]) -> None:
+    """Print the time of a run by stage, its limit and what to change, from `profile.json`."""
+    columns = [Column("stage"), *(Column(heading, right=True) for heading in ("seconds", "share", "ms a step"))]
+    table = TextTable(columns, title=f"Time by stage, on {profile['device']}")
+    for row in profile_rows(profile):
+        each = "" if row["ms_per_step"] is None else f"{row['ms_per_step']:.2f}"
+        style = "bold" if row["is_limit"] else None
+        table.add_row(row["name"], f"{row['seconds']:.2f}", f"{row['share']:.1%}", each, style=style)
+    table.add_section()
+    table.add_row("total", f"{sum(profile['seconds'].values()):.2f}", "100.0%", "")
+    table.print()
+    for line in profile_lines(profile):
+        print_line(line)
 
 
 def _images_of(scores: RunScores) -> str:

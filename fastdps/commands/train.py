@@ -29,7 +29,7 @@ _FIXED = ("out", "contexts", "recipe", "config", "size", "overwrite", "print_con
 def run_train(arguments: argparse.Namespace) -> None:
     """Run `fastdps train`. Called again, it resumes the run, or finds it finished."""
     if arguments.resume not in (None, *RESUME):
-        _print_summary(_resume(Path(arguments.resume), arguments))
+        _print_summary(_resume(Path(arguments.resume), arguments), is_profiled=arguments.profile)
         return
     config = _config(arguments)
     if arguments.print_config:
@@ -49,7 +49,7 @@ def run_train(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
         options=_options(arguments, TrainOptions(size=arguments.size)),
     )
-    _print_summary(result)
+    _print_summary(result, is_profiled=arguments.profile)
 
 
 def _resume(run: Path, arguments: argparse.Namespace) -> TrainingResult:
@@ -152,11 +152,12 @@ def _options(arguments: argparse.Namespace, base: TrainOptions) -> TrainOptions:
         moments=MomentLimits(
             given("moments_memory", moments.memory_bytes), given("moments_disk", moments.disk_bytes), moments.directory
         ),
+        profile=arguments.profile,
         argv=arguments.argv,
     )
 
 
-def _print_summary(result: TrainingResult) -> None:
+def _print_summary(result: TrainingResult, *, is_profiled: bool) -> None:
     """Print what the metric was adapted to and how well, where it is, and what comes next, once for all processes."""
     if not is_main_rank():
         return
@@ -164,3 +165,7 @@ def _print_summary(result: TrainingResult) -> None:
 
     for line in summary_lines(result):
         print_result(line)
+    if is_profiled and (profile := result.directory.read_profile()):
+        from fastdps.commands.tables import print_profile
+
+        print_profile(profile)

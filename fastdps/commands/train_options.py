@@ -231,6 +231,12 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
         help="with tune and scratch: all processes on one context (data, the default), or each on contexts of its own",
     )
     group.add_argument(
+        "--profile",
+        action="store_true",
+        help="show where the time goes, by stage, what limits the run first and what to change; writes "
+        "profile.json and trace.json.gz, for ui.perfetto.dev, to the run",
+    )
+    group.add_argument(
         "--stall-timeout",
         type=float,
         metavar="SECONDS",

@@ -23,7 +23,8 @@ from fastdps.evaluation.judged_scores import JudgementScores
 from fastdps.evaluation.scored_sets import ScoredSet
 from fastdps.evaluation.tally import Tally
 from fastdps.metric.scores import improved
-from fastdps.run_directory import RunDirectory, Throughput
+from fastdps.run_directory import RunDirectory
+from fastdps.run_log import Throughput
 from fastdps.training.recipes import TrainConfig
 
 

@@ -32,6 +32,7 @@ from fastdps.loading.members import read_members, shard_error
 from fastdps.loading.segments import SampleRef, Segment, ShardSlice
 from fastdps.loading.spec import Component, Loaded, ReadSpec, dtype_of
 from fastdps.loading.whole import MAX_SHARD_BYTES, Buffers, WholeShard, WholeShards
+from fastdps.runtime.stages import stage
 from fastdps.shards.images import scale_for
 
 _Opened = BackgroundMap[Segment, tuple[Segment, WholeShards]]
@@ -137,7 +138,8 @@ class _PortableBatch:
             if component.is_scalar:
                 check_votes(self._tensors[component.name], self._ids, component, self._spec)
         device = self._spec.device
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors.items()}, self._ids
+        with stage("copy"):
+            return {name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors.items()}, self._ids
 
 
 def _tensor(spec: ReadSpec, component: Component, n: int, buffers: Buffers) -> Tensor:

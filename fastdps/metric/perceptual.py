@@ -41,6 +41,7 @@ from fastdps.metric.precision import Precision, autocast
 from fastdps.metric.weights import tensors_sha256
 from fastdps.runtime.files import atomic_write
 from fastdps.runtime.json_files import Filled, check, parse_json
+from fastdps.runtime.stages import stage
 
 FORMAT = "fastdps-metric"
 FORMAT_VERSION = 1
@@ -93,9 +94,7 @@ class PerceptualMetric(nn.Module):
         if judges and (rankings or len(judges) != len(weights)):
             raise ConfigError(f"{len(weights)} rows of weights do not match {len(judges)} judges.")
         self.backbone = backbone
-        self.rankings = tuple(rankings)
-        self.judges = tuple(judges)
-        self.origin = Origin()
+        self.rankings, self.judges, self.origin = tuple(rankings), tuple(judges), Origin()
         self.register_buffer("weights", weights.detach().clone())
         self.requires_grad_(False)
         self.eval()
@@ -107,7 +106,10 @@ class PerceptualMetric(nn.Module):
 
     def moments(self, views: Tensor) -> Moments:
         """Return the moments (n, D, C) of views (n, 1 + D, 3, H, W), RGB in [0, 1], the reference first."""
-        return moments(self.backbone(views.flatten(0, 1)), views.shape[1] - 1, self.comparison)
+        with stage("features"):
+            features = self.backbone(views.flatten(0, 1))
+        with stage("distances"):
+            return moments(features, views.shape[1] - 1, self.comparison)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the distances of image pairs in all contexts. Differentiable with respect to both images.

@@ -10,7 +10,7 @@ from fastdps.report.charts import COLOURS
 from fastdps.report.markup import render
 from fastdps.report.page import flat, training_curves
 from fastdps.report.reading import RunRecord
-from fastdps.run_directory import Throughput
+from fastdps.run_log import Throughput
 
 
 def render_comparison(records: Sequence[RunRecord]) -> str:

@@ -12,8 +12,9 @@ from fastdps.report.charts import COLOURS, Line, heat_map, lines, ramp, scatter,
 from fastdps.report.judge_charts import shorten
 from fastdps.report.markup import picture, ranking_text, render
 from fastdps.report.page_parts import Figure
+from fastdps.report.profile import profile_section
 from fastdps.report.reading import RunRecord
-from fastdps.run_directory import Throughput
+from fastdps.run_log import Throughput
 
 #: Number of contexts whose layers are shown, of the hardest and of the easiest each.
 SHOWN = 3
@@ -46,6 +47,7 @@ def render_run(record: RunRecord, bench: Mapping[str, Any] | None = None) -> str
         agreement=agreement(record),
         fit=fit_of(record),
         throughput=_throughput(record),
+        profile=profile_section(record.profile),
         bench=bench,
         settings=flat(record.config["config"]),
     )

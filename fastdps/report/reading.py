@@ -51,6 +51,7 @@ class RunRecord:
         details: Content of `details.json`, None before `fastdps evaluate` or if its format version is another one.
         log: Records of `log.jsonl`.
         judged: Content of `judged.json`, None before an evaluation on a judgement set or if it belongs to another one.
+        profile: Content of `profile.json`, None without `--profile`.
     """
 
     run: RunDirectory
@@ -59,6 +60,7 @@ class RunRecord:
     details: dict[str, Any] | None
     log: list[dict[str, Any]]
     judged: dict[str, Any] | None = None
+    profile: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -255,7 +257,7 @@ def read_run(path: Path) -> RunRecord:
     _hide_credentials(config.get("data"))
     _hide_credentials((details or {}).get("held_out"))
     _hide_credentials((judgements or {}).get("set"))
-    return RunRecord(run, config, scores, details, log, judged)
+    return RunRecord(run, config, scores, details, log, judged, run.read_profile())
 
 
 def _read_picture(directory: Path, name: str, *, named_in: Path) -> bytes | None:

@@ -7,6 +7,8 @@ backbone end with the epoch of the best mean.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -40,6 +42,26 @@ def validation_scores(
         d0, d1 = judgements.pick(distances(metric.weights, frozen_moments(metric, views, precision).mean))
         agreed += two_afc(d0, d1, judgements.votes).sum(dim=(0, 1), dtype=torch.float64)
     return processes.reduce(agreed, reduction="sum") / (loader.samples * task.judgements_per_image)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A task and a loader of validation images, by which the best epoch is chosen."""
+
+    task: Task
+    loader: ShardLoader
+
+    def scores(self, metric: PerceptualMetric, processes: Processes, precision: Precision) -> Tensor:
+        """Return the agreement (K,) of a metric with the judgements of the task."""
+        return validation_scores(self.task, metric, self.loader, processes, precision)
+
+
+class Validator(Protocol):
+    """Scores a metric after each epoch, so that the best epoch can be chosen."""
+
+    def scores(self, metric: PerceptualMetric, processes: Processes, precision: Precision) -> Tensor:
+        """Return a score of each context, (K,), higher for a better metric; the same on every process."""
+        ...
 
 
 class BestEpoch:

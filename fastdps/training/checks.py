@@ -48,3 +48,14 @@ def check_data(config: TrainConfig, selection: Selection, data: RunData) -> None
             raise ConfigError(f"{location} is a set of {manifest.kind}; what is asked for needs {kind}.")
         size = find_image_size(location, manifest, config.crop_size or data.size)
         check_image_size(config.backbone, config.taps, size, location)
+
+
+def check_steps(config: TrainConfig, selection: Selection) -> None:
+    """Raise `ConfigError` for a run without steps, which `--profile` cannot measure."""
+    if config.variant == "baseline":
+        raise ConfigError("--profile measures a training, and --variant baseline trains nothing. Omit it.")
+    if selection.table is not None and not config.trains_backbone:
+        raise ConfigError(
+            "--profile measures steps, and heads on a judgement set are fitted without steps: the report has "
+            "their times. Omit it, or train the backbone too (--variant tune)."
+        )

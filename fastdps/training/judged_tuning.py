@@ -19,13 +19,14 @@ from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.precision import Precision
 from fastdps.runtime.processes import Distributed
 from fastdps.shards.judgements import read_judgements
+from fastdps.training.best_epoch import Validator
 from fastdps.training.judge_heads import fit_judge_heads
 from fastdps.training.judged_batches import JudgedBatches
 from fastdps.training.judged_run import keep_judges, rows_of_rank
 from fastdps.training.judged_task import JudgedTask, JudgedValidation
 from fastdps.training.kept_images import KeptImages
 from fastdps.training.logistic import Judged
-from fastdps.training.loop import Validator, build_metric
+from fastdps.training.loop import build_metric
 from fastdps.training.options import MomentLimits
 from fastdps.training.pair_moments import PairMoments
 from fastdps.training.recipes import TrainConfig

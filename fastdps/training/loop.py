@@ -5,33 +5,32 @@ checkpoint --> loader --> batch --> step --> log, validation, agreement of all p
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from signal import Signals
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastdps.contexts.rankings import Ranking
 from fastdps.errors import StoppedError, TrainingError
-from fastdps.loading.loader import ShardLoader
 from fastdps.loading.spec import Batch, BatchSource
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
-from fastdps.metric.precision import Precision
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.console import Show, training_display
 from fastdps.runtime.processes import Processes
 from fastdps.runtime.signals import stop_request
+from fastdps.runtime.stages import stage, staged, whole_stage
 from fastdps.training.agreement import Agreement, LossGuard
-from fastdps.training.best_epoch import BestEpoch, validation_scores
+from fastdps.training.best_epoch import BestEpoch, Validator
 from fastdps.training.checkpoints import SETTINGS, Checkpoint, Checkpoints
 from fastdps.training.low_rank import merge_low_rank
 from fastdps.training.options import CheckpointPolicy, Execution
+from fastdps.training.profile import Profile
 from fastdps.training.progress import Meter, Progress
 from fastdps.training.recipes import TrainConfig
 from fastdps.training.step import Stepper, learning_rate_factor
@@ -47,26 +46,6 @@ def build_metric(config: TrainConfig, rankings: Sequence[Ranking], device: torch
     pretrained = config.variant != "scratch"
     backbone = Backbone(config.backbone, taps=config.taps, pretrained=pretrained, seed=config.seed)
     return PerceptualMetric(backbone, rankings=rankings, comparison=config.comparison).to(device)
-
-
-@dataclasses.dataclass(frozen=True)
-class Validation:
-    """A task and a loader of validation images, by which the best epoch is chosen."""
-
-    task: Task
-    loader: ShardLoader
-
-    def scores(self, metric: PerceptualMetric, processes: Processes, precision: Precision) -> Tensor:
-        """Return the agreement (K,) of a metric with the judgements of the task."""
-        return validation_scores(self.task, metric, self.loader, processes, precision)
-
-
-class Validator(Protocol):
-    """Scores a metric after each epoch, so that the best epoch can be chosen."""
-
-    def scores(self, metric: PerceptualMetric, processes: Processes, precision: Precision) -> Tensor:
-        """Return a score of each context, (K,), higher for a better metric; the same on every process."""
-        ...
 
 
 class TrainingLoop:
@@ -107,13 +86,19 @@ class TrainingLoop:
         self._saved: Path | None = None
         self._settings_sha256: str | None = None
         self._show: Show = lambda _: None
+        self._profile: Profile | None = None
 
     def start_from(self, weights: Tensor) -> None:
         """Start with calibrated heads (K, C) instead of equal weights, unless `fit` resumes from a checkpoint."""
         self._stepper.model.start_from(weights)
 
     def fit(
-        self, loader: BatchSource, validation: Validator | None = None, *, settings_sha256: str | None = None
+        self,
+        loader: BatchSource,
+        validation: Validator | None = None,
+        *,
+        settings_sha256: str | None = None,
+        profile: Profile | None = None,
     ) -> PerceptualMetric:
         """Train to the end, from the newest checkpoint.
 
@@ -123,6 +108,7 @@ class TrainingLoop:
             loader: The training set.
             validation: If given, each context ends with the state of its best epoch.
             settings_sha256: Hash of the settings of the run, recorded in checkpoints and compared on resume.
+            profile: If given, measures the steps by stage.
 
         Returns:
             The adapted metric, the same on every process.
@@ -146,12 +132,16 @@ class TrainingLoop:
         ):
             agreement = Agreement(self._processes, request, self._guard)
             self._show = show
-            while progress.epoch < self._config.epochs and progress.step < total_steps:
-                self._finish_epoch(loader, validation, total_steps, agreement, show)
+            self._profile = profile
+            with nullcontext() if profile is None else profile.running(self._stepper):
+                while progress.epoch < self._config.epochs and progress.step < total_steps:
+                    self._finish_epoch(loader, validation, total_steps, agreement)
+            if profile is not None:
+                profile.measure_kept()
         return self._finish(validation)
 
     def _finish_epoch(
-        self, loader: BatchSource, validation: Validator | None, total_steps: int, agreement: Agreement, show: Show
+        self, loader: BatchSource, validation: Validator | None, total_steps: int, agreement: Agreement
     ) -> None:
         """Take the remaining steps of the current epoch, or of the training."""
         progress = self._progress
@@ -164,19 +154,18 @@ class TrainingLoop:
             started_s = time.perf_counter()
             rate = learning_rate_factor(self._config, self._done(loader))
             loss, accuracy = self._stepper.step(batch, progress.epoch, progress.step, rate)
-            self._guard.add(progress.step, loss, batch)
-            recent.add(loss, accuracy, batch, wait_s, self._stepper.prior)
+            with stage("log"):
+                self._guard.add(progress.step, loss, batch)
+                recent.add(loss, accuracy, batch, wait_s, self._stepper.prior)
             progress.add(batch)
             ends_epoch = progress.steps == epoch_steps
             ends = ends_epoch or progress.step == total_steps
             saves = progress.step % self._policy.every_steps == 0
             logs = progress.step % LOG_EVERY == 0 or ends
-            stop = agreement.reach(self._last_good) if agreement.is_due() or logs or saves else 0
+            with stage("exchange"):
+                stop = agreement.reach(self._last_good) if agreement.is_due() or logs or saves else 0
             if logs:
-                record = {"event": "step", "epoch": progress.epoch + 1, "step": progress.step}
-                record |= {"learning_rate": self._config.learning_rate * rate, **recent.read(self._processes)}
-                show(record)
-                self._report(record)
+                self._log_step(recent, self._config.learning_rate * rate)
                 recent = self._start_meter()
             if ends:
                 batches.close()  # releases its shards, whose cache space the validation may need
@@ -187,7 +176,10 @@ class TrainingLoop:
             progress.elapsed_s += wait_s + time.perf_counter() - started_s
             progress.wait_s += wait_s
             if saves or stop:
-                self._save(loader)
+                with stage("checkpoint"):
+                    self._save(loader)
+            if self._profile:
+                self._profile.stepped(batch)
             if stop:
                 raise StoppedError(
                     f"stopped by {Signals(stop).name} after step {progress.step}: run the same command again to resume",
@@ -205,7 +197,7 @@ class TrainingLoop:
         asked_s = time.perf_counter()
         self._processes.beat("waits for data", progress.step)
         with closing(loader.epoch(progress.epoch, progress.steps, progress.left, then=then)) as batches:
-            for batch in batches:
+            for batch in staged("load", batches):
                 self._processes.beat("computes", progress.step)
                 yield batch, time.perf_counter() - asked_s
                 asked_s = time.perf_counter()
@@ -226,9 +218,19 @@ class TrainingLoop:
             return self._progress.step / config.max_steps
         return (self._progress.epoch + self._progress.seen / loader.samples) / config.epochs
 
+    def _log_step(self, recent: Meter, learning_rate: float) -> None:
+        with stage("exchange"):  # it waits for the device and for all processes
+            means = recent.read(self._processes)
+        record = {"event": "step", "epoch": self._progress.epoch + 1, "step": self._progress.step}
+        record |= {"learning_rate": learning_rate, **means}
+        with stage("log"):
+            self._show(record)
+            self._report(record)
+
     def _validate(self, validation: Validator) -> None:
         self._take_weights()
-        scores = validation.scores(self._metric, self._processes, self._execution.precision)
+        with whole_stage("validation"):
+            scores = validation.scores(self._metric, self._processes, self._execution.precision)
         epoch = self._progress.epoch + 1
         self._best.update(epoch, scores, self._metric)
         record = {"event": "validation", "epoch": epoch, "step": self._progress.step, "accuracies": scores.tolist()}

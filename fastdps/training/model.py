@@ -23,6 +23,7 @@ from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.precision import Precision, autocast
 from fastdps.metric.scores import two_afc
 from fastdps.runtime.processes import Processes
+from fastdps.runtime.stages import stage
 from fastdps.training.losses import LOSSES, sync_loss
 from fastdps.training.prior import Prior
 from fastdps.training.recipes import TrainConfig
@@ -157,13 +158,15 @@ class TrainedModel(nn.Module):
 
     def _group_moments(self, backbone: Backbone, comparison: str, group: GroupedImages) -> Moments:
         """Return the moments (1, P, C) of the pairs of a group, whose images may be divided among processes."""
-        with autocast(self._precision, group.images.device):
+        with autocast(self._precision, group.images.device), stage("features"):
             features = backbone(group.images)
         vectors = normalized_vectors(features, comparison)
         processes = self._processes
         if processes is not None and processes.num_processes > 1:
-            vectors = _of_all_processes(vectors, group.images_of_all, processes)
-        return group_moments(vectors, group.first, group.second, with_variance=self.training and self.heads.p > 0)
+            with stage("exchange"):
+                vectors = _of_all_processes(vectors, group.images_of_all, processes)
+        with stage("distances"):
+            return group_moments(vectors, group.first, group.second, with_variance=self.training and self.heads.p > 0)
 
 
 def _of_all_processes(vectors: Sequence[Tensor], images: int, processes: Processes) -> list[Tensor]:

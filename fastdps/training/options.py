@@ -114,6 +114,7 @@ class TrainOptions:
         size: Side in pixels to which images are resized while loading, None for their packed size.
         loading: How shards are read.
         moments: Limits of the kept moments of a judgement set.
+        profile: Measure the time of each stage of a training, see `fastdps.training.profile`.
         argv: The words of the command line that starts the run, for `config.json`; None for a call from Python.
     """
 
@@ -126,4 +127,5 @@ class TrainOptions:
     size: int | None = None
     loading: LoadOptions = field(default_factory=LoadOptions)
     moments: MomentLimits = field(default_factory=MomentLimits)
+    profile: bool = False
     argv: tuple[str, ...] | None = None

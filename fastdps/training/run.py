@@ -23,10 +23,11 @@ from fastdps.errors import ConfigError
 from fastdps.metric.image_metric import ImageMetric
 from fastdps.metric.load import Context, load
 from fastdps.metric.precision import deterministic_algorithms
-from fastdps.run_directory import RunDirectory, Throughput
+from fastdps.run_directory import RunDirectory
+from fastdps.run_log import Throughput
 from fastdps.runtime.processes import Distributed, check_trackers, join_processes
 from fastdps.shards.storage import LocationLike, locate
-from fastdps.training.checks import check_data, check_start
+from fastdps.training.checks import check_data, check_start, check_steps
 from fastdps.training.judged_run import JudgedTraining
 from fastdps.training.judged_tuning import JudgedTrainings
 from fastdps.training.judgement_files import packed_judgements
@@ -159,6 +160,8 @@ def train(
     if locate(shards) != location:
         data = replace(data, file=str(shards))
     check_data(config, selection, data)
+    if options.profile:
+        check_steps(config, selection)
     _run(config, selection, data, RunStart(run, overwrite, describe_start(options)), options)
     return TrainingResult(run, config, tuple(selection.rankings), tuple(selection.judges))
 
@@ -200,7 +203,14 @@ def _run(
             )
         else:
             trainings = ViewTrainings(config, selection.rankings, data, processes, own_contexts=own_contexts)
-        run_trainings(trainings, processes, start, execution=options.execution, checkpoints=options.checkpoints)
+        run_trainings(
+            trainings,
+            processes,
+            start,
+            execution=options.execution,
+            checkpoints=options.checkpoints,
+            is_profiled=options.profile,
+        )
 
 
 def _fit_heads(

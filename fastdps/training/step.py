@@ -21,6 +21,7 @@ from fastdps.metric.distances import Moments
 from fastdps.metric.perceptual import PerceptualMetric, frozen_moments
 from fastdps.metric.precision import resolve_precision
 from fastdps.runtime.processes import Processes
+from fastdps.runtime.stages import stage
 from fastdps.training.low_rank import add_low_rank
 from fastdps.training.model import TrainedModel
 from fastdps.training.options import Execution
@@ -136,14 +137,16 @@ class Stepper:
         try:
             pieces = list(split(batch, self._execution.accumulate))
             results = [self._accumulate(piece, epoch, noise, last=piece is pieces[-1]) for piece in pieces]
-            self.scaler.step(self.optimizer)
+            with stage("update"):
+                self.scaler.step(self.optimizer)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
             raise self._out_of_memory(batch) from error
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        self.model.heads.project_()
+        with stage("update"):
+            self.scaler.update()
+            self.optimizer.zero_grad()
+            self.model.heads.project_()
         losses, accuracies, priors = zip(*results, strict=True)
         self.prior = torch.stack(priors).sum() if self._config.keep else None
         return torch.cat(losses), torch.cat(accuracies)
@@ -153,7 +156,7 @@ class Stepper:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Add the gradients of one piece of a batch; processes exchange theirs with the last piece."""
         processes = self._processes
-        with torch.no_grad():
+        with torch.no_grad(), stage("distort"):
             inputs: Tensor | GroupedImages | Moments = self._task.inputs(batch, epoch)
         judgements = self._task.judgements(batch, epoch)
         if isinstance(inputs, Tensor) and not self._config.trains_backbone:
@@ -162,7 +165,8 @@ class Stepper:
         copies = processes.num_processes if self._task.divides_images else 1
         held = self._task.held_views(batch, epoch) if self._config.keep else None
         with processes.no_sync(self._prepared) if not last else contextlib.nullcontext():
-            loss, accuracy, prior = self._prepared(inputs, judgements, noise, held)
+            with stage("heads"):
+                loss, accuracy, prior = self._prepared(inputs, judgements, noise, held)
             # Gradients are averaged over processes. With this weight the average equals the gradient of the whole
             # batch, however its samples are divided. Contexts are summed, so that each learns as if it were trained by
             # itself; see `_mean_of` for those that share a trained backbone.
@@ -170,7 +174,8 @@ class Stepper:
             weighted = loss.sum() * (share / self._mean_of)
             if prior is not None:  # of a group, it is the same on all processes
                 weighted = weighted + self._config.keep * (prior if prior.dim() == 0 else prior.sum() * share)
-            processes.backward(self.scaler.scale(weighted))
+            with stage("backward"):
+                processes.backward(self.scaler.scale(weighted))
         if prior is not None:
             prior = (prior * batch.global_size if prior.dim() == 0 else prior.sum()).detach() / copies
         if copies > 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +18,10 @@ from fastdps.contexts.rankings import Ranking
 from fastdps.loading.spec import BatchSource
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.runtime.processes import Distributed, Processes, SingleProcess
-from fastdps.training.best_epoch import VALIDATION_SEED
-from fastdps.training.loop import TrainingLoop, Validation, Validator, build_metric
+from fastdps.training.best_epoch import VALIDATION_SEED, Validation, Validator
+from fastdps.training.loop import TrainingLoop, build_metric
 from fastdps.training.options import CheckpointPolicy, Execution
+from fastdps.training.profile import Profile
 from fastdps.training.recipes import TrainConfig
 from fastdps.training.run_config import RunData, RunStart, describe, origin_of
 from fastdps.training.tasks import JudgementTask, RankingTask, Task
@@ -137,6 +139,7 @@ def run_trainings(
     *,
     execution: Execution,
     checkpoints: CheckpointPolicy,
+    is_profiled: bool = False,
 ) -> None:
     """Carry out the trainings of a run that have not ended, and save their metrics."""
     config, team, several, run = trainings.config, trainings.team, len(trainings) > 1, start.run
@@ -151,6 +154,7 @@ def run_trainings(
         processes.notify(f"{run.path} is finished: nothing to do. --overwrite trains again from scratch.")
         return
     trainings.prepare()
+    profile = Profile(run, processes.device, traces=processes.is_main_process) if is_profiled else None
     for number in left:
         if team is not processes and number % processes.num_processes != processes.process_index:
             continue
@@ -169,7 +173,9 @@ def run_trainings(
             )
             if (weights := trainings.start(number)) is not None:
                 loop.start_from(weights)
-            loop.fit(trainings.loader(number), trainings.validation(number), settings_sha256=settings)
+            source, validation = trainings.loader(number), trainings.validation(number)
+            with nullcontext() if profile is None else profile.reported(team):
+                loop.fit(source, validation, settings_sha256=settings, profile=profile)
         if team.process_index == 0:
             paths[number].parent.mkdir(exist_ok=True)
             metric.origin = origin_of(description)

@@ -8,14 +8,15 @@ import sys
 
 import pytest
 
-from bench.harness.peak import CASES, main, peak_MiB
+from bench.harness.peak import CASES, main
 from bench.stages.memory import IMPORTS, PACK, PROMISED
+from fastdps.runtime.machine import peak_memory_MiB
 
 MIB = 2**20
 
 
 def peak_of_child(code: str) -> float:
-    code = f"{code}\nfrom bench.harness.peak import peak_MiB\nprint(peak_MiB())"
+    code = f"{code}\nfrom fastdps.runtime.machine import peak_memory_MiB\nprint(peak_memory_MiB())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(result.stdout)
 
@@ -28,7 +29,7 @@ def test_the_peak_is_what_was_taken_though_it_was_given_back():
 
 def test_the_peak_of_a_large_parent_is_not_its_childs():
     block = bytearray(b"x") * (300 * MIB)
-    assert peak_MiB() > 300
+    assert peak_memory_MiB() > 300
     assert peak_of_child("") < 150
     del block
 

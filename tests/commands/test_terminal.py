@@ -21,7 +21,7 @@ from fastdps.evaluation.run_scores import (
     ScoreSummary,
     SubsetScores,
 )
-from fastdps.run_directory import Throughput
+from fastdps.run_log import Throughput
 from fastdps.runtime.console import Column, TextTable
 from fastdps.runtime.progress_line import TrainingStatus, progress_line
 

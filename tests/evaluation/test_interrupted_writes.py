@@ -11,7 +11,8 @@ from fastdps.evaluation import evaluate, examples
 from fastdps.evaluation.examples import Details, Example
 from fastdps.evaluation.run_scores import ContextScore, RunScores, ScoreSummary
 from fastdps.report.reading import read_run
-from fastdps.run_directory import RunDirectory, Throughput
+from fastdps.run_directory import RunDirectory
+from fastdps.run_log import Throughput
 from helpers.made_up_runs import make_run
 
 

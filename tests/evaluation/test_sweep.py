@@ -26,7 +26,8 @@ from fastdps.evaluation.sweep import (
     sweep,
     write_table,
 )
-from fastdps.run_directory import RunDirectory, Throughput
+from fastdps.run_directory import RunDirectory
+from fastdps.run_log import Throughput
 from fastdps.runtime.files import write_json
 
 GRID = {"comparison": ["spatial", "mean"], "seed": [0, 1]}

@@ -30,7 +30,7 @@ from fastdps.loading.options import LoadOptions
 from fastdps.loading.spec import Batch
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
-from fastdps.run_directory import Throughput
+from fastdps.run_log import Throughput
 from fastdps.runtime.processes import join_processes
 
 RANKINGS = sample_rankings(3, NAMES, seed=4)

@@ -11,7 +11,7 @@ from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import sample_rankings
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.perceptual import PerceptualMetric
-from fastdps.training import loop
+from fastdps.training import best_epoch
 from fastdps.training.best_epoch import BestEpoch
 from helpers.shard_sets import raw_samples, write_set
 
@@ -82,7 +82,7 @@ def test_a_training_ends_with_the_best_epoch(tmp_path, monkeypatch, weights_dir)
         seen.append(metric.weights.clone())
         return torch.tensor([0.9 - 0.1 * len(seen), 0.1 * len(seen)], dtype=torch.float64)
 
-    monkeypatch.setattr(loop, "validation_scores", scores)
+    monkeypatch.setattr(best_epoch, "validation_scores", scores)
     data = ["--shards", str(tmp_path / "set"), "--validation", str(tmp_path / "set"), "--out", str(tmp_path / "run")]
     assert cli.main(["train", *data, "--contexts", RANKINGS, "--batch-size", "4", "--epochs", "3"]) == 0
     assert len(seen) == 3
