@@ -17,7 +17,8 @@ from fastdps.metric.backbones import BACKBONES
 from fastdps.metric.hub import PREFIX
 from fastdps.metric.hub_metric import open_hub_metric
 from fastdps.metric.image_metric import ImageMetric
-from fastdps.metric.perceptual import PerceptualMetric, read_contexts
+from fastdps.metric.metric_file import read_contexts
+from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.published import LPIPS, is_published, load_published
 from fastdps.run_directory import RunDirectory
 

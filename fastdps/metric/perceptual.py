@@ -1,53 +1,38 @@
-"""The metric: backbone, distances and channel weights in one module, and its file format.
-
-A metric file is a safetensors file. It holds `weights` (K, C), the tensors of the backbone as `backbone.<name>` if the
-backbone is included, and metadata, all strings:
-
-    format, format_version    FORMAT and FORMAT_VERSION
-    backbone, taps            name of the network, see `fastdps.metric.backbones`, and JSON: the indices of its taps
-    backbone_library          name and version of the library of the network, for information; missing in older files
-    backbone_weights          "included", or "pretrained": looked up by `fastdps.metric.weights`
-    backbone_sha256           hash of the backbone's tensors, in either case
-    comparison, channels      see `fastdps.metric.distances`, and JSON: the channels of every tap; their sum is C
-    rankings                  JSON: K lists of names, least disruptive first, or an empty list
-    judges                    JSON: K names of judges, if the metric was adapted to judgements; else missing
-    tensors_sha256            hash of all tensors of the file
-    metadata_sha256           hash of all other metadata
-
-Files of fastdps 0.1.0 lack the last two, and are not compared with them.
+"""The metric: backbone, distances and channel weights in one module. `fastdps.metric.metric_file` has its format.
 
 Shapes: n images, D distorted versions of each, C channels of all taps, K contexts.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from fastdps.contexts.rankings import Ranking
 from fastdps.errors import ConfigError, FastDPSError, WeightsMismatchError
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.distances import Moments, compared_channels, distances, moments
+from fastdps.metric.metric_file import (
+    INCLUDED,
+    PRETRAINED,
+    checked_weights,
+    judges_in,
+    rankings_in,
+    read_metric_file,
+    write_metric_file,
+)
 from fastdps.metric.origin import Origin
 from fastdps.metric.precision import Precision, autocast
 from fastdps.metric.weights import tensors_sha256
-from fastdps.runtime.files import atomic_write
-from fastdps.runtime.json_files import Filled, check, parse_json
+from fastdps.runtime.json_files import parse_json
 from fastdps.runtime.stages import stage
 
-FORMAT = "fastdps-metric"
-FORMAT_VERSION = 1
-INCLUDED, PRETRAINED = "included", "pretrained"
 _PREFIX = "backbone."
-_TENSORS_HASH, _METADATA_HASH = "tensors_sha256", "metadata_sha256"
 
 
 class PerceptualMetric(nn.Module):
@@ -94,7 +79,9 @@ class PerceptualMetric(nn.Module):
         if judges and (rankings or len(judges) != len(weights)):
             raise ConfigError(f"{len(weights)} rows of weights do not match {len(judges)} judges.")
         self.backbone = backbone
-        self.rankings, self.judges, self.origin = tuple(rankings), tuple(judges), Origin()
+        self.rankings = tuple(rankings)
+        self.judges = tuple(judges)
+        self.origin = Origin()
         self.register_buffer("weights", weights.detach().clone())
         self.requires_grad_(False)
         self.eval()
@@ -143,8 +130,6 @@ class PerceptualMetric(nn.Module):
         """
         state = self.backbone.state_dict()
         metadata = {
-            "format": FORMAT,
-            "format_version": str(FORMAT_VERSION),
             "backbone": self.backbone.name,
             "taps": json.dumps(self.backbone.taps),
             "backbone_library": self.backbone.library,
@@ -160,13 +145,7 @@ class PerceptualMetric(nn.Module):
         tensors = {"weights": self.weights}
         if include_backbone:
             tensors |= {_PREFIX + name: tensor for name, tensor in state.items()}
-        # Row-major copies, because safetensors knows no channels-last.
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        metadata[_TENSORS_HASH] = tensors_sha256(tensors)
-        metadata[_METADATA_HASH] = _metadata_sha256(metadata)
-        content = save(tensors, metadata)
-        with atomic_write(Path(path)) as file:
-            file.write(content)
+        write_metric_file(Path(path), metadata, tensors)
 
     @classmethod
     def load(cls, path: str | Path) -> PerceptualMetric:
@@ -182,14 +161,14 @@ class PerceptualMetric(nn.Module):
             FastDPSError: The file is missing, damaged, not a metric, or was made with other backbone weights. Its
                 weights are not floating, finite and at least 0, or its backbone is not finite.
         """
-        metadata, tensors = _read(Path(path))
+        metadata, tensors = read_metric_file(Path(path))
         try:
             included = {INCLUDED: True, PRETRAINED: False}[metadata["backbone_weights"]]
             taps = tuple(parse_json(metadata["taps"]))
-            rankings, judges = _rankings_in(metadata), _judges_in(metadata)
+            rankings, judges = rankings_in(metadata), judges_in(metadata)
             origin = Origin.from_metadata(metadata)
             name, expected, comparison = (metadata[key] for key in ("backbone", "backbone_sha256", "comparison"))
-            weights = _checked_weights(tensors.pop("weights"), path)
+            weights = checked_weights(tensors.pop("weights"), path)
         except (KeyError, TypeError, ValueError) as error:
             raise FastDPSError(
                 f"{path} is incomplete: {error!r} in its metadata or tensors. Restore it or train again."
@@ -261,93 +240,3 @@ def with_unadapted(baseline: PerceptualMetric, adapted: Sequence[PerceptualMetri
     (metric,) = adapted
     weights = torch.cat([torch.ones_like(metric.weights[:1]), metric.weights])
     return PerceptualMetric(metric.backbone, weights, comparison=metric.comparison)
-
-
-def read_contexts(path: str | Path) -> tuple[list[Ranking], list[str]]:
-    """Return the contexts of a metric file, in order, without reading its tensors.
-
-    Returns:
-        The rankings and the judges; one of them is empty, both for a metric with one context without a name.
-
-    Raises:
-        FastDPSError: The file is missing, damaged or not a metric.
-    """
-    metadata, _ = _read(Path(path), tensors=False)
-    try:
-        return _rankings_in(metadata), _judges_in(metadata)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FastDPSError(f"{path} is incomplete: {error!r} in its metadata. Restore it or train again.") from error
-
-
-def includes_backbone(path: str | Path) -> bool:
-    """Return True if a metric file includes its backbone, which is not the pretrained one. Raises `FastDPSError`."""
-    return _read(Path(path), tensors=False)[0].get("backbone_weights") == INCLUDED
-
-
-def _rankings_in(metadata: dict[str, str]) -> list[Ranking]:
-    """Return the rankings in the metadata of a file, all of the same names. Raises `KeyError` or `ValueError`."""
-    rankings = parse_json(metadata["rankings"])
-    check(rankings, [Filled(str)], "rankings")
-    for ranking in rankings:
-        if len(set(ranking)) != len(ranking) or set(ranking) != set(rankings[0]):
-            raise ValueError(f"{ranking} is not a ranking")
-    return [tuple(ranking) for ranking in rankings]
-
-
-def _judges_in(metadata: dict[str, str]) -> list[str]:
-    """Return the judges in the metadata of a file, which differ. Raises `ValueError`."""
-    judges: list[str] = parse_json(metadata.get("judges", "[]"))
-    check(judges, [str], "judges")
-    if len(set(judges)) < len(judges):
-        raise ValueError("a judge is named twice")
-    return judges
-
-
-def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return the metadata of a metric file and, if `tensors` is set, its tensors."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise FastDPSError(f"{path} is not a metric of fastdps: its metadata do not name {FORMAT!r}.")
-            if metadata.get("format_version") != str(FORMAT_VERSION):
-                raise FastDPSError(
-                    f"{path} has format version {metadata.get('format_version')}, but this fastdps reads version "
-                    f"{FORMAT_VERSION}. Update fastdps."
-                )
-            state = {key: file.get_tensor(key) for key in file.keys() if tensors}  # noqa: SIM118
-    except FileNotFoundError:
-        raise FastDPSError(f"{path} does not exist. `fastdps train` writes it when training ends.") from None
-    except (OSError, SafetensorError) as error:
-        raise FastDPSError(f"{path} cannot be read as a metric: {error}. Restore it or train again.") from error
-    hashes = {_METADATA_HASH: _metadata_sha256(metadata)}
-    if tensors and _TENSORS_HASH in metadata:
-        hashes[_TENSORS_HASH] = tensors_sha256(state)
-    for key, actual in hashes.items():
-        if metadata.get(key, actual) != actual:
-            raise FastDPSError(
-                f"{path} is damaged: the hash of its {key.removesuffix('_sha256')} is {actual}, but its metadata say "
-                f"{metadata[key]}. Restore it or train again."
-            )
-    return metadata, state
-
-
-def _metadata_sha256(metadata: Mapping[str, str]) -> str:
-    """Return the sha256 of the metadata without this hash, independent of their order."""
-    content = sorted((key, value) for key, value in metadata.items() if key != _METADATA_HASH)
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _checked_weights(weights: Tensor, path: str | Path) -> Tensor:
-    """Return the weights of a file as float32. Raises `FastDPSError` if they cannot be weights of a metric."""
-    if not weights.is_floating_point():
-        fault = f"are {str(weights.dtype).removeprefix('torch.')}, not floating"
-    elif weights.dim() != 2 or not len(weights):
-        fault = f"have the shape {tuple(weights.shape)}, not (K, C) with K at least 1"
-    elif not (weights := weights.float()).isfinite().all():
-        fault = "are not all finite"
-    elif (weights < 0).any():
-        fault = "are not all at least 0"
-    else:
-        return weights
-    raise FastDPSError(f"{path} is damaged: its weights {fault}. Restore it or train again.")

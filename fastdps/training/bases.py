@@ -10,7 +10,8 @@ import torch
 from fastdps.contexts.judgements import POOLED
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.metric.load import Context, find_context, list_contexts, local_path, select_context
-from fastdps.metric.perceptual import PerceptualMetric, includes_backbone
+from fastdps.metric.metric_file import includes_backbone
+from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.published import is_published, load_published
 from fastdps.run_directory import RunDirectory
 from fastdps.shards.format import read_manifest

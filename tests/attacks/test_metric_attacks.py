@@ -16,7 +16,8 @@ from safetensors.torch import save
 
 import fastdps
 from fastdps.metric.backbones import Backbone
-from fastdps.metric.perceptual import PerceptualMetric, read_contexts
+from fastdps.metric.metric_file import read_contexts
+from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.weights import tensors_sha256
 from helpers.isolated import NAMED, Case, attack, expect
 from helpers.mutations import DEEP, mutated, mutated_json

@@ -15,7 +15,8 @@ from fastdps.contexts.rankings import all_rankings
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.distances import COMPARISONS, compared_channels, moments
-from fastdps.metric.perceptual import PerceptualMetric, read_contexts
+from fastdps.metric.metric_file import read_contexts
+from fastdps.metric.perceptual import PerceptualMetric
 from helpers.lpips_oracle import lpips_oracle
 
 #: net of `lpips`, our backbone, and its documented example distances (ref, p0) and (ref, p1).
