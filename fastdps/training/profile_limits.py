@@ -35,7 +35,7 @@ ADVICE: Mapping[str, str] = {
 
 
 class RunRates:
-    """RunRates of a run that follow from its seconds by stage.
+    """Rates of a run that follow from its seconds by stage.
 
     Args:
         seconds: Seconds of each stage in the run, without order.
