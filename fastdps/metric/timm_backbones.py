@@ -5,6 +5,9 @@ transformer, by default four at even distances, the last included. The tokens of
 LayerNorm of the model, as DINOv2's own intermediate features are: without it a few channels of very large values
 outweigh all others.
 
+A plain vision transformer interpolates its positions to the size of the images, whose sides are scaled up to a multiple
+of its patch. Images for other models with a fixed input, such as Swin's windows, are scaled to it.
+
 Models with TensorFlow's padding, which depends on the parity of the size, get images with sides that are a multiple of
 their total stride. The padding is then the same for all sizes, as an exported program with dynamic sizes needs.
 """
@@ -29,8 +32,6 @@ from fastdps.metric.weights_from_index import State, UnavailableError
 
 #: Blocks of a plain vision transformer that are tapped by default.
 DEFAULT_BLOCKS = 4
-#: Options of constructors that let a model take images of any size, by kind of model, the first accepted is used.
-_ANY_SIZE: tuple[dict[str, bool], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILE = "model.safetensors"
 
@@ -58,13 +59,13 @@ def timm_adapter(name: str) -> BackboneAdapter:
         near = get_close_matches(name, timm.list_models(), n=3)
         hint = f" Did you mean {' or '.join(TIMM + one for one in near)}?" if near else ""
         raise ConfigError(f"timm {timm.__version__} has no model {name!r}.{hint}")
-    options = _accepted_options(timm, name)
     with torch.device("meta"):
-        model = timm.create_model(name, **options)
+        model = timm.create_model(name)
     if not hasattr(model, "forward_intermediates"):
         raise ConfigError(f"{TIMM}{name} ({type(model).__name__}) does not give feature maps. Choose another model.")
     config, stages = model.pretrained_cfg, len(model.feature_info)
     is_plain = len({info["reduction"] for info in model.feature_info}) == 1 and stages > 1
+    options = _any_size(timm, name) if is_plain else {}
     resizable = bool(options) or not config.get("fixed_input_size", False)
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
     if any(isinstance(module, timm.layers.Conv2dSame) for module in model.modules()):
@@ -91,16 +92,15 @@ def _timm() -> ModuleType:
     return timm
 
 
-def _accepted_options(timm: ModuleType, name: str) -> dict[str, bool]:
-    """Return the options with which the constructor of a model accepts images of any size."""
-    for options in _ANY_SIZE[:-1]:
-        try:
-            with torch.device("meta"):
-                timm.create_model(name, **options)
-        except TypeError:
-            continue
-        return options
-    return {}
+def _any_size(timm: ModuleType, name: str) -> dict[str, bool]:
+    """Return the option with which a vision transformer interpolates its positions; none if it does not have it."""
+    option = {"dynamic_img_size": True}
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, **option)
+    except TypeError:
+        return {}
+    return option
 
 
 def _blocks(count: int) -> tuple[int, ...]:
