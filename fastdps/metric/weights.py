@@ -182,14 +182,14 @@ def _read(path: Path, backbone: str) -> State:
             "Replace or remove it."
         )
     if not expected and backbone not in DIGESTS:
-        _warn_unchecked(path)
+        _warn_unchecked(path, _whose(backbone).split()[0])
     return state
 
 
 @functools.cache
-def _warn_unchecked(path: Path) -> None:
+def _warn_unchecked(path: Path, whose: str) -> None:
     """Warn once per file, however often it is read."""
-    log.warning("%s has no hash of its tensors in its metadata; it is used as torchvision's weights, unchecked", path)
+    log.warning("%s has no hash of its tensors in its metadata; it is used as %s weights, unchecked", path, whose)
 
 
 def _cached(file_name: str) -> Path | None:

@@ -2,7 +2,7 @@
 
     W + up @ down,  W (out, in),  up (out, rank) zeros at the start,  down (rank, in) random
 
-Gradients and Adam's moments are those of `up` and `down` only: for a ViT-B with rank 8 one 60th of the backbone's. A
+Gradients and Adam's moments are those of `up` and `down` only: for a ViT-B with rank 8 one 70th of the backbone's. A
 convolution counts as a matrix (out, in x height x width); depthwise ones stay as they are, and so do biases and
 normalisations. Wherever the backbone is used it computes with the sum. `merge_low_rank` makes the sum its weights.
 Source: Hu et al. 2022.
