@@ -14,7 +14,7 @@ ifneq ($(wildcard ../shared/imagenet-sample),)
 export FASTDPS_TEST_DATA ?= $(abspath ../shared)
 endif
 
-.PHONY: venv demo test test-slow lint docs bench faults attacks clean
+.PHONY: venv demo test test-slow lint docs notebook bench faults attacks clean
 
 venv: $(VENV)/ready
 
@@ -60,6 +60,12 @@ attacks: venv
 # The site: the guides, and the API from the docstrings. NO_MKDOCS_2_WARNING turns off a notice of the theme's.
 docs: venv
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Runs the notebook in a folder of its own, and writes its outputs into docs.
+notebook: venv
+	bin=$(abspath $(BIN)) && work=$$(mktemp -d) && cp docs/first_metric.ipynb $$work && \
+	  PYTHONWARNINGS=ignore PATH=$$bin:$$PATH $$bin/jupyter-execute --inplace $$work/first_metric.ipynb && \
+	  cp $$work/first_metric.ipynb docs && rm -r $$work
 
 bench: venv
 	$(BIN)/python -m bench

@@ -53,9 +53,10 @@ def test_blocks_of_a_page_run_in_order(page, tmp_path, weights_dir, monkeypatch)
     photographs(tmp_path / "photos", 24)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
+    names = {"__name__": "__main__"}  # later blocks of a page use what earlier ones define
     for language, text in FENCE.findall(page.read_text(encoding="utf-8")):
         if language == "python":
-            exec(compile(text, page.name, "exec"), {"__name__": "__main__"})
+            exec(compile(text, page.name, "exec"), names)
         elif language == "sh":
             for line in text.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)

@@ -207,7 +207,7 @@ class ImageMetric(nn.Module):
             images: Images (N, 3, H, W), or a list of images.
 
         Returns:
-            Vectors (N, F), float32. F grows with the image size: 32,992 for AlexNet at 64 x 64.
+            Vectors (N, F), float32. F grows with the image size: 31,872 for AlexNet at 64 x 64.
 
         Raises:
             ImageError: The images are not supported.

@@ -80,13 +80,14 @@ class Adapted:
         Raises:
             ConfigError: The judge has no head.
         """
-        heads = adapted_metric(self.base, self.fit)
+        heads = adapted_metric(self.base, self.fit, self.data)
         if name is not None and name not in self.fit.judges:
             raise ConfigError(f"there is no head for {name!r}. Judges: {', '.join(self.fit.judges) or 'none'}.")
         row = 0 if name is None else heads.judges.index(name)
         one = PerceptualMetric(
             heads.backbone, heads.weights[[row]], comparison=heads.comparison, judges=[heads.judges[row]]
         )
+        one.origin = heads.origin
         return ImageMetric(one)
 
     @property

@@ -18,13 +18,13 @@ from typing import Any
 
 from fastdps.contexts.judgements import POOLED
 from fastdps.errors import ConfigError
+from fastdps.metric.origin import Origin
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.files import write_json
 from fastdps.training.bases import Base
 from fastdps.training.few_shot import FewShotFit
 from fastdps.training.recipes import get_recipe
-from fastdps.training.run_config import origin_of
 
 RECIPE = "adapt"
 
@@ -54,11 +54,13 @@ class AdaptedTo:
     elapsed_s: float = 0.0
 
 
-def adapted_metric(base: Base, fit: FewShotFit) -> PerceptualMetric:
+def adapted_metric(base: Base, fit: FewShotFit, data: AdaptedTo) -> PerceptualMetric:
     """Return the metric of a fit: the pooled head, and those of the judges, on the backbone of the base."""
     weights = fit.weights.to(base.metric.weights.device)
     judges = (POOLED, *fit.judges)
-    return PerceptualMetric(base.metric.backbone, weights, comparison=base.metric.comparison, judges=judges)
+    metric = PerceptualMetric(base.metric.backbone, weights, comparison=base.metric.comparison, judges=judges)
+    metric.origin = Origin((data.size, data.size), data.sha256, version("fastdps"))
+    return metric
 
 
 def save_adapted(
@@ -87,14 +89,13 @@ def save_adapted(
         ConfigError: The directory holds a run, or is in use.
         FastDPSError: A file cannot be written.
     """
-    run, metric = RunDirectory(Path(out)), adapted_metric(base, fit)
+    run, metric = RunDirectory(Path(out)), adapted_metric(base, fit, data)
     run.refuse_foreign_files()
     with run.locked("adapting"):
         if run.holds_run and not overwrite:
             raise ConfigError(f"{run.path} already holds a run. Choose another --out, or pass --overwrite.")
         run.clear()
         config = _config(metric, fit, data)
-        metric.origin = origin_of(config)
         metric.save(run.metric, include_backbone=base.includes_backbone)
         write_json(run.adapted, _describe(base, fit, forced=forced))
         run.append_log(_end(fit, data))

@@ -95,6 +95,7 @@ def test_the_run_opens_everywhere(file, base, tmp_path, capsys, monkeypatch):
     x, y = torch.rand(2, 3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     expected = adapted.metric(x, y)
     torch.testing.assert_close(fastdps.load(run)(x, y), expected)  # with the backbone of the base
+    assert fastdps.load(run).metric.origin == adapted.metric.metric.origin  # the size of images that are not tensors
     torch.testing.assert_close(fastdps.load(adapted, "colour")(x, y), adapted.of_judge("colour")(x, y))
 
     assert cli.main(["evaluate", str(run), "--judgements", str(file), "--size", str(SIDE)]) == 0
