@@ -70,13 +70,14 @@ _JUDGE = {
     "votes": _AGREEMENT,
     "majority": Maybe(_AGREEMENT),
 }
+_INTERVALS = {"intervals?": Maybe(dict.fromkeys(("baseline", "adapted", "change"), _INTERVAL))}
 SCORES = {
     "backbone": str,
     "variant": str,
     "comparison": str,
     "recipe": str,
-    "contexts": [{"ranking": _RANKING, **_ACCURACIES}],
-    "summary": Maybe({"contexts": int, "improved_fraction": _SHARE, **_ACCURACIES}),
+    "contexts": [{"ranking": _RANKING, **_ACCURACIES, **_INTERVALS}],
+    "summary": Maybe({"contexts": int, "improved_fraction": _SHARE, **_ACCURACIES, **_INTERVALS}),
     "bapps": Maybe(
         {
             "2afc": Values(_SUBSET),
@@ -137,6 +138,7 @@ _VIEW = {
     "baseline_distance": float,
     "adapted_distance": float,
 }
+_CHOICE_OF_VIEWS = {"sample": int, "reference": str, "closer": _VIEW, "farther": _VIEW}
 DETAILS = {
     "held_out": {"shards": str, "samples": int, "draws": int, "interpolation?": str, "sha256": str},
     "pairs": [{"closer": str, "farther": str, "contexts": int, **_ACCURACIES}],
@@ -145,29 +147,36 @@ DETAILS = {
             "ranking": _RANKING,
             **_ACCURACIES,
             "searched": int,
-            "wrong": [{"sample": int, "reference": str, "closer": _VIEW, "farther": _VIEW}],
+            "wrong": [_CHOICE_OF_VIEWS],
+            "right?": [_CHOICE_OF_VIEWS],
         }
     ],
+    "legend?": {
+        "sample": int,
+        "reference": str,
+        "views": [{"distortion": str, "parameters": Values(float), "file": str}],
+    },
 }
 
 _IMAGE = {"sample": int, "name": str, "file": str}
 _CANDIDATE = {**_IMAGE, "baseline_distance": float, "adapted_distance": float}
+_JUDGED_EXAMPLE = {
+    "reference": _IMAGE,
+    "closer": _CANDIDATE,
+    "farther": _CANDIDATE,
+    "votes_closer": _COUNT,
+    "votes_farther": _COUNT,
+    "judges": [str],
+    "probability": Maybe(_SHARE),
+}
 JUDGED = {
     "set": {"path": str, "sha256": str},
     "least_votes": _COUNT,
     "searched": int,
     "wrong": int,
-    "examples": [
-        {
-            "reference": _IMAGE,
-            "closer": _CANDIDATE,
-            "farther": _CANDIDATE,
-            "votes_closer": _COUNT,
-            "votes_farther": _COUNT,
-            "judges": [str],
-            "probability": Maybe(_SHARE),
-        }
-    ],
+    "examples": [_JUDGED_EXAMPLE],
+    "corrected?": int,
+    "right?": [_JUDGED_EXAMPLE],
 }
 
 PROFILE = {

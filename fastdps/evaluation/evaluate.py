@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.evaluation.examples import Details, find_examples, replace_examples, write_details
+from fastdps.evaluation.examples import Details, find_examples, find_legend, replace_examples, write_details
 from fastdps.evaluation.judged_examples import (
     JudgedExamples,
     find_judged_examples,
@@ -167,7 +167,7 @@ def _write(run: RunDirectory, scores: RunScores, details: Details | None, judged
     for path in (run.scores, run.details, run.judged):
         remove_partial(path)
     if details:
-        replace_examples(run, details.examples)
+        replace_examples(run, [*details.examples, details.legend])
     if judged:
         replace_judged_pictures(run, judged)
     write_json(run.scores, scores.to_dict())
@@ -247,7 +247,8 @@ def _score_contexts(
     if not processes.is_main_process:
         return tally, None
     with closing(loader.epoch(0)) as batches:
-        examples = find_examples(baseline, adapted, next(batches), tally, interpolation)
+        batch = next(batches)
+    examples = find_examples(baseline, adapted, batch, tally, interpolation)
     held_out = {
         "shards": str(shards),
         "samples": loader.samples,
@@ -255,4 +256,4 @@ def _score_contexts(
         "interpolation": interpolation,
         "sha256": loader.manifest.content_sha256(),
     }
-    return tally, Details(held_out, tally.per_order(), examples)
+    return tally, Details(held_out, tally.per_order(), examples, find_legend(batch, interpolation))

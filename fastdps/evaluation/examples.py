@@ -1,4 +1,4 @@
-"""Examples of wrong choices of an adapted metric in its hardest contexts, for the report.
+"""Examples of choices of an adapted metric in its hardest contexts, for the report: errors, and corrected ones.
 
 `details.json` of a run:
 
@@ -6,12 +6,16 @@
      "held_out": {"shards", "samples", "draws", "interpolation", "sha256"},
      "pairs": [{"closer", "farther", "contexts", "baseline_accuracy", "adapted_accuracy"}, ...],
      "examples": [{"ranking", "baseline_accuracy", "adapted_accuracy", "searched": number of images,
-                   "wrong": [{"sample", "reference": file, "closer": VIEW, "farther": VIEW}, ...]}, ...]}
+                   "wrong": [{"sample", "reference": file, "closer": VIEW, "farther": VIEW}, ...],
+                   "right": [the same, ...]}, ...],
+     "legend": {"sample", "reference": file, "views": [{"distortion", "parameters", "file"}, ...]}}
 
     VIEW: {"distortion", "parameters": {name: value}, "file", "baseline_distance", "adapted_distance"}
 
 A row of "pairs" is the accuracy on two distortions, the mean over the contexts in which `closer` must be closer to the
-reference. In an example the metric wrongly finds `farther` closer. Files are in the directory `examples`.
+reference. In a wrong choice the metric finds `farther` closer; in a right one it finds `closer` closer, and the
+unadapted metric did not. The legend shows all distortions of one image. Files are in the directory `examples`. Versions
+before 0.2 wrote neither "right" nor "legend".
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastdps.contexts.distortions import DISTORTIONS, NAMES, draw_plan
+from fastdps.contexts.distortions import DISTORTIONS, NAMES, DistortionPlan, draw_plan
 from fastdps.contexts.interpolation import Interpolation
 from fastdps.contexts.rankings import pairs
 from fastdps.evaluation.tally import EVALUATION_SEED, Tally, evaluation_views
@@ -45,7 +49,7 @@ Choice = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Example:
-    """The entry of one context in `details.json`, and the pictures (3, H, W) float of its wrong choices by name."""
+    """The entry of one context in `details.json`, or the legend, and its pictures (3, H, W) float by name."""
 
     entry: dict[str, Any]
     pictures: dict[str, Tensor]
@@ -58,7 +62,7 @@ def find_examples(
     tally: Tally,
     interpolation: Interpolation,
 ) -> list[Example]:
-    """Return the worst choices of the hardest contexts among the images of one batch, in draw 0.
+    """Return the worst and the corrected choices of the hardest contexts among the images of one batch, in draw 0.
 
     Args:
         baseline: The unadapted metric.
@@ -85,36 +89,68 @@ def find_examples(
             "adapted_accuracy": after[number].item(),
             "searched": len(batch),
         }
-        choices = worst_choices(d[..., 1], tally.votes[:, number], without=shown)
-        shown |= {image for image, *_ in choices}
-        found.append(_example(entry, d, choices, batch, views, f"{place}"))
+        votes = tally.votes[:, number]
+        pictures: dict[str, Tensor] = {}
+        for kind in ("wrong", "right"):
+            if kind == "wrong":
+                choices = worst_choices(d[..., 1], votes, without=shown)
+            else:
+                choices = corrected_choices(d[..., 0], d[..., 1], votes, without=shown)
+            shown |= {image for image, *_ in choices}
+            entry[kind] = _described(d, choices, batch, views, f"{place}", pictures)
+        found.append(Example(entry, pictures))
     return found
 
 
-def _example(
-    entry: dict[str, Any], d: Tensor, choices: Sequence[Choice], batch: Batch, views: Tensor, name: str
-) -> Example:
-    """Return the example of one context: distances d (n, D, 2) of baseline and metric, and some wrong choices."""
+def _described(
+    d: Tensor, choices: Sequence[Choice], batch: Batch, views: Tensor, name: str, pictures: dict[str, Tensor]
+) -> list[dict[str, Any]]:
+    """Return the entries of choices by distances d (n, D, 2) of baseline and metric, and add their pictures by name."""
     plan = draw_plan(batch.ids, seed=EVALUATION_SEED, epoch=0)
-    wrong, pictures = [], {}
+    described = []
     for image, closer, farther in choices:
         reference = f"{name}-{batch.ids[image]}.png"
         pictures[reference] = views[image, 0]
         choice: dict[str, Any] = {"sample": int(batch.ids[image]), "reference": reference}
         for role, view in (("closer", closer), ("farther", farther)):
-            distortion = NAMES[view]
-            file = f"{name}-{batch.ids[image]}-{distortion}.png"
+            file = f"{name}-{batch.ids[image]}-{NAMES[view]}.png"
             pictures[file] = views[image, 1 + view]
-            drawn = zip(DISTORTIONS[distortion].parameters, plan[distortion][image].tolist(), strict=True)
             choice[role] = {
-                "distortion": distortion,
-                "parameters": {parameter.name: value for parameter, value in drawn},
+                **_drawn(plan, image, NAMES[view]),
                 "file": file,
                 "baseline_distance": d[image, view, 0].item(),
                 "adapted_distance": d[image, view, 1].item(),
             }
-        wrong.append(choice)
-    return Example({**entry, "wrong": wrong}, pictures)
+        described.append(choice)
+    return described
+
+
+def _drawn(plan: DistortionPlan, image: int, distortion: str) -> dict[str, Any]:
+    """Return the name and the parameters of a distortion of an image."""
+    drawn = zip(DISTORTIONS[distortion].parameters, plan[distortion][image].tolist(), strict=True)
+    return {"distortion": distortion, "parameters": {parameter.name: value for parameter, value in drawn}}
+
+
+def find_legend(batch: Batch, interpolation: Interpolation) -> Example:
+    """Return all distortions of one image of a batch, in draw 0: the image on which they are all seen best.
+
+    It is the one whose least visible distortion, relative to others of its kind, is the most visible.
+
+    Args:
+        batch: Images to choose from.
+        interpolation: Sampling of the geometric distortions.
+    """
+    views = evaluation_views(batch, 0, batch.images.device, interpolation).cpu()
+    change = (views[:, 1:] - views[:, :1]).abs().mean(dim=(2, 3, 4))  # (n, D)
+    image = int((change / change.median(dim=0).values.clamp_min(1e-6)).min(dim=1).values.argmax())
+    plan, sample = draw_plan(batch.ids, seed=EVALUATION_SEED, epoch=0), int(batch.ids[image])
+    pictures = {f"legend-{sample}.png": views[image, 0]}
+    shown = []
+    for view, name in enumerate(NAMES):
+        file = f"legend-{sample}-{name}.png"
+        pictures[file] = views[image, 1 + view]
+        shown.append({**_drawn(plan, image, name), "file": file})
+    return Example({"sample": sample, "reference": f"legend-{sample}.png", "views": shown}, pictures)
 
 
 def worst_choices(d: Tensor, votes: Tensor, *, most: int = CHOICES, without: Collection[int] = ()) -> list[Choice]:
@@ -128,13 +164,41 @@ def worst_choices(d: Tensor, votes: Tensor, *, most: int = CHOICES, without: Col
         most: Largest number of choices.
         without: Images to leave out.
     """
+    wrongness, closer, farther = _wrongness(d, votes)
+    return _strongest(wrongness, closer, farther, most, without)
+
+
+def corrected_choices(
+    before: Tensor, after: Tensor, votes: Tensor, *, most: int = CHOICES, without: Collection[int] = ()
+) -> list[Choice]:
+    """Return right choices that were wrong before adapting, the clearest first; no image and no pair comes twice.
+
+    Args:
+        before: Distances (n, D) of the unadapted metric.
+        after: Distances (n, D) of the adapted one in a context.
+        votes: As of `worst_choices`.
+        most: Largest number of choices.
+        without: Images to leave out.
+    """
+    wrong_before, closer, farther = _wrongness(before, votes)
+    clearness = torch.minimum(wrong_before, -_wrongness(after, votes)[0])
+    return _strongest(clearness, closer, farther, most, without)
+
+
+def _wrongness(d: Tensor, votes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the wrongness (n, pairs) of choices by distances (n, D), negative where right, and the views of pairs."""
     first, second = pairs(d.shape[1]).unbind(dim=1)
     closer, farther = torch.where(votes == 1, second, first), torch.where(votes == 1, first, second)
     wrongness = (d[:, closer] - d[:, farther]) / (d[:, closer] + d[:, farther]).clamp_min(1e-12)
+    return wrongness, closer, farther
+
+
+def _strongest(strength: Tensor, closer: Tensor, farther: Tensor, most: int, without: Collection[int]) -> list[Choice]:
+    """Return the choices of the largest positive strengths (n, pairs); no image and no pair comes twice."""
     chosen: list[tuple[int, int]] = []
-    for flat in wrongness.flatten().argsort(descending=True, stable=True).tolist():
-        image, pair = divmod(flat, len(first))
-        if wrongness[image, pair] <= 0 or len(chosen) == most:
+    for flat in strength.flatten().argsort(descending=True, stable=True).tolist():
+        image, pair = divmod(flat, len(closer))
+        if strength[image, pair] <= 0 or len(chosen) == most:
             break
         if image not in without and all(image != other and pair != other_pair for other, other_pair in chosen):
             chosen.append((image, pair))
@@ -143,11 +207,12 @@ def worst_choices(d: Tensor, votes: Tensor, *, most: int = CHOICES, without: Col
 
 @dataclass(frozen=True)
 class Details:
-    """The content of `details.json`: the held-out set, the accuracy per ordered pair, and examples."""
+    """The content of `details.json`: the held-out set, the accuracy per ordered pair, examples, and the legend."""
 
     held_out: Mapping[str, Any]
     pairs: Sequence[Mapping[str, Any]]
     examples: Sequence[Example]
+    legend: Example
 
 
 def replace_examples(run: RunDirectory, examples: Sequence[Example]) -> None:
@@ -202,6 +267,7 @@ def write_details(run: RunDirectory, details: Details) -> None:
             "held_out": details.held_out,
             "pairs": details.pairs,
             "examples": [example.entry for example in details.examples],
+            "legend": details.legend.entry,
         },
     )
 

@@ -1,4 +1,4 @@
-"""Examples of judgements that the adapted metric gets wrong, for the report.
+"""Examples of judgements that the adapted metric gets wrong, and of those that adapting corrected, for the report.
 
 `judged.json` of a run:
 
@@ -7,13 +7,16 @@
      "least_votes": smallest number of votes of a triplet that is searched,
      "searched": number of triplets with a clear majority, "wrong": number of them that the metric gets wrong,
      "examples": [{"reference": IMAGE, "closer": CANDIDATE, "farther": CANDIDATE,
-                   "votes_closer", "votes_farther", "judges": [names], "probability"}, ...]}
+                   "votes_closer", "votes_farther", "judges": [names], "probability"}, ...],
+     "corrected": number of them that the metric gets right, and the unadapted metric wrong,
+     "right": examples of these, the same as in "examples"}
 
     IMAGE: {"sample": id, "name": in the source, "file"}
     CANDIDATE: an IMAGE with {"baseline_distance", "adapted_distance"}
 
-The majority finds `closer` closer to the reference, and the metric finds `farther` closer, with this probability; it is
-null for a run that was not adapted to judgements. Files are in the directory `judged`.
+The majority finds `closer` closer to the reference. In "examples" the metric finds `farther` closer, and in "right" it
+agrees. "probability" is that of its choice, null for a run that was not adapted to judgements. Files are in the
+directory `judged`. Versions before 0.2 wrote neither "corrected" nor "right".
 """
 
 from __future__ import annotations
@@ -69,8 +72,21 @@ class WrongJudgements:
     wrong: int
 
 
+@dataclass(frozen=True)
+class CorrectedJudgements:
+    """Triplets with a clear majority that the unadapted metric contradicts, and the adapted one does not.
+
+    Attributes:
+        rows: Indices of the examples in the pooled judgements, the clearest first.
+        corrected: Number of such triplets.
+    """
+
+    rows: list[int]
+    corrected: int
+
+
 def find_judged_examples(distances: JudgedDistances, location: Location, loader: ShardLoader) -> JudgedExamples:
-    """Return the worst choices of the pooled head on a judgement set, with the pictures of their images.
+    """Return the worst and the corrected choices of the pooled head on a judgement set, with their pictures.
 
     A run without judges is represented by the mean distance over its contexts.
 
@@ -90,16 +106,24 @@ def find_judged_examples(distances: JudgedDistances, location: Location, loader:
     after = distances.after[places][:, 0] if distances.judges else distances.after[places].mean(axis=1)
     before = distances.before[places]
     found = find_wrong(pooled, after, relative=not distances.judges)
-    ids = np.unique(pooled.ids[pooled.images[found.rows]])
+    corrected = find_corrected(pooled, before, after)
+    rows = [*found.rows, *corrected.rows]
+    ids = np.unique(pooled.ids[pooled.images[rows]])
     pictures = {f"{number}.png": png(image, LONGEST_SIDE) for number, image in _load(location, loader, ids).items()}
-    names = read_names(location, loader.manifest) if found.rows else {}
+    names = read_names(location, loader.manifest) if rows else {}
+
+    def described(rows: list[int]) -> list[dict[str, Any]]:
+        return [_example(distances, pooled, row, (before, after), names) for row in rows]
+
     content = {
         "format_version": JUDGED_VERSION,
         "set": {"path": str(location), "sha256": loader.manifest.content_sha256()},
         "least_votes": found.least_votes,
         "searched": found.searched,
         "wrong": found.wrong,
-        "examples": [_example(distances, pooled, row, (before, after), names) for row in found.rows],
+        "examples": described(found.rows),
+        "corrected": corrected.corrected,
+        "right": described(corrected.rows),
     }
     return JudgedExamples(content, pictures)
 
@@ -113,24 +137,51 @@ def find_wrong(judged: JudgedPairs, distances: NDArray[np.float64], *, relative:
         relative: The confidence is the difference of both distances as a share of their sum. Otherwise it is the
             difference, which is the logit of the probability of a fitted head.
     """
-    share = judged.share
-    least = float(min(CLEAR_VOTES, np.median(judged.votes)))
-    is_clear = (judged.votes >= least) & (np.maximum(share, 1 - share) >= CLEAR_SHARE)
-    first, second = distances[judged.first], distances[judged.second]
-    against = np.where(share > 0.5, second - first, first - second)
-    if relative:
-        against = against / np.maximum(first + second, 1e-12)
+    is_clear, least = _clear(judged)
+    against = _against(judged, distances, relative=relative)
     wrong = np.flatnonzero(is_clear & (against > 0))
+    return WrongJudgements(_shown(judged, wrong, against), least, int(is_clear.sum()), len(wrong))
+
+
+def find_corrected(judged: JudgedPairs, before: NDArray[np.float64], after: NDArray[np.float64]) -> CorrectedJudgements:
+    """Return choices that agree with a clear majority after adapting and not before, at most two of one reference.
+
+    Args:
+        judged: Judgements, one per triplet.
+        before: Distances of their pairs by the unadapted metric, (P,).
+        after: Distances by the adapted one.
+    """
+    was_wrong, is_right = _against(judged, before, relative=True), -_against(judged, after, relative=True)
+    clearness = np.minimum(was_wrong, is_right)
+    corrected = np.flatnonzero(_clear(judged)[0] & (clearness > 0))
+    return CorrectedJudgements(_shown(judged, corrected, clearness), len(corrected))
+
+
+def _clear(judged: JudgedPairs) -> tuple[NDArray[np.bool_], float]:
+    """Return which judgements have a clear majority, (R,), and the smallest number of votes that is enough."""
+    least = float(min(CLEAR_VOTES, np.median(judged.votes)))
+    return (judged.votes >= least) & (np.maximum(judged.share, 1 - judged.share) >= CLEAR_SHARE), least
+
+
+def _against(judged: JudgedPairs, distances: NDArray[np.float64], *, relative: bool) -> NDArray[np.float64]:
+    """Return how clearly distances contradict each majority, negative where they agree, (R,)."""
+    first, second = distances[judged.first], distances[judged.second]
+    against = np.where(judged.share > 0.5, second - first, first - second)
+    return against / np.maximum(first + second, 1e-12) if relative else against
+
+
+def _shown(judged: JudgedPairs, rows: NDArray[np.int64], strength: NDArray[np.float64]) -> list[int]:
+    """Return the first examples of some rows by strength (R,), at most two with the same reference."""
     chosen: list[int] = []
     references: list[int] = []
-    for row in wrong[np.argsort(-against[wrong], kind="stable")].tolist():
+    for row in rows[np.argsort(-strength[rows], kind="stable")].tolist():
         reference = int(judged.images[row, 0])
         if references.count(reference) < PER_REFERENCE:
             chosen.append(row)
             references.append(reference)
         if len(chosen) == EXAMPLES:
             break
-    return WrongJudgements(chosen, least, int(is_clear.sum()), len(wrong))
+    return chosen
 
 
 def _load(location: Location, loader: ShardLoader, ids: NDArray[np.int64]) -> dict[int, Tensor]:
@@ -166,7 +217,7 @@ def _example(
         return {**image(candidates[which]), "baseline_distance": before, "adapted_distance": after}
 
     right, chosen = candidate(closer), candidate(1 - closer)
-    logit = right["adapted_distance"] - chosen["adapted_distance"]
+    logit = abs(right["adapted_distance"] - chosen["adapted_distance"])
     return {
         "reference": image(reference),
         "closer": right,

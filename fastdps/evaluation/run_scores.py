@@ -1,12 +1,15 @@
 """The scores of a run as objects, and as `scores.json` holds them.
 
 {"backbone", "variant", "comparison", "recipe",
- "contexts": [{"ranking", "baseline_accuracy", "adapted_accuracy"}, ...],
- "summary": {"contexts", "improved_fraction", "baseline_accuracy", "adapted_accuracy"} or null,
+ "contexts": [{"ranking", "baseline_accuracy", "adapted_accuracy", "intervals"}, ...],
+ "summary": {"contexts", "improved_fraction", "baseline_accuracy", "adapted_accuracy", "intervals"} or null,
  "bapps": see `HumanAgreement`, or null,
  "judgements": see `fastdps.evaluation.judged_scores`, or null,
  "throughput": {"images_per_s", "triplets_per_s", "data_wait_fraction"},
  "sets": see `fastdps.evaluation.scored_sets`}
+
+"intervals" is {"baseline", "adapted", "change"}, each {"value", "low", "high"}: 95 % intervals over the held-out images
+(see `fastdps.evaluation.image_spread`). Versions before 0.2 did not write it.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import Ranking
 from fastdps.contexts.rankings import pairs as all_pairs
 from fastdps.errors import FastDPSError
+from fastdps.evaluation.image_spread import AccuracyIntervals
 from fastdps.evaluation.judged_scores import JudgementScores
 from fastdps.evaluation.scored_sets import ScoredSet
 from fastdps.evaluation.tally import Tally
@@ -36,15 +40,22 @@ class ContextScore:
         ranking: The context, least disruptive distortion first.
         baseline_accuracy: Accuracy of the unadapted metric, in [0, 1].
         adapted_accuracy: Accuracy of the adapted metric on the same draws.
+        intervals: 95 % intervals over images, None if they are not known.
     """
 
     ranking: Ranking
     baseline_accuracy: float
     adapted_accuracy: float
+    intervals: AccuracyIntervals | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the score as JSON types."""
-        return {**asdict(self), "ranking": list(self.ranking)}
+        return _without_unknown_intervals({**asdict(self), "ranking": list(self.ranking)})
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> ContextScore:
+        """Return the score of `to_dict`."""
+        return cls(**{**_with_intervals(content), "ranking": tuple(content["ranking"])})
 
 
 @dataclass(frozen=True)
@@ -56,16 +67,23 @@ class ScoreSummary:
         improved_fraction: Share of contexts whose adapted accuracy is strictly above the baseline's.
         baseline_accuracy: Mean accuracy of the unadapted metric.
         adapted_accuracy: Mean accuracy of the adapted metric.
+        intervals: 95 % intervals of the means over images, None if they are not known.
     """
 
     contexts: int
     improved_fraction: float
     baseline_accuracy: float
     adapted_accuracy: float
+    intervals: AccuracyIntervals | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as JSON types."""
-        return asdict(self)
+        return _without_unknown_intervals(asdict(self))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> ScoreSummary:
+        """Return the summary of `to_dict`."""
+        return cls(**_with_intervals(content))
 
 
 @dataclass(frozen=True)
@@ -186,7 +204,9 @@ class RunScores:
     def with_contexts(self, rankings: Sequence[Ranking], tally: Tally) -> RunScores:
         """Return a copy with the scores of the contexts of a tally."""
         baseline, adapted = tally.per_context()
-        rows = zip(rankings, baseline.tolist(), adapted.tolist(), strict=True)
+        unknown: list[AccuracyIntervals | None] = [None] * (len(rankings) + 1)
+        *intervals, of_means = tally.intervals() or unknown
+        rows = zip(rankings, baseline.tolist(), adapted.tolist(), intervals, strict=True)
         names = [f"{NAMES[i]}, {NAMES[j]}" for i, j in all_pairs(len(NAMES)).tolist()]
         pairs = zip(names, *(accuracy.tolist() for accuracy in tally.per_pair()), strict=True)
         summary = ScoreSummary(
@@ -194,6 +214,7 @@ class RunScores:
             improved_fraction=improved(baseline, adapted).double().mean().item(),
             baseline_accuracy=baseline.mean().item(),
             adapted_accuracy=adapted.mean().item(),
+            intervals=of_means,
         )
         return replace(
             self,
@@ -226,8 +247,8 @@ class RunScores:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> RunScores:
         """Return the scores of `to_dict`. Raises `KeyError`, `TypeError` or `ValueError` for other content."""
-        contexts = tuple(ContextScore(**{**row, "ranking": tuple(row["ranking"])}) for row in content["contexts"])
-        summary = content["summary"] and ScoreSummary(**content["summary"])
+        contexts = tuple(ContextScore.from_dict(row) for row in content["contexts"])
+        summary = content["summary"] and ScoreSummary.from_dict(content["summary"])
         bapps = content["bapps"] and HumanAgreement.from_dict(content["bapps"])
         judgements = content.get("judgements") and JudgementScores.from_dict(content["judgements"])
         names = {key: content[key] for key in ("backbone", "variant", "comparison", "recipe")}
@@ -240,6 +261,15 @@ class RunScores:
             judgements=judgements,
             sets=tuple(ScoredSet.from_dict(one) for one in content.get("sets", ())),
         )
+
+
+def _without_unknown_intervals(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key != "intervals" or value is not None}
+
+
+def _with_intervals(content: Mapping[str, Any]) -> dict[str, Any]:
+    found = content.get("intervals")
+    return {**content, "intervals": found and AccuracyIntervals.from_dict(found)}
 
 
 def read_scores(run: RunDirectory) -> RunScores | None:

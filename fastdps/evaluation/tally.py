@@ -13,6 +13,7 @@ from fastdps.contexts.distortions import NAMES, draw_plan, make_views, to_float
 from fastdps.contexts.interpolation import Interpolation
 from fastdps.contexts.rankings import Ranking, labels, pairs
 from fastdps.errors import FastDPSError
+from fastdps.evaluation.image_spread import AccuracyIntervals, ImageSpread, agreeing_per_image, squares_of
 from fastdps.loading.loader import ShardLoader
 from fastdps.loading.spec import Batch
 from fastdps.metric.perceptual import PerceptualMetric, all_distances
@@ -34,17 +35,25 @@ class Tally:
         adapted: The same counts for the adapted metric.
         votes: 1 where the second distortion of a pair must be closer, else 0, (pairs, K).
         judged: Number of choices that each element of `baseline` and `adapted` was counted over.
+        spread: How much images differ, for confidence intervals; None if it was not counted.
     """
 
     baseline: Tensor
     adapted: Tensor
     votes: Tensor
     judged: int
+    spread: ImageSpread | None = None
 
     def per_context(self) -> tuple[Tensor, Tensor]:
         """Return the baseline and the adapted accuracy of each context, (K,) each."""
         choices = self.judged * len(self.adapted)
         return self.baseline.sum(dim=0) / choices, self.adapted.sum(dim=0) / choices
+
+    def intervals(self) -> list[AccuracyIntervals] | None:
+        """Return intervals of the accuracies of each context, and last of their means; None if they are not known."""
+        if self.spread is None:
+            return None
+        return self.spread.intervals(*self.per_context(), len(self.adapted) * self.judged // self.spread.images)
 
     def per_pair(self) -> tuple[Tensor, Tensor]:
         """Return the baseline and the adapted accuracy per pair of distortions, mean over contexts, (pairs,) each."""
@@ -105,22 +114,31 @@ def tally_choices(
     device = baseline.weights.device
     first, second = pairs(len(NAMES)).to(device).unbind(dim=1)
     rankings: list[Ranking] = [ranking for metric in adapted for ranking in metric.rankings]
+    votes = labels(rankings, NAMES).double()
+    votes_there = votes.to(device)
     second_chosen = torch.zeros(len(first), 1 + len(rankings), dtype=torch.float64, device=device)
+    squares = torch.zeros(3, len(rankings) + 1, dtype=torch.float64, device=device)
     for batch in track(loader.epoch(0), total=loader.steps, what="scoring", enabled=processes.is_main_process):
+        agreeing = torch.zeros(2, len(batch), len(rankings), dtype=torch.float64, device=device)
         for draw in range(draws):
             d = all_distances(baseline, adapted, evaluation_views(batch, draw, device, interpolation))
-            second_chosen += prefers_second(d[:, first], d[:, second]).sum(dim=0, dtype=torch.float64)
+            chosen = prefers_second(d[:, first], d[:, second])
+            second_chosen += chosen.sum(dim=0, dtype=torch.float64)
+            agreeing[0] += agreeing_per_image(chosen[..., :1], votes_there)
+            agreeing[1] += agreeing_per_image(chosen[..., 1:], votes_there)
+        squares += squares_of(*agreeing)
     second_chosen = processes.reduce(second_chosen, reduction="sum").cpu()
+    squares = processes.reduce(squares, reduction="sum").cpu()
     if not second_chosen.isfinite().all():
         raise FastDPSError(
             "the metric gives distances that are NaN or infinite: its training diverged. Train again with a lower "
             "learning rate."
         )
     judged = loader.samples * draws
-    votes = labels(rankings, NAMES).double()
     return Tally(
         baseline=agreeing_votes(second_chosen[:, :1], votes, of=judged),
         adapted=agreeing_votes(second_chosen[:, 1:], votes, of=judged),
         votes=votes,
         judged=judged,
+        spread=ImageSpread(loader.samples, squares),
     )

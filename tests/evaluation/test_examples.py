@@ -11,7 +11,7 @@ from PIL import Image
 from fastdps.commands.cli import main
 from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings, labels, pairs, sample_rankings
-from fastdps.evaluation.examples import CHOICES, CONTEXTS, LONGEST_SIDE, worst_choices
+from fastdps.evaluation.examples import CHOICES, CONTEXTS, LONGEST_SIDE, corrected_choices, worst_choices
 from fastdps.evaluation.tally import Tally
 from fastdps.metric.scores import agreeing_votes
 from fastdps.packing.options import PackOptions
@@ -71,6 +71,21 @@ def test_a_metric_that_is_right_has_no_wrong_choices():
     assert worst_choices(torch.zeros(3, 6), labels([NAMES], NAMES)[:, 0]) == []
 
 
+def test_corrected_choices_were_wrong_and_are_right_and_the_clearest_comes_first():
+    before, after = torch.rand(2, 40, len(NAMES), generator=torch.Generator().manual_seed(1))
+    votes = labels([NAMES], NAMES)[:, 0]
+    found = corrected_choices(before, after, votes, most=5)
+    assert len({image for image, *_ in found}) == len({(c, f) for _, c, f in found}) == len(found) == 5
+    assert all(before[i, c] > before[i, f] and after[i, c] < after[i, f] for i, c, f in found)
+
+    def clearness(i: int, c: int, f: int) -> float:
+        gaps = [float(sign * (d[i, c] - d[i, f]) / (d[i, c] + d[i, f])) for d, sign in ((before, 1), (after, -1))]
+        return min(gaps)
+
+    assert clearness(*found[0]) == max(clearness(i, c, f) for i in range(40) for c, f in pairs(6).tolist())
+    assert corrected_choices(before, before, votes) == []
+
+
 @pytest.fixture(scope="module")
 def leaves(tmp_path_factory):
     out = tmp_path_factory.mktemp("leaves")
@@ -104,17 +119,24 @@ def test_details_agree_with_the_scores(run):
     assert shown == [context["adapted_accuracy"] for context in by_accuracy[:CONTEXTS]]
 
 
-def test_examples_are_wrong_and_have_their_pictures(run):
-    examples = json.loads((run / "details.json").read_text())["examples"]
-    files = set()
-    for example in examples:
-        for choice in example["wrong"]:
-            closer, farther = choice["closer"], choice["farther"]
-            ranking = example["ranking"]
-            assert ranking.index(closer["distortion"]) < ranking.index(farther["distortion"])
-            assert closer["adapted_distance"] > farther["adapted_distance"]
-            files |= {choice["reference"], closer["file"], farther["file"]}
-    assert files
+def test_examples_are_wrong_or_corrected_and_have_their_pictures(run):
+    details = json.loads((run / "details.json").read_text())
+    files, legend = set(), details["legend"]
+    for example in details["examples"]:
+        for kind in ("wrong", "right"):
+            for choice in example[kind]:
+                closer, farther = choice["closer"], choice["farther"]
+                ranking = example["ranking"]
+                assert ranking.index(closer["distortion"]) < ranking.index(farther["distortion"])
+                assert (closer["adapted_distance"] > farther["adapted_distance"]) == (kind == "wrong")
+                assert kind == "wrong" or closer["baseline_distance"] > farther["baseline_distance"]
+                files |= {choice["reference"], closer["file"], farther["file"]}
+    assert {kind for example in details["examples"] for kind in ("wrong", "right") if example[kind]} == {
+        "wrong",
+        "right",
+    }
+    assert [view["distortion"] for view in legend["views"]] == list(NAMES)
+    files |= {legend["reference"], *(view["file"] for view in legend["views"])}
     assert {path.name for path in (run / "examples").iterdir()} == files
     for name in files:
         assert re.fullmatch(r"[\w-]+\.png", name)

@@ -28,9 +28,9 @@ def results(accuracy: float) -> tuple[RunScores, Details]:
     )
     entry = {**context.to_dict(), "searched": 1, "wrong": []}
     held_out = {"shards": "val", "samples": 1, "draws": 1, "sha256": str(accuracy)}
-    return scores, Details(
-        held_out, [], [Example(entry, {f"0-{accuracy}.png".replace(".", "", 1): torch.ones(3, 8, 8)})]
-    )
+    examples = [Example(entry, {f"0-{accuracy}.png".replace(".", "", 1): torch.ones(3, 8, 8)})]
+    legend = Example({"sample": 0, "reference": "legend-0.png", "views": []}, {"legend-0.png": torch.ones(3, 8, 8)})
+    return scores, Details(held_out, [], examples, legend)
 
 
 def found(run: RunDirectory) -> tuple[float | None, str | None]:
@@ -82,7 +82,7 @@ def test_a_crash_at_any_moment_never_mixes_two_evaluations(tmp_path):
     assert number > 5
     assert set(seen) == {(0.25, "0.25"), (0.25, None), (0.75, None)}
     assert found(run) == (0.75, "0.75")
-    assert [path.name for path in run.examples.iterdir()] == ["0-075.png"]
+    assert {path.name for path in run.examples.iterdir()} == {"0-075.png", "legend-0.png"}
 
 
 def test_the_next_evaluation_removes_partial_files(tmp_path):

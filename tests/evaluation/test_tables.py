@@ -9,6 +9,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import scipy.stats
 import torch
 
 import fastdps.evaluation.tally as tally_module
@@ -125,6 +126,40 @@ def test_the_contexts_of_several_metrics_follow_each_other(monkeypatch):
     tally_choices(baseline, apart, loader, join_processes(), draws=1, interpolation="bilinear")
     cpu = torch.device("cpu")
     assert seen == [(0, cpu, "nearest"), (1, cpu, "nearest")] * 2 + [(0, cpu, "bilinear")]
+
+
+def test_intervals_are_over_images_as_by_scipy():
+    """Choices of a plain loop, and `scipy.stats.t.interval` over the accuracy of each image."""
+    backbone = Backbone("alexnet", taps=(1,), pretrained=False)
+    baseline = PerceptualMetric(backbone)
+    heads = torch.rand(3, 64, generator=torch.Generator().manual_seed(1)).sub(0.8).clamp_min(0)
+    adapted = PerceptualMetric(backbone, heads, RANKINGS)
+    batches = [noise_batch(0, 4), noise_batch(9, 3)]
+    scores = FULL.with_contexts(
+        RANKINGS, tally_choices(baseline, [adapted], Loader(*batches), join_processes(), draws=2)
+    )
+    correct = torch.zeros(2, 7, 3)
+    votes, first = labels(RANKINGS, NAMES), 0
+    for batch in batches:
+        for draw in range(2):
+            views = tally_module.evaluation_views(batch, draw, torch.device("cpu"), "nearest")
+            d = tally_module.all_distances(baseline, [adapted], views)
+            for n, k, (p, (i, j)) in itertools.product(range(len(batch)), range(3), enumerate(PAIRS)):
+                for which, column in enumerate((0, 1 + k)):
+                    chosen = float(d[n, i, column] > d[n, j, column])
+                    correct[which, first + n, k] += chosen == votes[p, k]
+        first += len(batch)
+    accuracy = correct.double().numpy() / (2 * 15)
+    for number, score in enumerate([*scores.contexts, scores.summary]):
+        before, after = accuracy[:, :, number] if number < 3 else accuracy.mean(axis=2)
+        for name, values in (("baseline", before), ("adapted", after), ("change", after - before)):
+            found = getattr(score.intervals, name)
+            low, high = scipy.stats.t.interval(0.95, 6, values.mean(), scipy.stats.sem(values))
+            assert [found.value, found.low, found.high] == pytest.approx([values.mean(), low, high])
+    assert scores.summary.adapted_accuracy == pytest.approx(scores.summary.intervals.adapted.value)
+    assert RunScores.from_dict(json.loads(json.dumps(scores.to_dict()))) == dataclasses.replace(scores, pairs=())
+    one = tally_choices(baseline, [adapted], Loader(noise_batch(0, 1)), join_processes(), draws=2)
+    assert one.intervals() is None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -14,7 +14,7 @@ import fastdps
 from fastdps.commands.cli import main
 from fastdps.contexts.judgements import JudgedPairs
 from fastdps.evaluation import evaluate, examples
-from fastdps.evaluation.judged_examples import EXAMPLES, PER_REFERENCE, JudgedExamples, find_wrong
+from fastdps.evaluation.judged_examples import EXAMPLES, PER_REFERENCE, JudgedExamples, find_corrected, find_wrong
 from fastdps.evaluation.judged_scores import JudgementScores
 from fastdps.evaluation.run_scores import read_scores
 from fastdps.loading.loader import ShardLoader
@@ -54,6 +54,24 @@ def test_examples_contradict_a_clear_majority_and_the_most_confident_come_first(
     for row in set(np.flatnonzero(wrong & (margin > margin[found.rows[-1]])).tolist()) - set(found.rows):
         earlier = [other for other in found.rows if margin[other] > margin[row]]
         assert (references[earlier] == references[row]).sum() == PER_REFERENCE  # left out for its reference only
+
+
+def test_corrected_judgements_were_wrong_and_are_right_and_the_clearest_come_first():
+    made, before = judged()
+    after = np.random.default_rng(1).random(len(before))
+    found = find_corrected(made, before, after)
+    clearness = []
+    for row in range(len(made)):
+        one, other = made.first[row], made.second[row]
+        if made.share[row] > 0.5:
+            one, other = other, one
+        gaps = [sign * (d[one] - d[other]) / (d[one] + d[other]) for d, sign in ((before, 1), (after, -1))]
+        clearness.append(min(gaps) if max(made.share[row], 1 - made.share[row]) >= 0.75 else -1)
+    assert found.corrected == sum(value > 0 for value in clearness) > EXAMPLES
+    assert clearness[found.rows[0]] == max(clearness)
+    assert all(clearness[row] > 0 for row in found.rows)
+    assert np.unique(made.images[found.rows, 0], return_counts=True)[1].max() <= PER_REFERENCE
+    assert find_corrected(made, before, before).corrected == 0
 
 
 def test_no_reference_comes_more_than_twice():
