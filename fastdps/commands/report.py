@@ -1,4 +1,4 @@
-"""`fastdps report`: write the page of a run, or a page that compares several."""
+"""`fastdps report`: write the page of a run or of a sweep, or a page that compares several runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ from fastdps.runtime.console import print_result
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastdps report`."""
-    parser.epilog = examples("fastdps report runs/photos --open", "fastdps report runs/one runs/other --out both.html")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directory; several give a comparison")
+    parser.epilog = examples(
+        "fastdps report runs/photos --open",
+        "fastdps report runs/one runs/other --out both.html",
+        "fastdps report sweeps/backbones",
+    )
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="run directory; several give a comparison, and a sweep its page with those of all its cases",
+    )
     parser.add_argument(
         "--out",
         type=Path,

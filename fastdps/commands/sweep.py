@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastdps sweep`."""
     parser.epilog = GRID + examples(
         "fastdps sweep --grid grid.json --out sweeps/backbones",
-        "fastdps report sweeps/backbones/cases/*",
+        "fastdps report sweeps/backbones",
     )
     parser.add_argument("--grid", type=Path, required=True, help="JSON file of settings and of the values to combine")
     parser.add_argument("--out", type=Path, required=True, help="directory of the sweep")

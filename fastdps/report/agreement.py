@@ -36,6 +36,7 @@ class AgreementPart:
         hidden: Number of judges that the chart does not show.
         calibration: Predicted against observed agreement, None for a run that was not adapted to judgements.
         examples: Judgements that the metric gets wrong, with their pictures; None if they were not recorded.
+        corrected: Judgements that it gets right and the unadapted metric wrong; None if they were not recorded.
     """
 
     scores: Mapping[str, Any]
@@ -47,6 +48,7 @@ class AgreementPart:
     hidden: int
     calibration: Figure | None
     examples: Sequence[Mapping[str, Any]] | None
+    corrected: Sequence[Mapping[str, Any]] | None
 
 
 def agreement(record: RunRecord) -> AgreementPart | None:
@@ -66,7 +68,8 @@ def agreement(record: RunRecord) -> AgreementPart | None:
         chart,
         hidden,
         _calibration(scores["calibration"], "pooled head" if own else "adapted metric"),
-        _examples(record),
+        _examples(record, "examples"),
+        _examples(record, "right"),
     )
 
 
@@ -231,9 +234,9 @@ def _calibration(bins: Sequence[Mapping[str, float]], what: str) -> Figure | Non
     return Figure(f"Calibration of the {what}; mean error {error:.1f} points", calibration(points, description))
 
 
-def _examples(record: RunRecord) -> list[dict[str, Any]] | None:
-    """Return the entries of `judged.json` with pictures as data URLs."""
-    if record.judged is None:
+def _examples(record: RunRecord, key: str) -> list[dict[str, Any]] | None:
+    """Return the entries of a list in `judged.json` with pictures as data URLs, None without the list."""
+    if record.judged is None or key not in record.judged:
         return None
 
     def with_picture(image: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,9 +244,7 @@ def _examples(record: RunRecord) -> list[dict[str, Any]] | None:
         return {**image, "picture": None if content is None else picture(content)}
 
     roles = ("reference", "closer", "farther")
-    return [
-        {**example, **{role: with_picture(example[role]) for role in roles}} for example in record.judged["examples"]
-    ]
+    return [{**example, **{role: with_picture(example[role]) for role in roles}} for example in record.judged[key]]
 
 
 def fit_of(record: RunRecord) -> dict[str, Any] | None:

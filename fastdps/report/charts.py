@@ -128,12 +128,20 @@ class Plot:
         return Markup("").join(parts)
 
 
-def svg(description: str, height: float, *children: str, width: float = WIDTH) -> Markup:
+def svg(description: str, height: float, *children: str, width: float = WIDTH, class_: str | None = None) -> Markup:
     """Return a chart of a height, with a text for screen readers."""
-    return element("svg", *children, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=description)
+    attributes = {"viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria_label": description}
+    return element("svg", *children, **attributes, **({"class_": class_} if class_ else {}))
 
 
-def scatter(points: Sequence[tuple[float, float, str]], x_label: str, y_label: str, description: str) -> Markup:
+def scatter(
+    points: Sequence[tuple[float, float, str]],
+    x_label: str,
+    y_label: str,
+    description: str,
+    *,
+    numbers: Sequence[int] | None = None,
+) -> Markup:
     """Draw points over one range for both axes, with the diagonal on which x = y.
 
     Args:
@@ -141,6 +149,7 @@ def scatter(points: Sequence[tuple[float, float, str]], x_label: str, y_label: s
         x_label: Label of the x axis.
         y_label: Label of the y axis.
         description: Text for screen readers.
+        numbers: Number of the context of each point, by which the script of the page finds its row; None without.
 
     Returns:
         The SVG element.
@@ -149,16 +158,18 @@ def scatter(points: Sequence[tuple[float, float, str]], x_label: str, y_label: s
     plot = Plot(Axis(x_label, both.low, both.high), Axis(y_label, both.low, both.high), height=WIDTH)
     (x1, y1), (x2, y2) = plot.at(both.low, both.low), plot.at(both.high, both.high)
     dots = []
-    for x, y, title in points:
+    for place, (x, y, title) in enumerate(points):
         cx, cy = plot.at(x, y)
+        own = {} if numbers is None else {"data_context": numbers[place]}
         kind = "better" if y > x else "worse"
-        dots.append(element("circle", element("title", title), class_=kind, cx=cx, cy=cy, r=3))
+        dots.append(element("circle", element("title", title), class_=kind, cx=cx, cy=cy, r=3, **own))
     return svg(
         description,
         WIDTH,
         plot.frame(),
         element("line", class_="diagonal", x1=x1, y1=y1, x2=x2, y2=y2),
         element("g", *dots, class_="dots"),
+        class_=None if numbers is None else "contexts",
     )
 
 

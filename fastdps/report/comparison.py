@@ -19,14 +19,15 @@ def render_comparison(records: Sequence[RunRecord]) -> str:
     settings = [_settings(record) for record in records]
     keys = dict.fromkeys(key for of_run in settings for key in of_run)
     rows = {key: [of_run.get(key, "\N{EN DASH}") for of_run in settings] for key in keys}
-    numbers = [_numbers(record) for record in records]
+    numbers = [main_scores(record) for record in records]
     shown = list(zip(names, records, strict=True))[:COLOURS]
     return render(
         "comparison.html.j2",
+        data={"runs": [{"run": name, **scores} for name, scores in zip(names, numbers, strict=True)]},
         names=names,
         numbers=numbers,
         same_contexts=len({_held_out(record) for record in records}) == 1,
-        comparable=_comparable(records),
+        comparable=comparable_scores(records),
         warnings=list(dict.fromkeys(text for record in records for text in record.warnings)),
         missing=[record.evaluate_command for record in records if _is_unscored(record)],
         judged_sets=_judged_sets(names, records),
@@ -81,8 +82,8 @@ def _names(records: Sequence[RunRecord]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(record.run.path) for record in records]
 
 
-def _numbers(record: RunRecord) -> dict[str, Any]:
-    """Return the main scores, each None if it is not known."""
+def main_scores(record: RunRecord) -> dict[str, Any]:
+    """Return the main scores of a run by name, each None if it is not known."""
     summary = record.scores["summary"] if record.scores else None
     average = record.bapps["averages"]["all"] if record.bapps else None
     jnd = record.bapps["averages"]["jnd"] if record.bapps else None
@@ -116,7 +117,7 @@ def _settings(record: RunRecord) -> dict[str, str]:
     }
 
 
-def _comparable(records: Sequence[RunRecord]) -> set[str]:
+def comparable_scores(records: Sequence[RunRecord]) -> set[str]:
     """Return the columns of main scores that were measured on the same sets in all runs that have them."""
     groups: list[tuple[Callable[[RunRecord], object], tuple[str, ...]]] = [
         (_held_out, ("before", "after", "worst")),
@@ -125,7 +126,7 @@ def _comparable(records: Sequence[RunRecord]) -> set[str]:
     ]
     found: set[str] = set()
     for key, columns in groups:
-        scored = [record for record in records if any(_numbers(record)[column] is not None for column in columns)]
+        scored = [record for record in records if any(main_scores(record)[column] is not None for column in columns)]
         if len({key(record) for record in scored}) <= 1:
             found |= set(columns)
     return found

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
+
+#: Files of the script of all pages. Each is a block of its own, and does nothing where its elements are missing.
+SCRIPTS = ("sort.js", "contexts.js", "downloads.js")
+#: The place of the table of contents in the template.
+CONTENTS = "<!--contents-->"
 
 
 def element(name: str, *children: str, **attributes: object) -> Markup:
@@ -50,26 +57,54 @@ def picture(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def render(template: str, **values: object) -> str:
-    """Render a template as a self-contained page, with its styles and its script inside.
+def render(template: str, *, data: Mapping[str, object] | None = None, **values: object) -> str:
+    """Render a template as a self-contained page, with its styles, its script and its data inside.
 
-    Its content security policy forbids all requests, and all scripts but this one, which it identifies by hash.
+    Its content security policy forbids all requests, and all scripts but this one, which it identifies by hash. Its
+    headings of the second level get an address each, and a table of contents.
 
     Args:
         template: File name of the template.
+        data: JSON types that the page offers as a download; None without.
         **values: Variables of the template.
 
     Returns:
         The HTML page.
     """
-    script = _text("sort.js")
+    script = "".join(_text(name) for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    return (
-        _templates()
-        .get_template(template)
-        .render(style=Markup(_text("style.css")), script=Markup(script), policy=policy, **values)
-    )
+    common = {"style": Markup(_text("style.css")), "script": Markup(script), "policy": policy, "data": _json(data)}
+    return _with_contents(_templates().get_template(template).render(**common, **values))
+
+
+def _json(data: Mapping[str, object] | None) -> Markup | None:
+    """Return data as JSON that no element can end: "<", ">" and "&" are escaped."""
+    if data is None:
+        return None
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _with_contents(page: str) -> str:
+    """Give each heading of the second level an address, and list them at the place of `CONTENTS`.
+
+    All text that comes from data is escaped, so only a template can have such a heading.
+    """
+    entries: dict[str, str] = {}
+
+    def addressed(heading: re.Match[str]) -> str:
+        own = "-".join(re.findall(r"[a-z0-9]+", heading[1].lower())) or "part"
+        while own in entries:
+            own += "-2"
+        entries[own] = heading[1]
+        return f'<h2 id="{own}">{heading[1]}</h2>'
+
+    page = re.sub(r"<h2>(.*?)</h2>", addressed, page)
+    links = "".join(f'<li><a href="#{own}">{title}</a></li>' for own, title in entries.items())
+    return page.replace(CONTENTS, f"<ul>{links}</ul>" if len(entries) > 1 else "", 1)
 
 
 @cache
@@ -89,6 +124,7 @@ def _templates() -> Environment:
         "votes": lambda value: f"{value:,.2f}".rstrip("0").rstrip("."),
         "seconds": lambda value: f"{value:,.1f} s" if value < 100 else f"{value:,.0f} s",
         "points": _points,
+        "half_width": _half_width,
         "file_name": lambda name: name.rstrip("/").rpartition("/")[2] or name,
         "signed_points": lambda value: signed(100 * value, 1),
         "ranking": ranking_text,
@@ -104,6 +140,11 @@ def _points(change: Mapping[str, float]) -> str:
     """Return a change of a share with its interval, in percentage points."""
     value, low, high = (signed(100 * change[name], 1) for name in ("value", "low", "high"))
     return f"{value} points (95 %: {low} to {high})"
+
+
+def _half_width(interval: Mapping[str, float]) -> float:
+    """Return the distance of the farther end of an interval from its value."""
+    return max(interval["value"] - interval["low"], interval["high"] - interval["value"])
 
 
 def _text(name: str) -> str:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
-
 from fastdps.report.agreement import agreement, fit_of
-from fastdps.report.charts import COLOURS, Line, heat_map, lines, ramp, scatter, stacked_bars
+from fastdps.report.charts import COLOURS, Line, lines, ramp, stacked_bars
+from fastdps.report.contexts_part import contexts_part
 from fastdps.report.judge_charts import shorten
-from fastdps.report.markup import picture, ranking_text, render
+from fastdps.report.markup import ranking_text, render
 from fastdps.report.page_parts import Figure
 from fastdps.report.profile import profile_section
 from fastdps.report.reading import RunRecord
+from fastdps.report.usage import usage
 from fastdps.run_log import Throughput
 
 #: Number of contexts whose layers are shown, of the hardest and of the easiest each.
@@ -33,16 +33,15 @@ def render_run(record: RunRecord, bench: Mapping[str, Any] | None = None) -> str
     Raises:
         FastDPSError: A metric of the run is damaged, or `details.json` names a picture outside its directory.
     """
-    contexts = record.contexts
     return render(
         "run.html.j2",
         record=record,
+        data=_data(record),
         summary=record.scores["summary"] if record.scores else None,
-        contexts=contexts,
-        scatter=_scatter(contexts),
-        heat_maps=heat_maps(record.details["pairs"]) if record.details else [],
+        part=contexts_part(record),
+        usage=usage(record),
+        message=(record.run.read_adapted() or {}).get("message"),
         curves=training_curves([(None, record)]),
-        hard=_examples(record),
         layers=_layers(record),
         agreement=agreement(record),
         fit=fit_of(record),
@@ -53,43 +52,11 @@ def render_run(record: RunRecord, bench: Mapping[str, Any] | None = None) -> str
     )
 
 
-def _scatter(contexts: Sequence[Mapping[str, Any]]) -> Markup | None:
-    if not contexts:
+def _data(record: RunRecord) -> dict[str, Any] | None:
+    """Return what the page offers as a download: the scores, with name and settings of the run; None without scores."""
+    if record.scores is None:
         return None
-    points = [
-        (
-            row["baseline_accuracy"],
-            row["adapted_accuracy"],
-            "{}: {baseline_accuracy:.3f} before, {adapted_accuracy:.3f} after".format(
-                ranking_text(row["ranking"]), **row
-            ),
-        )
-        for row in contexts
-    ]
-    better = sum(y > x for x, y, _ in points)
-    return scatter(
-        points,
-        "accuracy before",
-        "accuracy after",
-        f"Accuracy of {len(points)} contexts, before adaptation on the x axis and after it on the y axis: {better} lie "
-        "above the diagonal, which means improved.",
-    )
-
-
-def heat_maps(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
-    """Return the accuracy on each pair of distortions before and after adaptation, and the difference."""
-    names = list(dict.fromkeys(name for row in rows for name in (row["closer"], row["farther"])))
-    values = {(row["closer"], row["farther"]): (row["baseline_accuracy"], row["adapted_accuracy"]) for row in rows}
-
-    def table(value: Any) -> list[list[float | None]]:
-        return [[value(*values[a, b]) if (a, b) in values else None for b in names] for a in names]
-
-    what = "for each pair of distortions, one row and one column per distortion"
-    return [
-        Figure("before", heat_map(names, table(lambda b, _: b), f"Accuracy before, {what}", middle=0.5, span=0.5)),
-        Figure("after", heat_map(names, table(lambda _, a: a), f"Accuracy after, {what}", middle=0.5, span=0.5)),
-        Figure("difference", heat_map(names, table(lambda b, a: a - b), f"Difference, {what}", middle=0, span=0.6)),
-    ]
+    return {"run": record.name, "settings": record.config["config"], **record.scores}
 
 
 def training_curves(records: Sequence[tuple[str | None, RunRecord]]) -> list[Figure]:
@@ -129,32 +96,6 @@ def _legend(curves: Sequence[Line]) -> list[tuple[str, str]]:
     if not 1 < len(curves) <= COLOURS:
         return []
     return [(f"line-{n}" + (" dashed" if line.dashed else ""), line.name) for n, line in enumerate(curves)]
-
-
-def _examples(record: RunRecord) -> list[dict[str, Any]]:
-    """Return the hardest contexts of `details.json`, with pictures as data URLs."""
-    return [
-        {
-            **context,
-            "wrong": [
-                {
-                    **choice,
-                    "picture": _data_url(record, choice["reference"]),
-                    **{role: choice[role] | {"picture": _data_url(record, choice[role]["file"])} for role in _ROLES},
-                }
-                for choice in context["wrong"]
-            ],
-        }
-        for context in (record.details["examples"] if record.details else [])
-    ]
-
-
-_ROLES = ("closer", "farther")
-
-
-def _data_url(record: RunRecord, name: str) -> str | None:
-    content = record.picture(name)
-    return None if content is None else picture(content)
 
 
 def _layers(record: RunRecord) -> Figure | None:

@@ -257,6 +257,8 @@ def read_run(path: Path) -> RunRecord:
     _hide_credentials(config.get("data"))
     _hide_credentials((details or {}).get("held_out"))
     _hide_credentials((judgements or {}).get("set"))
+    for one in (scores or {}).get("sets", ()):
+        _hide_credentials(one)
     return RunRecord(run, config, scores, details, log, judged, run.read_profile())
 
 

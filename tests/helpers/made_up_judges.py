@@ -121,7 +121,7 @@ def fit_log(*, own_heads: bool) -> list[dict[str, Any]]:
 
 
 def write_judged(path: Path, names: Sequence[str], judges: Sequence[str], *, sha256: str = SHA256) -> None:
-    """Write judged.json with one wrong judgement, and its pictures."""
+    """Write judged.json with one wrong and one corrected judgement, and their pictures."""
     (path / "judged").mkdir(exist_ok=True)
     images = []
     for sample, name in enumerate(names):
@@ -146,5 +146,7 @@ def write_judged(path: Path, names: Sequence[str], judges: Sequence[str], *, sha
         "searched": 3007,
         "wrong": 221,
         "examples": [example],
+        "corrected": 57,
+        "right": [{**example, "farther": farther | {"baseline_distance": 1.25, "adapted_distance": 4.5}}],
     }
     (path / "judged.json").write_text(json.dumps(content))

@@ -58,7 +58,7 @@ def make_run(
     write_log(path, log)
     before, after = random.uniform(0.2, 0.8, (2, len(rankings)))
     contexts = [
-        {"ranking": ranking, "baseline_accuracy": b, "adapted_accuracy": a}
+        {"ranking": ranking, "baseline_accuracy": b, "adapted_accuracy": a, "intervals": intervals(b, a)}
         for ranking, b, a in zip(rankings, before.tolist(), after.tolist(), strict=True)
     ]
     names = {name: SETTINGS[name] for name in ("backbone", "variant", "comparison", "recipe")}
@@ -100,7 +100,27 @@ def _summary(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> dict[
         "improved_fraction": float((after > before).mean()),
         "baseline_accuracy": float(before.mean()),
         "adapted_accuracy": float(after.mean()),
+        "intervals": intervals(float(before.mean()), float(after.mean())),
     }
+
+
+def intervals(before: float, after: float) -> dict[str, Any]:
+    """Return the intervals of two accuracies and of their change."""
+    named = (("baseline", before, 0.01), ("adapted", after, 0.02), ("change", after - before, 0.03))
+    return {name: {"value": v, "low": max(-1, v - half), "high": min(1, v + half)} for name, v, half in named}
+
+
+def make_sweep(path: Path, cases: int = 4) -> Path:
+    """Write a finished sweep of some cases that differ in two settings; return `path`."""
+    for number in range(cases):
+        settings = {"learning_rate": 0.01 * (1 + number // 2), "comparison": ("spatial", "mean")[number % 2]}
+        name = ",".join(f"{key}={value}" for key, value in settings.items())
+        make_run(path / "cases" / name, [list(NAMES), list(NAMES[::-1])], seed=number, **settings)
+    mean = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    names = ("improved_fraction", "baseline_accuracy", "adapted_accuracy", "worst_adapted_accuracy")
+    summary = {"cases": cases, "contexts": 2 * cases, "confidence": 0.95, **dict.fromkeys(names, mean)}
+    (path / "sweep.json").write_text(json.dumps({"summary": summary, "rows": []}))
+    return path
 
 
 def step(number: int, **values: float) -> dict[str, Any]:
@@ -149,11 +169,12 @@ def judged(contexts: int) -> dict[str, Any]:
 
 
 def write_details(path: Path, contexts: list[dict[str, Any]]) -> None:
-    """Write `details.json` and its pictures, with one wrong choice in the hardest context and none in the next."""
+    """Write `details.json` and its pictures, with a wrong and a corrected choice in the hardest context only."""
     hardest, *others = sorted(contexts, key=lambda context: context["adapted_accuracy"])
     names = hardest["ranking"]
     (path / "examples").mkdir()
-    for name in ("0-7.png", "0-7-a.png", "0-7-b.png"):
+    views = [f"legend-{number}.png" for number in range(len(names))]
+    for name in ("0-7.png", "0-7-a.png", "0-7-b.png", "0-8.png", "0-8-a.png", "0-8-b.png", "legend.png", *views):
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8), "teal").save(buffer, "PNG")
         (path / "examples" / name).write_bytes(buffer.getvalue())
@@ -162,12 +183,15 @@ def write_details(path: Path, contexts: list[dict[str, Any]]) -> None:
         distances = {"baseline_distance": 2 * distance, "adapted_distance": distance}
         return {"distortion": name, "parameters": {"amount": 0.25}, "file": file, **distances}
 
-    wrong = {
-        "sample": 7,
-        "reference": "0-7.png",
-        "closer": view(names[0], "0-7-a.png", 0.2),
-        "farther": view(names[-1], "0-7-b.png", 0.1),
-    }
+    def choice(sample: int, closer: float, farther: float) -> dict[str, Any]:
+        return {
+            "sample": sample,
+            "reference": f"0-{sample}.png",
+            "closer": view(names[0], f"0-{sample}-a.png", closer),
+            "farther": view(names[-1], f"0-{sample}-b.png", farther),
+        }
+
+    shown = {"wrong": [choice(7, 0.2, 0.1)], "right": [choice(8, 0.1, 0.2)]}
     pairs = [
         {"closer": a, "farther": b, "contexts": 12, "baseline_accuracy": 0.25, "adapted_accuracy": 0.75}
         for a, b in itertools.permutations(names, 2)
@@ -177,8 +201,16 @@ def write_details(path: Path, contexts: list[dict[str, Any]]) -> None:
         "held_out": {"shards": "data/val", "samples": 140, "draws": 5, "sha256": "cd" * 32},
         "pairs": pairs,
         "examples": [
-            {**context, "searched": 50, "wrong": [wrong] if context is hardest else []}
+            {**context, "searched": 50, **(shown if context is hardest else {"wrong": [], "right": []})}
             for context in (hardest, *others[:1])
         ],
+        "legend": {
+            "sample": 9,
+            "reference": "legend.png",
+            "views": [
+                {"distortion": name, "parameters": {"amount": 0.5}, "file": file}
+                for name, file in zip(names, views, strict=True)
+            ],
+        },
     }
     (path / "details.json").write_text(json.dumps(content))

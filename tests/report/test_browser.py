@@ -7,17 +7,19 @@ import pytest
 from selenium.webdriver.common.by import By
 
 from fastdps.commands.cli import main
-from helpers.browser import chromium, prefer, resize
+from helpers.browser import prefer, resize
 from helpers.made_up_judges import make_judged_run
-from helpers.made_up_runs import make_run
+from helpers.made_up_runs import make_run, make_sweep
 
-PHONE = 360
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory):
-    with chromium(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
+#: Phones, tablets and screens.
+WIDTHS = (360, 390, 700, 1024, 1280, 1920)
+#: Texts that are wider than their tile, by the boxes of their lines.
+_TOO_WIDE = """return [...document.querySelectorAll(".tile")].flatMap((tile) => {
+  const range = document.createRange();
+  range.selectNodeContents(tile);
+  const right = Math.max(...[...range.getClientRects()].map((box) => box.right));
+  return right > tile.getBoundingClientRect().right ? [tile.textContent] : [];
+});"""
 
 
 @pytest.fixture(scope="module")
@@ -31,23 +33,25 @@ def pages(tmp_path_factory):
     hostile = make_run(root / "<img src=x onerror=alert(1)>", [["<svg onload=alert(2)>", "b"], ["b", "c" * 200]])
     names = [f"person-{number}" for number in range(40)] + ["<img src=x onerror=alert(3)>", "x" * 300, "\u202eevil"]
     judged = make_judged_run(root / "judged", names, names=("y" * 300, "<b>.jpg", "c.jpg"))
-    for run in (whole, bare, hostile, judged):
+    sweep = make_sweep(root / "sweep")
+    for run in (whole, bare, hostile, judged, sweep):
         assert main(["report", str(run)]) == 0
     assert (
         main(["report", str(whole), str(bare), str(hostile), str(judged), "--out", str(root / "comparison.html")]) == 0
     )
-    kinds = {"whole": whole, "bare": bare, "hostile": hostile, "judged": judged}
+    kinds = {"whole": whole, "bare": bare, "hostile": hostile, "judged": judged, "sweep": sweep}
     reports = {name: run / "report.html" for name, run in kinds.items()}
     return reports | {"comparison": root / "comparison.html"}
 
 
-@pytest.mark.parametrize("kind", ["whole", "bare", "hostile", "judged", "comparison"])
+@pytest.mark.parametrize("kind", ["whole", "bare", "hostile", "judged", "comparison", "sweep"])
 def test_pages_work_in_a_browser(session, pages, kind):
     session.get_log("browser"), session.get_log("performance")  # what came before is not this page's
-    for width, phone in ((PHONE, True), (1200, False)):
-        resize(session, width, phone=phone)
-        session.get(pages[kind].as_uri())
+    session.get(pages[kind].as_uri())
+    for width in WIDTHS:
+        resize(session, width, phone=width <= 390)
         assert session.execute_script("return document.documentElement.scrollWidth") <= width
+        assert session.execute_script(_TOO_WIDE) == []
     assert session.get_log("browser") == []
     messages = [json.loads(entry["message"])["message"] for entry in session.get_log("performance")]
     requests = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]

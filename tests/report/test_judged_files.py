@@ -56,7 +56,7 @@ def test_names_of_judges_and_files_stay_text(tmp_path):
     page = page_of(make_judged_run(tmp_path / "run", hostile, names=(HOSTILE, "../../../x", f"{HOSTILE}/{HOSTILE}")))
     assert page.text.count(HOSTILE) > 5
     assert {tag for tag, _ in page.elements} == {tag for tag, _ in plain.elements}
-    assert len(page.all("script")) == len(page.all("style")) == 1
+    assert page.scripts == len(page.all("style")) == 1
     allowed = {key for _, attributes in plain.elements for key in attributes}
     assert {key for _, attributes in page.elements for key in attributes} <= allowed
     assert len(page.elements) == len(plain.elements)

@@ -188,12 +188,17 @@ def test_wrong_judgements_are_shown_with_votes_names_and_distances(tmp_path):
         "reference: images/chrome.jpg",
         "people choose: wood.jpg",
         "metric chooses: brass.jpg",
+        "reference: images/chrome.jpg",
+        "people choose: wood.jpg",
+        "before adapting, the metric chose: brass.jpg",
     ]
     assert all(image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
     assert "3,007 triplets have a clear majority" in page.text
     assert "contradicts 221 of these majorities" in page.text
     assert "3 of 4 votes for the blue image, by anna . The metric gives the orange image 91 %." in page.text
     assert "blue 3.5, orange 1.25; before adaptation 1.5 and 2.5, which was right." in page.text
+    assert "57 are ones that the adapted metric agrees with and the unadapted one does not." in page.text
+    assert "The metric gives the blue image 91 %." in page.text
 
 
 def test_parts_that_are_missing_are_named_with_the_command(tmp_path):

@@ -8,6 +8,7 @@ from safetensors.numpy import load_file
 
 from bench.harness.measure import Measurement
 from fastdps.commands.cli import main
+from fastdps.report.contexts_part import reading
 from fastdps.report.reading import read_run
 from helpers.made_up_results import results, write
 from helpers.made_up_runs import NAMES, judged, make_run, step, write_log, write_metric
@@ -48,16 +49,54 @@ def test_a_page_has_every_context_once_in_its_table_and_in_its_scatter(tmp_path)
     assert sum(attributes.get("class") in ("better", "worse") for attributes in page.all("circle")) == len(contexts)
 
 
+def test_a_page_shows_intervals_and_how_to_read_pairs(tmp_path):
+    run = make_run(tmp_path / "run")
+    page = page_of(run)
+    contexts = json.loads((run / "scores.json").read_text())["contexts"]
+    assert page.texts.count("\N{PLUS-MINUS SIGN} 0.020") == len(contexts)
+    assert "over the 140 images" in page.text
+    pairs = json.loads((run / "details.json").read_text())["pairs"]
+    pairs[7] |= {"adapted_accuracy": 0.125, "baseline_accuracy": 0.2}
+    found = f"row {pairs[7]['closer']}, column {pairs[7]['farther']} stands for the 12 contexts"
+    assert found in reading(pairs)
+    assert "in 12 % of the choices after adapting (\N{MINUS SIGN}8 points)" in reading(pairs)
+    assert reading([]) is None
+
+
+def test_runs_that_an_earlier_version_scored_have_a_page_without_what_it_did_not_record(tmp_path):
+    run = make_run(tmp_path / "run")
+    for name in ("scores.json", "details.json"):
+        content = json.loads((run / name).read_text())
+        content.pop("legend", None)
+        for entry in (*content.get("contexts", ()), *content.get("examples", ()), content.get("summary") or {}):
+            entry.pop("intervals", None), entry.pop("right", None)
+        (run / name).write_text(json.dumps(content))
+    page = page_of(run)
+    assert len(page.all("img")) == 3
+    assert not {"The distortions", "Corrected by adapting"} & set(page.texts)
+    assert "\N{PLUS-MINUS SIGN}" not in page.text
+
+
+def test_a_page_carries_its_scores_and_a_table_of_its_contents(tmp_path):
+    run = make_run(tmp_path / "run")
+    page = page_of(run)
+    scores = json.loads((run / "scores.json").read_text())
+    assert {key: page.data[key] for key in scores} == scores
+    links = [link["href"] for link in page.all("a") if link["href"] != "#main"]
+    assert links == [f"#{heading['id']}" for heading in page.all("h2")]
+    assert len(set(links)) == len(links) > 8
+
+
 def test_a_page_loads_nothing_and_runs_no_script_but_its_own(tmp_path):
     page = page_of(make_run(tmp_path / "run"))
     policy = next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
     assert "default-src 'none'" in policy
     assert "'unsafe-inline'" not in policy.split("script-src")[1]
-    assert len(page.all("script")) == 1
+    assert page.scripts == 1
     for _, attributes in page.elements:
         for name, value in attributes.items():
             assert not name.startswith("on")
-            assert name not in ("src", "href") or value.startswith("data:")
+            assert name not in ("src", "href") or value.startswith(("data:", "#"))
             assert "url(" not in (value or "")
 
 
@@ -66,8 +105,8 @@ def test_charts_and_pictures_have_descriptions(tmp_path):
     charts = [svg for svg in page.all("svg") if svg.get("aria-hidden") != "true"]
     assert len(charts) == 8  # scatter, three heat maps, three curves, layers
     assert all(svg["role"] == "img" and len(svg["aria-label"]) > 20 for svg in charts)
-    assert len(page.all("img")) == 3
-    assert len({image["alt"] for image in page.all("img")}) == 3
+    assert len(page.all("img")) == 3 + 3 + 7  # an error, a correction, the legend
+    assert len({image["alt"] for image in page.all("img")}) == 13
 
 
 def test_names_from_data_stay_text(tmp_path):
@@ -85,7 +124,7 @@ def test_names_from_data_stay_text(tmp_path):
     page = page_of(run, "--bench", write(tmp_path / "bench.json", results([measured])))
     plain = page_of(make_run(tmp_path / "plain", [list(NAMES), list(NAMES[::-1])]))
     assert page.text.count(HOSTILE) > 20
-    assert len(page.all("script")) == 1
+    assert page.scripts == 1
     assert {tag for tag, _ in page.elements} == {tag for tag, _ in plain.elements}
     assert {key for _, attributes in page.elements for key in attributes} <= {
         key for _, attributes in plain.elements for key in attributes
@@ -275,7 +314,7 @@ def test_a_picture_that_is_gone_is_no_error(tmp_path):
     (run / "examples/0-7.png").unlink()
     page = page_of(run)
     assert "(picture missing)" in page.text
-    assert len(page.all("img")) == 2
+    assert len(page.all("img")) == 12
 
 
 @pytest.mark.parametrize(
