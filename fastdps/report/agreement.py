@@ -125,6 +125,8 @@ def majority_of(scores: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def change_sentence(change: Mapping[str, float]) -> str:
     """Return what a change with its 95 % interval means."""
     value, low, high = (100 * change[name] for name in ("value", "low", "high"))
+    if value == low == high == 0:
+        return "The agreement did not change."
     if low > 0 or high < 0:
         ends = sorted((abs(low), abs(high)))
         verb, noun = ("gained", "gain") if low > 0 else ("lost", "loss")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastdps.report.adapted_part import adapted_fit
 from fastdps.report.agreement import agreement, fit_of
 from fastdps.report.charts import COLOURS, Line, lines, ramp, stacked_bars
 from fastdps.report.contexts_part import contexts_part
@@ -40,11 +41,11 @@ def render_run(record: RunRecord, bench: Mapping[str, Any] | None = None) -> str
         summary=record.scores["summary"] if record.scores else None,
         part=contexts_part(record),
         usage=usage(record),
-        message=(record.run.read_adapted() or {}).get("message"),
+        message=(record.adapted or {}).get("message"),
         curves=training_curves([(None, record)]),
         layers=_layers(record),
         agreement=agreement(record),
-        fit=fit_of(record),
+        fit=fit_of(record) or adapted_fit(record),
         throughput=_throughput(record),
         profile=profile_section(record.profile),
         bench=bench,

@@ -52,6 +52,7 @@ class RunRecord:
         log: Records of `log.jsonl`.
         judged: Content of `judged.json`, None before an evaluation on a judgement set or if it belongs to another one.
         profile: Content of `profile.json`, None without `--profile`.
+        adapted: Content of `adapted.json`, None for a run that `fastdps train` made.
     """
 
     run: RunDirectory
@@ -61,6 +62,7 @@ class RunRecord:
     log: list[dict[str, Any]]
     judged: dict[str, Any] | None = None
     profile: dict[str, Any] | None = None
+    adapted: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -259,7 +261,7 @@ def read_run(path: Path) -> RunRecord:
     _hide_credentials((judgements or {}).get("set"))
     for one in (scores or {}).get("sets", ()):
         _hide_credentials(one)
-    return RunRecord(run, config, scores, details, log, judged, run.read_profile())
+    return RunRecord(run, config, scores, details, log, judged, run.read_profile(), run.read_adapted())
 
 
 def _read_picture(directory: Path, name: str, *, named_in: Path) -> bytes | None:

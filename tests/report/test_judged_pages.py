@@ -197,7 +197,7 @@ def test_wrong_judgements_are_shown_with_votes_names_and_distances(tmp_path):
     assert "contradicts 221 of these majorities" in page.text
     assert "3 of 4 votes for the blue image, by anna . The metric gives the orange image 91 %." in page.text
     assert "blue 3.5, orange 1.25; before adaptation 1.5 and 2.5, which was right." in page.text
-    assert "57 are ones that the adapted metric agrees with and the unadapted one does not." in page.text
+    assert "agrees with 57 of the clear majorities that the unadapted one contradicts." in page.text
     assert "The metric gives the blue image 91 %." in page.text
 
 
@@ -284,3 +284,39 @@ def test_charts_have_descriptions(tmp_path):
     charts = [svg for svg in page.all("svg") if svg.get("aria-hidden") != "true"]
     assert len(charts) == 5  # judges, calibration, two fits, layers
     assert all(svg["role"] == "img" and len(svg["aria-label"]) > 40 for svg in charts)
+
+
+def test_a_run_of_adapt_says_what_to_expect_and_draws_its_curve(tmp_path):
+    run = make_judged_run(tmp_path / "run")
+    end = {
+        key: value for key, value in fit_log(own_heads=False)[-1].items() if key not in ("pooled", "judges", "passes")
+    }
+    write_log(run, [end])
+    adapted = {
+        "base": "runs/base",
+        "context": None,
+        "base_weights": [1.0] * 1152,
+        "prior": "base",
+        "strength": 1.0,
+        "judge_strength": None,
+        "verdict": "kept",
+        "forced": False,
+        "judgements": 40,
+        "contradicting": 3,
+        "expected": {"accuracy": interval(0.75, 0.1), "base": interval(0.8, 0.1), "gain": interval(-0.05)},
+        "curve": [{"judgements": 10, "accuracy": 0.7}, {"judgements": 20, "accuracy": 0.72}],
+        "forecast": None,
+        "judges": {},
+        "message": "40 judgements: the fit does not beat the base.",
+    }
+    (run / "adapted.json").write_text(json.dumps(adapted))
+    page = page_of(run)
+    assert adapted["message"] in page.texts
+    assert "fitted to 40 judgements by fastdps adapt, on the base runs/base, and the base is kept." in page.text
+    assert "agree with 75.0 % (95 %: 65.0 % to 85.0 %) of new votes, and the base with 80.0 %" in page.text
+    assert "3 of the judgements contradict others" in page.text
+    assert "is the base, runs/base." in page.text
+    assert "There is no training log" not in page.text
+    assert any("70.0 with 10, 75.0 with 40; the base has 80.0" in svg.get("aria-label", "") for svg in page.all("svg"))
+    (run / "adapted.json").write_text(json.dumps(adapted | {"expected": None, "curve": [], "verdict": "too few"}))
+    assert "fitted to 40 judgements" in page_of(run).text
