@@ -4,6 +4,7 @@ import base64
 import json
 
 import pytest
+from axe_core_python.selenium import Axe
 from selenium.webdriver.common.by import By
 
 from fastdps.commands.cli import main
@@ -99,3 +100,17 @@ def test_a_page_prints_on_few_sheets(session, pages, kind):
     printed = session.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})
     sheets = base64.b64decode(printed["data"]).count(b"/Type /Page\n")
     assert 2 <= sheets <= 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["whole", "hostile", "judged", "comparison", "sweep"])
+def test_axe_finds_no_barriers(session, pages, kind):
+    """Contrast, names, roles, order of headings and more, on a light screen and on a dark phone."""
+    session.set_script_timeout(120)
+    for width, scheme in ((1280, "light"), (390, "dark")):
+        prefer(session, scheme)
+        resize(session, width, phone=width == 390)
+        session.get(pages[kind].as_uri())
+        found = Axe().run(session)
+        assert {one["id"]: one["nodes"][0]["html"] for one in found["violations"]} == {}
+        assert len(found["passes"]) > 20
