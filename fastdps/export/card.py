@@ -123,6 +123,8 @@ def _scores(run: RunDirectory, context: list[str] | None, judge: str | None) -> 
         for test in ("2afc", "jnd")
     }
     accuracies = {name: row.get(name) for name in ("baseline_accuracy", "adapted_accuracy")}
+    if row.get("intervals"):
+        accuracies["intervals"] = row["intervals"]
     sets = [{name: one[name] for name in _LISTED_OF_SETS} for one in scores.get("sets", [])]
     return accuracies | {
         "sets": sets,
@@ -233,6 +235,13 @@ def _score_lines(scores: Mapping[str, Any] | None) -> list[str]:
     lines = ["| | before | after | human |", "|---|---:|---:|---:|"]
     for name, before, after, human in rows:
         lines.append(f"| {name} | {before:.4f} | {after:.4f} | {'' if human is None else f'{human:.4f}'} |")
+    if found := (scores or {}).get("intervals"):
+        change = found["change"]
+        lines += [
+            "",
+            f"The accuracy changed by {change['value']:+.4f}, with a 95 % interval of {change['low']:+.4f} to "
+            f"{change['high']:+.4f} over the images.",
+        ]
     for one in (scores or {}).get("sets", []):
         if one["same_as"]:
             title = f"The set of the scores {_SET_TITLES.get(one['kind'], '')} {_escaped(one['name'])}".rstrip()

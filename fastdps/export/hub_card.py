@@ -42,6 +42,8 @@ def describe_all(
         for test in ("2afc", "jnd")
     }
     own = {name: summary.get(name) for name in _ACCURACIES} | {"bapps": means}
+    if summary.get("intervals"):
+        own["intervals"] = summary["intervals"]
     own["judgements"] = judged and _pooled(judged)
     return card | {"scores": card["scores"] | own}
 

@@ -125,6 +125,7 @@ def test_the_card_and_its_metadata(hub, run):
     for part in (
         "| contexts | 3 |",
         "Means over its 3 contexts",
+        f"95 % interval of {scores['summary']['intervals']['change']['low']:+.4f} to",
         'fastdps.load("hub:anna/food", context="',
         "ImageNet",
     ):

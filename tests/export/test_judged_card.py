@@ -104,6 +104,10 @@ def test_cards_of_rankings_have_no_judge(tmp_path):
     assert card["scores"]["judgements"] is None
     assert "| adapted to |" not in text
     assert "2 epochs" in text
+    (row,) = json.loads((run / "scores.json").read_text())["contexts"]
+    change = row["intervals"]["change"]
+    assert card["scores"]["intervals"] == row["intervals"]
+    assert f"95 % interval of {change['low']:+.4f} to {change['high']:+.4f} over the images." in text
 
 
 def test_score_names_the_judge(run, tmp_path, capsys):
