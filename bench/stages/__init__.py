@@ -30,6 +30,7 @@ STAGES: dict[str, str] = {
     "fewshot": "a head from few judgements, and its accuracy on other images",
     "evaluate": "scoring on held-out images, end to end",
     "matrix": "distances of all pairs of 200 images",
+    "loss": "a metric as a loss: forward and backward pass to an image",
     "startup": "from the command line to help and to the first step",
     "scaling": "adapting in several processes",
     "memory": "the peak memory of each stage, each in a separate process",

@@ -4,38 +4,30 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.harness.bench import Bench
+from bench.harness.lpips_oracle import both_lpips, check_agreement
 from bench.harness.measure import Compared, Measurement, repeated
-from fastdps.errors import FastDPSError
 from fastdps.loading.loader import open_shards
-from fastdps.metric.backbones import Backbone
-from fastdps.metric.image_metric import RANK_BATCH, ImageMetric
-from fastdps.metric.lpips_format import heads_from_lpips
-from fastdps.metric.perceptual import PerceptualMetric
+from fastdps.metric.image_metric import RANK_BATCH
 
 #: The number of images for which the speed of `m.matrix` is stated.
 IMAGES = 200
 PAIRS = IMAGES * (IMAGES - 1) // 2
 #: Pairs of one call of LPIPS when pairs are compared in batches.
 BATCH = 50
-#: The maximum difference between both distances: without TF32, and with it, as GPUs convolve.
-AGREEMENT, AGREEMENT_TF32 = 1e-5, 1e-2
 
 
 @torch.no_grad()
 def run(bench: Bench) -> Iterator[Measurement]:
     """Measure images/s of a matrix of 200 images. LPIPS gets some of the 19,900 pairs; its time is scaled to all."""
     images = _images(bench)
-    metric, oracle = _metrics(bench.device)
+    metric, oracle = both_lpips("lpips", bench.device)
     units = images.float() / 255
     near = itertools.cycle(itertools.combinations(range(IMAGES), 2))
 
@@ -46,7 +38,9 @@ def run(bench: Bench) -> Iterator[Measurement]:
 
         return call
 
-    _check_agreement(metric, oracle, images, units)
+    check_agreement(
+        metric.matrix(images)[0], oracle(units[:1].expand_as(units), units, normalize=True).flatten(), "m.matrix"
+    )
     rates = bench.timing.rates(
         {
             "matrix": repeated(lambda: metric.matrix(images), IMAGES),
@@ -72,25 +66,3 @@ def _images(bench: Bench) -> Tensor:
     with closing(open_shards(bench.data.small("raw", IMAGES), batch_size=IMAGES).epoch(0)) as batches:
         images = next(batches).images
     return images.permute(0, 3, 1, 2).to(bench.device)
-
-
-def _metrics(device: torch.device) -> tuple[ImageMetric, Any]:
-    """Return LPIPS on AlexNet with its published heads, by fastdps and by the `lpips` package."""
-    import lpips
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it calls torchvision and torch.load in deprecated ways
-        oracle = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-    backbone = Backbone("alexnet")
-    keys = {key.split(".", 1)[1]: key for key in oracle.net.state_dict()}
-    oracle.net.load_state_dict({keys[key.removeprefix("features.")]: w for key, w in backbone.state_dict().items()})
-    heads = heads_from_lpips(Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth")
-    return ImageMetric(PerceptualMetric(backbone, heads).to(device)), oracle.to(device)
-
-
-def _check_agreement(metric: ImageMetric, oracle: Any, images: Tensor, units: Tensor) -> None:
-    """Raise `FastDPSError` unless both give the same distances between the first image and all others."""
-    ours, theirs = metric.matrix(images)[0], oracle(units[:1].expand_as(units), units, normalize=True).flatten()
-    exact = images.device.type == "cpu" or not torch.backends.cudnn.allow_tf32
-    if (difference := (ours - theirs).abs().max().item()) > (AGREEMENT if exact else AGREEMENT_TF32):
-        raise FastDPSError(f"m.matrix and lpips differ by {difference:.1e}: the timed results are not the same.")

@@ -125,6 +125,24 @@ def moments(features: Sequence[Tensor], distorted: int, comparison: str = "spati
     return Moments(*(torch.cat(parts, dim=-1) for parts in zip(*taps, strict=True)))
 
 
+def means_between(first: Sequence[Tensor], second: Sequence[Tensor], comparison: str = "spatial") -> Tensor:
+    """Compute the first moments of image pairs from the features of two batches; one may be without gradients.
+
+    Args:
+        first: Features of one image of each pair, (n, C_l, H_l, W_l) per tap.
+        second: Features of the other images.
+        comparison: One of `COMPARISONS`.
+
+    Returns:
+        The mean of z over the positions, (n, C): `Moments.mean` of the same pairs.
+
+    Raises:
+        ConfigError: The comparison is unknown.
+    """
+    vectors = (normalized_vectors(features, comparison) for features in (first, second))
+    return torch.cat([(one - other).square().mean(dim=1) for one, other in zip(*vectors, strict=True)], dim=1)
+
+
 def pair_means(vectors: Sequence[Tensor], first: Tensor, other_vectors: Sequence[Tensor], second: Tensor) -> Tensor:
     """Compute the first moments of image pairs from the vectors of single images.
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Literal, NamedTuple, overload
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastdps.contexts.rankings import Ranking
 from fastdps.errors import ConfigError, ImageError
+from fastdps.metric.distances import means_between
 from fastdps.metric.image_sizes import smallest_side
 from fastdps.metric.inputs import Images, batched, check_same_size, to_unit_range
 from fastdps.metric.maps import distance_maps
@@ -191,11 +192,11 @@ class ImageMetric(nn.Module):
         """
         batch, memory_bytes = self._batched(images, "images"), mebibytes(memory_MiB)
         if others is None:
-            with self._size_named(batch):
+            with _SizeNamed(self.metric, batch):
                 return distance_matrix(self.metric, batch, memory_bytes=memory_bytes)
         second = self._batched(others, "others")
         check_same_size(batch[:1], second[:1], ("images", "others"))
-        with self._size_named(batch):
+        with _SizeNamed(self.metric, batch):
             return distances_between(self.metric, batch, second, memory_bytes=memory_bytes)
 
     def embed(self, images: Images) -> Tensor:
@@ -220,7 +221,7 @@ class ImageMetric(nn.Module):
             True
         """
         batch = self._batched(images, "images")
-        with self._size_named(batch):
+        with _SizeNamed(self.metric, batch):
             return embeddings(self.metric, batch)
 
     def push_to_hub(
@@ -299,23 +300,33 @@ class ImageMetric(nn.Module):
 
     def _means(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the first moments (N, C) of pairs of batches, one of which may be a single image."""
+        if len(x) == len(y) and _one_is_fixed(x, y):
+            return means_between(*self._features(x, y), self.metric.comparison)
         if len(x) == len(y):
             views = torch.stack([self._ready(x), self._ready(y)], dim=1)
         else:  # one reference, with all others as its distorted versions: its features are computed once
             one, others = (x, y) if len(x) == 1 else (y, x)
             views = torch.cat([self._ready(one), self._ready(others)])[None]
-        with self._size_named(x):
+        with _SizeNamed(self.metric, x):
             return self.metric.moments(views).mean.flatten(0, 1)
 
     def _maps(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the distance maps (N, L, H, W) of pairs of batches."""
-        with self._size_named(x):
+        return distance_maps(self.metric, *self._features(x, y), (x.shape[2], x.shape[3]))
+
+    def _features(self, x: Tensor, y: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Return the features of two batches."""
+        with _SizeNamed(self.metric, x):
+            if _one_is_fixed(x, y):
+                return self.metric.backbone(self._ready(x)), self.metric.backbone(self._ready(y))
             features = self.metric.backbone(torch.cat([self._ready(x), self._ready(y)]))
         in_x, in_y = zip(*(feature.split([len(x), len(y)]) for feature in features), strict=True)
-        return distance_maps(self.metric, in_x, in_y, (x.shape[2], x.shape[3]))
+        return in_x, in_y
 
-    def _size_named(self, batch: Tensor) -> _SizeNamed:
-        return _SizeNamed(self.metric, batch)
+
+def _one_is_fixed(x: Tensor, y: Tensor) -> bool:
+    """Return True as a loss. In one pass autograd would also go back through the backbone for the fixed image."""
+    return torch.is_grad_enabled() and x.requires_grad != y.requires_grad
 
 
 class _SizeNamed:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import bench.__main__ as command
 from bench.harness.data import BenchData
 from bench.harness.flops import count_flops
+from bench.harness.lpips_oracle import both_lpips, check_agreement
 from bench.harness.measure import Compared, Measurement, PartRates, Timed, Timing, spread
 from bench.stages import STAGES
 from fastdps.contexts.distortions import NAMES
@@ -191,13 +192,21 @@ def test_matrix_and_what_it_is_held_against(tiny, weights_dir, monkeypatch):
     ratios = np.divide(row["samples"], row["usual"]["samples"])
     assert row["speedup"]["median"] == pytest.approx(np.median(ratios))
     assert row["notes"]["pairs_of_all_images"] == 19_900
-    matrix = importlib.import_module("bench.stages.matrix")
-    metric, oracle = matrix._metrics(CPU)
-    images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
-    matrix._check_agreement(metric, oracle, images, images / 255)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_loss_and_what_it_is_held_against(tiny, weights_dir, monkeypatch):
+    monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
+    with torch.enable_grad():
+        (row,) = check_rows(tiny("loss"), ["loss"]).values()
+    assert 0 < row["notes"]["kept_for_backward_MiB"] <= 1.1 * row["notes"]["kept_by_lpips_MiB"]
+    metric, oracle = both_lpips("lpips", CPU)
+    x, y = torch.rand(2, 4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    check_agreement(metric(x, y), oracle(x, y, normalize=True).flatten(), "the metric")
     metric.metric.weights[0, 0] += 1
-    with pytest.raises(FastDPSError, match="the timed results are not the same"), torch.no_grad():
-        matrix._check_agreement(metric, oracle, images, images / 255)
+    with pytest.raises(FastDPSError, match="the timed results are not the same"):
+        check_agreement(metric(x, y), oracle(x, y, normalize=True).flatten(), "the metric")
 
 
 @pytest.mark.slow
