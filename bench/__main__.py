@@ -19,6 +19,7 @@ SHARDS = Path("shards/bench")
 #: Commands that analyse results, with their descriptions.
 COMMANDS = {
     "compare": "the changes between two results files that exceed the noise",
+    "elastic": "the loss of one training on 1, 2, 4 and a changing number of processes, as a PNG",
     "picture": "the time per image of training by parts, as a PNG",
     "plan": "the predicted rate of N devices on M nodes, and its limits",
     "staging": "a simulation of staging a large set on many nodes",

@@ -44,8 +44,10 @@ if TYPE_CHECKING:
     from fastdps.export.export import ExportResult, export
     from fastdps.export.hub import Pushed, push_to_hub
     from fastdps.export.onnx_metric import OnnxMetric, RankedArrays, load_onnx
-    from fastdps.loading.loader import ShardLoader, open_shards
+    from fastdps.loading.loader import open_shards
+    from fastdps.loading.mixed import MixedLoader, set_numbers
     from fastdps.loading.options import LoadOptions
+    from fastdps.loading.shard_loader import ShardLoader
     from fastdps.metric.adapters import BackboneAdapter, register_backbone
     from fastdps.metric.backbones import Backbone
     from fastdps.metric.image_metric import ImageMetric, Ranked
@@ -74,6 +76,7 @@ __all__ = [
     "ImageError",
     "ImageMetric",
     "LoadOptions",
+    "MixedLoader",
     "OnnxMetric",
     "PackOptions",
     "PackResult",
@@ -104,6 +107,7 @@ __all__ = [
     "read_images",
     "register_backbone",
     "report",
+    "set_numbers",
     "train",
 ]
 
@@ -117,6 +121,7 @@ _HOME = {
     "ExportResult": "export.export",
     "ImageMetric": "metric.image_metric",
     "LoadOptions": "loading.loader",
+    "MixedLoader": "loading.mixed",
     "OnnxMetric": "export.onnx_metric",
     "PackOptions": "packing.options",
     "PackResult": "packing.pack",
@@ -125,7 +130,7 @@ _HOME = {
     "Ranked": "metric.image_metric",
     "RankedArrays": "export.onnx_metric",
     "RunScores": "evaluation.run_scores",
-    "ShardLoader": "loading.loader",
+    "ShardLoader": "loading.shard_loader",
     "TrainConfig": "training.recipes",
     "TrainOptions": "training.run",
     "TrainingResult": "training.run",
@@ -141,6 +146,7 @@ _HOME = {
     "read_images": "metric.read_images",
     "register_backbone": "metric.adapters",
     "report": "report.write",
+    "set_numbers": "loading.mixed",
     "train": "training.run",
 }
 

@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     from fastdps.shards.cache import Cache
 
 LoaderName = Literal["auto", "dali", "portable"]
+Divide = Literal["epoch", "step"]
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How shards are read; the batches are the same whatever these options are, except for `components`.
+    """How shards are read; the batches are the same whatever these options are, but for `components` and `divide`.
 
     Attributes:
         loader: The reader: "dali", "portable", or "auto" for the faster one for these images on this device.
@@ -23,9 +24,13 @@ class LoadOptions:
         components: Names of the components to load, such as ("ref", "p0"). None for all.
         cache: Where shards of a URL are staged while they are read. None for the default, see
             `fastdps.shards.cache.make_cache`.
+        divide: What the processes divide among themselves: each "epoch", in contiguous parts, so that a process reads
+            complete shards; or each "step", so that the samples of all processes in a step are the same whatever their
+            number, and every process reads from every shard.
     """
 
     loader: LoaderName = "auto"
     num_threads: int | None = None
     components: Sequence[str] | None = None
     cache: Cache | None = None
+    divide: Divide = "epoch"

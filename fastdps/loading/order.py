@@ -91,6 +91,30 @@ def left_after(left: Sequence[range], steps: int, batch_size: int, world_size: i
     return [numbers for part in parts for numbers in cut(left, part[steps * batch_size :])]
 
 
+def step_parts(left: Sequence[range], rank: int, batch_size: int, world_size: int) -> list[range]:
+    """Return what process `rank` reads of `left` if each step, of `batch_size * world_size` samples, is divided.
+
+    The samples of a step then do not depend on the number of processes, if their batch size changes with it.
+
+    Example:
+        >>> step_parts([range(10)], rank=1, batch_size=2, world_size=2)
+        [range(2, 4), range(6, 8), range(9, 10)]
+    """
+    if world_size == 1:
+        return list(left)
+    return [numbers for places in step_places(left, rank, batch_size, world_size) for numbers in places]
+
+
+def step_places(
+    left: Sequence[range], rank: int, batch_size: int, world_size: int, *, start_step: int = 0
+) -> Iterator[list[range]]:
+    """Yield what process `rank` reads of `left` in each step from `start_step` on, see `step_parts`."""
+    total, of_all = sum(map(len, left)), batch_size * world_size
+    for start in range(start_step * of_all, total, of_all):
+        own = part_of(min(of_all, total - start), rank, world_size)
+        yield cut(left, range(start + own.start, start + own.stop))
+
+
 def steps_per_epoch(samples: int, batch_size: int, world_size: int) -> int:
     """Return the steps of an epoch, equal on every process: the batches of `batch_size` in the largest part."""
     largest = -(-samples // world_size)
@@ -121,11 +145,15 @@ class EpochOrder:
         self._shards = self._permutation(len(sizes), _SHARDS_STREAM)
         self._sizes = sizes[self._shards]
         self._ends = np.cumsum(self._sizes)
+        self._last: tuple[int, NDArray[np.int64]] | None = None
 
     def row_runs(self, positions: range) -> Iterator[RowRun]:
         """Yield the samples at a contiguous range of positions, one `RowRun` per shard."""
         for shard, start, stop, size in self.visits(positions):
-            yield RowRun(shard, self._permutation(size, shard + 1)[start:stop])
+            last = self._last  # several runs of one shard follow each other where steps are divided
+            if last is None or last[0] != shard:
+                last = self._last = shard, self._permutation(size, shard + 1)
+            yield RowRun(shard, last[1][start:stop])
 
     def visits(self, positions: range) -> Iterator[Visit]:
         """Yield the shards at a contiguous range of positions, and the part of each, without permuting samples."""

@@ -113,10 +113,14 @@ def segments(
         ShardError: A shard is missing, damaged, or does not fit its index.
     """
     for place in places:
-        slices = []
+        slices: list[ShardSlice] = []
         for run in (run for numbers in cut(part, place) for run in order.row_runs(numbers)):
             wait_for_shard()
-            slices.append(ShardSlice(indexes.open(manifest.shards[run.shard]), run.rows))
+            index = indexes.open(manifest.shards[run.shard])
+            if slices and slices[-1].shard_index is index:
+                slices[-1] = ShardSlice(index, np.concatenate([slices[-1].rows, run.rows]))
+            else:
+                slices.append(ShardSlice(index, run.rows))
         yield Segment(tuple(slices), np.concatenate([index.ids[rows] for index, rows in slices]), batch_size)
 
 

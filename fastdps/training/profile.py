@@ -210,7 +210,7 @@ class Profile:
             rates = RunRates(_mean(seconds), self._images, slowdown)
             content = {
                 "format_version": PROFILE_VERSION,
-                "device": torch.cuda.get_device_name(self._device) if on_gpu else str(self._device),
+                "device": torch.cuda.get_device_name(self._device) if on_gpu else self._device.type,
                 "processes": processes.num_processes,
                 "steps": self._steps,
                 "images": self._images,
