@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
 from fastdps.contexts.distortions import NAMES, apply_plan, draw_plan, to_float
@@ -86,7 +87,7 @@ def train(shards: Path, phases: Sequence[Phase], directory: Path) -> list[float]
         meeting = directory / f"meeting-{number}-{phase.processes}"
         meeting.unlink(missing_ok=True)
         arguments = (phase, shards, state, losses, meeting)
-        torch.multiprocessing.spawn(_take_part, arguments, nprocs=phase.processes)
+        spawn(_take_part, arguments, nprocs=phase.processes)
         found += json.loads(losses.read_text(encoding="utf-8"))
     return found
 
@@ -117,6 +118,7 @@ def _take_part(rank: int, phase: Phase, shards: Path, state: Path, losses: Path,
         optimizer.zero_grad()
         loss.backward()
         for parameter in model.parameters():
+            assert parameter.grad is not None
             dist.all_reduce(parameter.grad)
         optimizer.step()
         dist.all_reduce(total := loss.detach())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.harness.measure import Compared, Samples, Workload, spread
 
@@ -15,9 +16,9 @@ Product = Callable[[Tensor, Tensor], Callable[[], Tensor]]
 
 
 def count_flops(module: nn.Module, images: Tensor) -> int:
-    """Count the floating-point operations of one forward pass, two per multiply-add of convolutions and linear layers.
+    """Count the floating-point operations of one forward pass, two per multiply-add of convolutions and products.
 
-    Biases, activations, pooling and normalisation are not counted.
+    Biases, activations, pooling and normalisation are not counted. Source: `torch.utils.flop_counter`.
 
     Args:
         module: The network.
@@ -26,24 +27,9 @@ def count_flops(module: nn.Module, images: Tensor) -> int:
     Returns:
         The number of operations.
     """
-    flops = 0
-
-    def count(layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal flops
-        if isinstance(layer, nn.Conv2d):
-            kernel = layer.kernel_size[0] * layer.kernel_size[1]
-            flops += 2 * output.numel() * kernel * (layer.in_channels // layer.groups)
-        elif isinstance(layer, nn.Linear):
-            flops += 2 * output.numel() * layer.in_features
-
-    hooks = [layer.register_forward_hook(count) for layer in module.modules()]
-    try:
-        with torch.inference_mode():
-            module(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return flops
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(images)
+    return counter.get_total_flops()
 
 
 def _blas(a: Tensor, b: Tensor) -> Callable[[], Tensor]:
