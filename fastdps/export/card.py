@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torchvision import models
+
 from fastdps.contexts.judgements import POOLED
 from fastdps.errors import FastDPSError
 from fastdps.evaluation.scored_sets import warning
@@ -23,12 +25,19 @@ from fastdps.metric.weights import tensors_sha256
 from fastdps.run_directory import RunDirectory
 
 CARD_VERSION = 1
-LICENCE = (
-    "fastdps is licensed under Apache-2.0. The architecture and weights of the backbone come from torchvision "
-    "(BSD-3-Clause), which notes that pretrained weights may have terms of their own, derived from the data they were "
-    "trained on. They were trained on ImageNet, whose terms allow non-commercial research and education. Check whether "
-    "your use is permitted. The data that the metric was adapted to may have further terms, which you must check "
-    "yourself."
+_OWN_LICENCE = "fastdps is licensed under Apache-2.0."
+#: Where a backbone is from, by the start of its name; all others are torchvision's or registered by users.
+_ORIGINS = {
+    "timm/": "The architecture {name} comes from timm (Apache-2.0). The page of its weights states their licence, and "
+    "the data that they were trained on.",
+    "": "The architecture and weights of {name} come from torchvision (BSD-3-Clause), which notes that pretrained "
+    "weights may have terms of their own, derived from the data they were trained on. They were trained on ImageNet, "
+    "whose terms allow non-commercial research and education.",
+    "own": "{name} is not one of fastdps or torchvision: its author knows its terms.",
+}
+_CHECK = (
+    "Check whether your use is permitted. The data that the metric was adapted to may have further terms, which you "
+    "must check yourself."
 )
 #: Characters with a meaning in Markdown or HTML.
 _MARKDOWN = frozenset("\\`*_[]<>#!|~&@:$^")
@@ -74,7 +83,7 @@ def describe(metric: PerceptualMetric, place: ContextLocation | None, run: RunDi
         "training": None,
         "scores": None,
         "versions": {name: version(name) for name in ("fastdps", "torch")} | {"python": platform.python_version()},
-        "licence": LICENCE,
+        "licence": licence_of(metric.backbone.name),
     }
     if run is not None and run.config.exists():
         config = run.read_config()
@@ -84,6 +93,22 @@ def describe(metric: PerceptualMetric, place: ContextLocation | None, run: RunDi
         }
         card["scores"] = _scores(run, card["context"], judge)
     return card
+
+
+def licence_of(backbone: str) -> str:
+    """Return what is known about the terms of a metric on a backbone, or on several side by side.
+
+    Example:
+        >>> licence_of("timm/resnet50@1,2").split(". ")[1]
+        'The architecture timm/resnet50@1,2 comes from timm (Apache-2.0)'
+    """
+    origins = []
+    for name in backbone.split("+"):
+        plain = name.partition("@")[0]
+        known = plain.startswith("timm/") or plain in models.list_models()
+        key = ("timm/" if plain.startswith("timm/") else "") if known else "own"
+        origins.append(_ORIGINS[key].format(name=name))
+    return " ".join([_OWN_LICENCE, *origins, _CHECK])
 
 
 def _number_of(run: RunDirectory, context: list[str] | None, judge: str | None) -> int:

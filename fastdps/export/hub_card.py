@@ -66,7 +66,8 @@ def hub_card(card: Mapping[str, Any], repository: str, licence: str) -> str:
         text = text.replace(
             "## Scores\n", f"## Scores\n\nMeans over its {card['contexts']} contexts, which `fastdps.json` lists.\n", 1
         )
-    tags = ["fastdps", *TAGS, card["metric"]["backbone"].replace("/", "-")]
+    backbones = [name.partition("@")[0].replace("/", "-") for name in card["metric"]["backbone"].split("+")]
+    tags = ["fastdps", *TAGS, *backbones]
     return front_matter(repository.partition("/")[2], licence, tags, _scores(card["scores"])) + "\n" + text
 
 

@@ -17,6 +17,7 @@ from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.rankings import all_rankings
 from fastdps.errors import ConfigError, FastDPSError
 from fastdps.export import export as exporting
+from fastdps.export.card import licence_of
 from fastdps.export.export import FORMATS
 from fastdps.export.lpips_checkpoint import LpipsCheckpoint
 from fastdps.export.plain import PlainMetric
@@ -256,6 +257,22 @@ def test_the_card_of_what_was_not_scored_or_is_not_adapted(run, tmp_path):
     text = (tmp_path / "plain.pth.card.md").read_text()
     assert "| context, least disruptive first | none |" in text
     assert "Not measured (`fastdps evaluate` measures them)." in text
+
+
+@pytest.mark.parametrize(
+    ("backbone", "parts", "absent"),
+    [
+        ("vgg16", ["vgg16 come from torchvision", "ImageNet"], "timm"),
+        ("timm/resnet50@1,2", ["timm/resnet50@1,2 comes from timm", "its weights"], "torchvision"),
+        ("alexnet+timm/resnet50", ["alexnet come from torchvision", "timm/resnet50 comes from timm"], "author"),
+        ("mine", ["mine is not one of fastdps or torchvision: its author"], "ImageNet"),
+    ],
+)
+def test_the_licence_names_where_a_backbone_is_from(backbone, parts, absent):
+    text = licence_of(backbone)
+    assert text.startswith("fastdps is licensed under Apache-2.0")
+    assert all(part in text for part in parts)
+    assert absent not in text
 
 
 def test_options_that_do_not_fit(run, tmp_path, capsys):
