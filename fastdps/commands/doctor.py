@@ -40,6 +40,7 @@ DALI = "nvidia-dali-cuda130"
 EXTRAS = {
     "remote": "shard sets at URLs: s3://, gs://, http(s)://",
     "export": "files for lpips, onnxruntime and torch.export",
+    "hub": "metrics on the Hugging Face hub",
     "ray": "packing on a Ray cluster",
     "timm": "backbones timm/NAME",
     "torchmetrics": "a Metric for torchmetrics",
