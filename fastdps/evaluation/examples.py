@@ -72,14 +72,15 @@ def find_examples(
         interpolation: Sampling of the geometric distortions.
 
     Returns:
-        One example per context. No image comes twice, and no pair of distortions comes twice in a context.
+        One example per context. No image comes twice in wrong choices, or in corrected ones, or in one context; and no
+        pair of distortions comes twice in the choices of a kind in a context.
     """
     owners = [(metric, row) for metric in adapted for row in range(len(metric.weights))]
     before, after = tally.per_context()
     hardest = after.argsort(stable=True)[:CONTEXTS].tolist()
     views = evaluation_views(batch, 0, baseline.weights.device, interpolation)
     found: list[Example] = []
-    shown: set[int] = set()
+    shown: dict[str, set[int]] = {"wrong": set(), "right": set()}
     for place, number in enumerate(hardest):
         metric, row = owners[number]
         d = all_distances(baseline, [metric], views)[..., [0, 1 + row]].cpu()
@@ -91,12 +92,12 @@ def find_examples(
         }
         votes = tally.votes[:, number]
         pictures: dict[str, Tensor] = {}
-        for kind in ("wrong", "right"):
-            if kind == "wrong":
-                choices = worst_choices(d[..., 1], votes, without=shown)
-            else:
-                choices = corrected_choices(d[..., 0], d[..., 1], votes, without=shown)
-            shown |= {image for image, *_ in choices}
+        wrong = worst_choices(d[..., 1], votes, without=shown["wrong"])
+        own = {image for image, *_ in wrong}
+        right = corrected_choices(d[..., 0], d[..., 1], votes, without=shown["right"] | own)
+        shown["wrong"] |= own
+        shown["right"] |= {image for image, *_ in right}
+        for kind, choices in (("wrong", wrong), ("right", right)):
             entry[kind] = _described(d, choices, batch, views, f"{place}", pictures)
         found.append(Example(entry, pictures))
     return found

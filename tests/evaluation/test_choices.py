@@ -17,6 +17,7 @@ from fastdps.evaluation.examples import (
     LONGEST_SIDE,
     Details,
     find_examples,
+    find_legend,
     replace_examples,
     write_details,
 )
@@ -70,17 +71,21 @@ def test_examples_are_of_the_hardest_contexts(found):
     hardest = sorted(range(6), key=after.__getitem__)[:CONTEXTS]
     assert len(examples) == CONTEXTS == 4
     for example, number in zip(examples, hardest, strict=True):
-        wrong = example.entry["wrong"]
+        wrong, right = example.entry["wrong"], example.entry["right"]
         assert example.entry == {
             "ranking": list(RANKINGS[number]),
             "baseline_accuracy": before[number],
             "adapted_accuracy": after[number],
             "searched": 14,
             "wrong": wrong,
+            "right": right,
         }
         assert 0 < len(wrong) <= CHOICES
-    samples = [choice["sample"] for example in examples for choice in example.entry["wrong"]]
-    assert len(set(samples)) == len(samples)
+        assert len(right) <= CHOICES
+        assert not {choice["sample"] for choice in wrong} & {choice["sample"] for choice in right}
+    for kind in ("wrong", "right"):
+        samples = [choice["sample"] for example in examples for choice in example.entry[kind]]
+        assert len(set(samples)) == len(samples) > 0
 
 
 def test_each_choice_is_described_by_its_numbers_and_pictures(found):
@@ -91,7 +96,7 @@ def test_each_choice_is_described_by_its_numbers_and_pictures(found):
     for place, example in enumerate(examples):
         metric, row = owners[tuple(example.entry["ranking"])]
         files = set()
-        for choice in example.entry["wrong"]:
+        for number_shown, choice in enumerate(example.entry["wrong"] + example.entry["right"]):
             image = batch.ids.tolist().index(choice["sample"])
             assert choice.keys() == {"sample", "reference", "closer", "farther"}
             assert choice["reference"] == f"{place}-{choice['sample']}.png"
@@ -112,7 +117,8 @@ def test_each_choice_is_described_by_its_numbers_and_pictures(found):
                 files.add(view["file"])
             order = example.entry["ranking"]
             assert order.index(choice["closer"]["distortion"]) < order.index(choice["farther"]["distortion"])
-            assert choice["closer"]["adapted_distance"] > choice["farther"]["adapted_distance"]
+            finds_farther = choice["closer"]["adapted_distance"] > choice["farther"]["adapted_distance"]
+            assert finds_farther == (number_shown < len(example.entry["wrong"]))
         assert example.pictures.keys() == files
 
 
@@ -138,24 +144,42 @@ def test_the_first_choice_is_the_worst_of_the_adapted_metric(found):
         shown |= {choice["sample"] for choice in example.entry["wrong"]}
 
 
+def test_the_legend_shows_all_distortions_of_the_image_whose_least_visible_one_is_seen_best(found):
+    batch, *_ = found
+    legend = find_legend(batch, "nearest")
+    views = evaluation_views(batch, 0, CPU, "nearest")
+    change = (views[:, 1:] - views[:, :1]).abs().mean(dim=(2, 3, 4))
+    relative = change / change.median(dim=0).values
+    image = max(range(14), key=lambda n: relative[n].min().item())
+    sample = batch.ids[image].item()
+    assert (legend.entry["sample"], legend.entry["reference"]) == (sample, f"legend-{sample}.png")
+    assert [view["distortion"] for view in legend.entry["views"]] == list(NAMES)
+    for number, view in enumerate(legend.entry["views"]):
+        assert torch.equal(legend.pictures[view["file"]], views[image, 1 + number])
+    assert torch.equal(legend.pictures[legend.entry["reference"]], views[image, 0])
+    assert len(legend.pictures) == 7
+
+
 def test_pictures_and_details_are_written(found, tmp_path):
-    *_, tally, examples = found
+    batch, *_, tally, examples = found
+    legend = find_legend(batch, "nearest")
     run = RunDirectory(tmp_path)
     run.examples.mkdir()
     (run.examples / "old.png").touch()
     run.details.write_text("{}")
-    replace_examples(run, examples)
+    replace_examples(run, [*examples, legend])
     assert not run.details.exists()
-    pictures = {name: pixels for example in examples for name, pixels in example.pictures.items()}
+    pictures = {name: pixels for example in (*examples, legend) for name, pixels in example.pictures.items()}
     assert {path.name for path in run.examples.iterdir()} == set(pictures)
     for name, pixels in pictures.items():
         with Image.open(io.BytesIO((run.examples / name).read_bytes())) as image:
             expected = (pixels * 255).round().permute(1, 2, 0).numpy().astype(np.uint8)
             np.testing.assert_array_equal(np.asarray(image), expected)
     held_out = {"shards": "val", "samples": 9, "draws": 2, "sha256": "0" * 64}
-    write_details(run, Details(held_out, tally.per_order(), examples))
+    write_details(run, Details(held_out, tally.per_order(), examples, legend))
     content = run.read_details()
-    assert list(content) == ["format_version", "held_out", "pairs", "examples"]
+    assert list(content) == ["format_version", "held_out", "pairs", "examples", "legend"]
+    assert content["legend"] == legend.entry
     assert content["format_version"] == 1
     assert content["held_out"] == held_out
     assert content["pairs"] == tally.per_order()
