@@ -61,6 +61,11 @@ class RunDirectory:
 
     path: Path
 
+    @classmethod
+    def of_metric(cls, path: Path) -> RunDirectory:
+        """Return the run directory that a metric file lies in, if it lies in one."""
+        return cls(path.parent.parent if path.parent.name == "metrics" else path.parent)
+
     @property
     def config(self) -> Path:
         """The path of `config.json`."""

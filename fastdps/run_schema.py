@@ -98,6 +98,7 @@ SCORES = {
         "triplets_per_s": Maybe(_COUNT),
         "data_wait_fraction": Maybe(float),
     },
+    "metrics?": Values(str),
     "sets?": [
         {
             "kind": str,

@@ -75,6 +75,8 @@ def run_score(arguments: argparse.Namespace) -> None:
         print(json.dumps(record, indent=1, ensure_ascii=False))
         return
     if not is_quiet():
-        print_ranking(f"Distance to {reference.path} by {title_of(metric)}", found.nearest, of=found.compared)
+        title = f"Distance to {reference.path} by {title_of(metric)}"
+        scores = [str(one) for one in metric.metric.origin.scores if one.kind in ("contexts", "judgements")]
+        print_ranking(title, found.nearest, of=found.compared, scores=scores)
     if arguments.map is not None:
         print_result(f"Where they differ: {arguments.map}")

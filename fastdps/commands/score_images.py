@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,7 @@ class ImageDistances:
             "backbone": self.metric.metric.backbone.name,
             "context": self.metric.context,
             "judge": self.metric.judge,
+            "scores": [asdict(score) for score in self.metric.metric.origin.scores],
             "reference": str(self.reference.path),
             "height": height,
             "width": width,

@@ -164,8 +164,15 @@ def print_sweep(summary: Mapping[str, Any], scores: Mapping[str, RunScores], out
     print_line(f"Table: {out / 'sweep.csv'}, {out / 'sweep.json'}", wrap=False)
 
 
-def print_ranking(title: str, rows: Sequence[tuple[str, float]], *, of: int) -> None:
-    """Print images with their distances, nearest first; `of` is the number of images that were compared."""
+def print_ranking(title: str, rows: Sequence[tuple[str, float]], *, of: int, scores: Sequence[str] = ()) -> None:
+    """Print images with their distances, nearest first.
+
+    Args:
+        title: The title.
+        rows: Path and distance of each image.
+        of: The number of images that were compared.
+        scores: What is known of the metric, a line each.
+    """
     print_line(Styled(title, "bold"), wrap=False)
     table = TextTable([Column("rank", right=True), Column("image", fold=True), Column("distance", right=True)])
     for rank, (name, distance) in enumerate(rows, start=1):
@@ -173,3 +180,5 @@ def print_ranking(title: str, rows: Sequence[tuple[str, float]], *, of: int) -> 
     table.print()
     if len(rows) < of:
         print_line(f"The nearest {len(rows):,} of {of:,}.")
+    for line in scores:
+        print_line(f"This metric: {line}")

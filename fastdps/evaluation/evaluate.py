@@ -7,6 +7,7 @@ RUN, judgement set   --> agreement with each judge --------> scores.json, judged
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -32,6 +33,7 @@ from fastdps.evaluation.scored_sets import ScoredSet, SetKind, seen_as
 from fastdps.evaluation.tally import Tally, tally_choices
 from fastdps.metric.backbones import Backbone
 from fastdps.metric.image_sizes import check_image_size
+from fastdps.metric.metric_file import read_tensors_sha256
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.files import remove_partial, write_json
@@ -41,6 +43,8 @@ from fastdps.shards.storage import Location, LocationLike, locate
 from fastdps.training.judgement_files import packed_judgements
 from fastdps.training.recipes import TrainConfig
 from fastdps.training.run_config import open_images, read_settings
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -85,7 +89,12 @@ def evaluate(
         processes.broadcast(lambda: stack.enter_context(directory.locked("evaluation")))
         config = read_settings(directory)
         baseline, adapted = load_metrics(directory, config, processes)
-        scores = read_scores(directory) or RunScores.unscored(config, directory)
+        files = processes.broadcast(lambda: _metric_files(directory))
+        earlier = read_scores(directory)
+        scores = earlier or replace(RunScores.unscored(config, directory), metrics=files)
+        if earlier and earlier.metrics not in ({}, files):
+            _log.warning("%s changed since it was scored: earlier scores are left out", ", ".join(files))
+            scores = replace(RunScores.unscored(config, directory), metrics=files)
         details, wrong = None, None
         sets = processes.broadcast(lambda: _sets(directory, options, shards=shards, bapps=bapps, judgements=judgements))
         if shards is not None:
@@ -103,6 +112,12 @@ def evaluate(
         if processes.is_main_process:
             _write(directory, scores, details, wrong)
     return scores
+
+
+def _metric_files(run: RunDirectory) -> dict[str, str]:
+    """Return the hash of the tensors of each metric file of a run; none of files of 0.1.0, which do not state it."""
+    hashes = {path.relative_to(run.path).as_posix(): read_tensors_sha256(path) for path in run.metrics()}
+    return {name: digest for name, digest in hashes.items() if digest}
 
 
 def _sets(

@@ -6,7 +6,8 @@
  "bapps": see `HumanAgreement`, or null,
  "judgements": see `fastdps.evaluation.judged_scores`, or null,
  "throughput": {"images_per_s", "triplets_per_s", "data_wait_fraction"},
- "sets": see `fastdps.evaluation.scored_sets`}
+ "sets": see `fastdps.evaluation.scored_sets`,
+ "metrics": {"metric.safetensors": hash of the tensors of the metric file that was scored}}
 
 "intervals" is {"baseline", "adapted", "change"}, each {"value", "low", "high"}: 95 % intervals over the held-out images
 (see `fastdps.evaluation.image_spread`). Versions before 0.2 did not write it.
@@ -180,6 +181,8 @@ class RunScores:
         bapps: Agreement with people on BAPPS, None before it is scored.
         judgements: Agreement with the judges of a judgement set, None before it is scored.
         sets: The sets that were scored on.
+        metrics: The hash of the tensors of each metric file that was scored, by its path in the run; empty if other
+            files were scored before, or an earlier version scored.
         pairs: Accuracy per pair of distortions of the last call of `fastdps.evaluate`; not part of `scores.json`.
     """
 
@@ -193,6 +196,7 @@ class RunScores:
     bapps: HumanAgreement | None = None
     judgements: JudgementScores | None = None
     sets: tuple[ScoredSet, ...] = ()
+    metrics: Mapping[str, str] = field(default_factory=dict)
     pairs: tuple[PairAccuracy, ...] = field(default=(), compare=False)
 
     @classmethod
@@ -242,6 +246,7 @@ class RunScores:
             "judgements": self.judgements and self.judgements.to_dict(),
             "throughput": self.throughput.to_dict(),
             "sets": [one.to_dict() for one in self.sets],
+            "metrics": dict(self.metrics),
         }
 
     @classmethod
@@ -260,6 +265,7 @@ class RunScores:
             bapps=bapps,
             judgements=judgements,
             sets=tuple(ScoredSet.from_dict(one) for one in content.get("sets", ())),
+            metrics=content.get("metrics", {}),
         )
 
 

@@ -19,6 +19,7 @@ from fastdps.evaluation.scored_sets import warning
 from fastdps.export.format import Format
 from fastdps.export.write import Verified
 from fastdps.metric.image_sizes import smallest_side
+from fastdps.metric.kept_scores import changed_since
 from fastdps.metric.load import ContextLocation
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.weights import tensors_sha256
@@ -128,7 +129,7 @@ def _number_of(run: RunDirectory, context: list[str] | None, judge: str | None) 
 
 
 def _scores(run: RunDirectory, context: list[str] | None, judge: str | None) -> dict[str, Any] | None:
-    """Return the scores of one context, each None if it was not measured; None for a run without scores.
+    """Return the scores of one context, each None if it was not measured; None without scores of this metric.
 
     Args:
         run: The run.
@@ -137,7 +138,7 @@ def _scores(run: RunDirectory, context: list[str] | None, judge: str | None) -> 
     """
     number = _number_of(run, context, judge)
     scores = run.read_scores()
-    if scores is None:
+    if scores is None or changed_since(run, scores):
         return None
     row: Mapping[str, Any] = next((row for row in scores["contexts"] if row["ranking"] == context), {})
     bapps = scores["bapps"] and {

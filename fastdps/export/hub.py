@@ -207,7 +207,7 @@ def _run_of(metric: PerceptualMetric) -> RunDirectory | None:
     file = metric.origin.file
     if file is None or not file.exists():
         return None
-    run = RunDirectory(file.parent.parent if file.parent.name == METRICS else file.parent)
+    run = RunDirectory.of_metric(file)
     return run if run.config.exists() and _is_saved(metric, file) else None
 
 

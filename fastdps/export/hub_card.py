@@ -32,7 +32,7 @@ def describe_all(
         return describe(metric, places[0], run) | {"contexts": 1}
     card = describe(metric, None, run) | {"contexts": len(places)}
     scores = run.read_scores() if run and run.config.exists() else None
-    if scores is None:
+    if scores is None or card["scores"] is None:
         return card | {"scores": None}
     summary, bapps, judged = scores["summary"] or {}, scores["bapps"], scores.get("judgements")
     means = bapps and {

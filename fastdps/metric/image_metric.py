@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastdps.contexts.rankings import Ranking
 from fastdps.errors import ConfigError, ImageError
 from fastdps.metric.distances import means_between
-from fastdps.metric.image_sizes import smallest_side
+from fastdps.metric.image_sizes import SizeErrors
 from fastdps.metric.inputs import Images, batched, check_same_size, to_unit_range
 from fastdps.metric.maps import distance_maps
 from fastdps.metric.matrix import distance_matrix, distances_between, embeddings, mebibytes
@@ -192,11 +192,11 @@ class ImageMetric(nn.Module):
         """
         batch, memory_bytes = self._batched(images, "images"), mebibytes(memory_MiB)
         if others is None:
-            with _SizeNamed(self.metric, batch):
+            with SizeErrors(self.metric.backbone, batch):
                 return distance_matrix(self.metric, batch, memory_bytes=memory_bytes)
         second = self._batched(others, "others")
         check_same_size(batch[:1], second[:1], ("images", "others"))
-        with _SizeNamed(self.metric, batch):
+        with SizeErrors(self.metric.backbone, batch):
             return distances_between(self.metric, batch, second, memory_bytes=memory_bytes)
 
     def embed(self, images: Images) -> Tensor:
@@ -221,7 +221,7 @@ class ImageMetric(nn.Module):
             True
         """
         batch = self._batched(images, "images")
-        with _SizeNamed(self.metric, batch):
+        with SizeErrors(self.metric.backbone, batch):
             return embeddings(self.metric, batch)
 
     def push_to_hub(
@@ -263,7 +263,8 @@ class ImageMetric(nn.Module):
         context = self.describe_context() if self.context is None else ",".join(self.context)
         if self.judge is not None:
             context = f"adapted to the {context}"
-        return f"{self.metric.backbone.name}, {self.metric.comparison}: {context}"
+        scores = "".join(f"\n{score}" for score in self.metric.origin.scores)
+        return f"{self.metric.backbone.name}, {self.metric.comparison}: {context}{scores}"
 
     def _repr_html_(self) -> str:
         """Return the properties of the metric as a table, for notebooks."""
@@ -275,6 +276,7 @@ class ImageMetric(nn.Module):
             "image size": "not known" if size is None else f"{size[0]} x {size[1]} pixels",
             "adapted with": None if origin.version is None else f"fastdps {origin.version}",
             "training data, sha256": origin.data_sha256 and origin.data_sha256[:16],
+            "scores": "; ".join(map(str, origin.scores)),
         }
         cells = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows.items() if text)
         return f"<table>{cells}</table>"
@@ -307,7 +309,7 @@ class ImageMetric(nn.Module):
         else:  # one reference, with all others as its distorted versions: its features are computed once
             one, others = (x, y) if len(x) == 1 else (y, x)
             views = torch.cat([self._ready(one), self._ready(others)])[None]
-        with _SizeNamed(self.metric, x):
+        with SizeErrors(self.metric.backbone, x):
             return self.metric.moments(views).mean.flatten(0, 1)
 
     def _maps(self, x: Tensor, y: Tensor) -> Tensor:
@@ -316,7 +318,7 @@ class ImageMetric(nn.Module):
 
     def _features(self, x: Tensor, y: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Return the features of two batches."""
-        with _SizeNamed(self.metric, x):
+        with SizeErrors(self.metric.backbone, x):
             if _one_is_fixed(x, y):
                 return self.metric.backbone(self._ready(x)), self.metric.backbone(self._ready(y))
             features = self.metric.backbone(torch.cat([self._ready(x), self._ready(y)]))
@@ -327,24 +329,3 @@ class ImageMetric(nn.Module):
 def _one_is_fixed(x: Tensor, y: Tensor) -> bool:
     """Return True as a loss. In one pass autograd would also go back through the backbone for the fixed image."""
     return torch.is_grad_enabled() and x.requires_grad != y.requires_grad
-
-
-class _SizeNamed:
-    """A context manager that turns a backbone's error on images that are too small into an `ImageError`."""
-
-    def __init__(self, metric: PerceptualMetric, batch: Tensor) -> None:
-        self._metric, self._batch = metric, batch
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if not isinstance(error, RuntimeError) or torch.compiler.is_compiling():
-            return
-        height, width = self._batch.shape[2:]
-        smallest = smallest_side(self._metric.backbone.name, self._metric.backbone.taps)
-        if min(height, width) < smallest:
-            raise ImageError(
-                f"Images of {height} x {width} are too small for {self._metric.backbone.name}, which needs at least "
-                f"{smallest} x {smallest}. Resize them, or choose another backbone."
-            ) from error

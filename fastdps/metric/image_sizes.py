@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
-from fastdps.errors import ConfigError
-from fastdps.metric.backbones import backbone_class
+from fastdps.errors import ConfigError, ImageError
+from fastdps.metric.backbones import Backbone, backbone_class
 
 #: Side in pixels that is large enough for every backbone.
 _LARGE_ENOUGH = 512
@@ -70,3 +71,29 @@ def _fits(run: Callable[[int, int], object], height: int, width: int) -> bool:
     except Exception:  # layers made for other inputs raise various errors
         return False
     return True
+
+
+class SizeErrors:
+    """A context manager that turns a backbone's error on images that are too small into an `ImageError`.
+
+    Args:
+        backbone: The backbone.
+        batch: The images, (N, 3, H, W).
+    """
+
+    def __init__(self, backbone: Backbone, batch: Tensor) -> None:
+        self._backbone, self._batch = backbone, batch
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if not isinstance(error, RuntimeError) or torch.compiler.is_compiling():
+            return
+        height, width = self._batch.shape[2:]
+        smallest = smallest_side(self._backbone.name, self._backbone.taps)
+        if min(height, width) < smallest:
+            raise ImageError(
+                f"Images of {height} x {width} are too small for {self._backbone.name}, which needs at least "
+                f"{smallest} x {smallest}. Resize them, or choose another backbone."
+            ) from error

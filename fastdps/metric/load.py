@@ -17,6 +17,7 @@ from fastdps.metric.backbones import BACKBONES
 from fastdps.metric.hub import PREFIX
 from fastdps.metric.hub_metric import open_hub_metric
 from fastdps.metric.image_metric import ImageMetric
+from fastdps.metric.kept_scores import kept_scores
 from fastdps.metric.metric_file import read_contexts
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.published import LPIPS, is_published, load_published
@@ -99,6 +100,8 @@ def load_with_location(
     else:
         place = _find_on_hub(text, context) if text.startswith(PREFIX) else find_context(Path(text), context)
         metric = select_context(PerceptualMetric.load(place.path), place)
+        if scores := kept_scores(place.path, place.ranking, place.judge):
+            metric.origin = replace(metric.origin, scores=scores)
     return ImageMetric(metric.to(device or "cpu"), check_values=check_values), place
 
 
@@ -199,7 +202,7 @@ def select_context(metric: PerceptualMetric, place: ContextLocation) -> Perceptu
     row = metric.weights[place.row : place.row + 1]
     judges = [] if place.judge is None else [place.judge]
     selected = PerceptualMetric(metric.backbone, row, rankings, comparison=metric.comparison, judges=judges)
-    selected.origin = metric.origin
+    selected.origin = metric.origin if len(metric.weights) == 1 else replace(metric.origin, scores=())
     return selected
 
 

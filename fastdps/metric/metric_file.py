@@ -11,6 +11,7 @@ backbone is included, and metadata, all strings:
     comparison, channels      see `fastdps.metric.distances`, and JSON: the channels of every tap; their sum is C
     rankings                  JSON: K lists of names, least disruptive first, or an empty list
     judges                    JSON: K names of judges, if the metric was adapted to judgements; else missing
+    image_size, ...           where it comes from, see `fastdps.metric.origin`
     tensors_sha256            hash of all tensors of the file
     metadata_sha256           hash of all other metadata
 
@@ -117,6 +118,11 @@ def read_contexts(path: str | Path) -> tuple[list[Ranking], list[str]]:
         return rankings_in(metadata), judges_in(metadata)
     except (KeyError, TypeError, ValueError) as error:
         raise FastDPSError(f"{path} is incomplete: {error!r} in its metadata. Restore it or train again.") from error
+
+
+def read_tensors_sha256(path: str | Path) -> str | None:
+    """Return the hash of the tensors that a metric file states; None for files of 0.1.0. Raises `FastDPSError`."""
+    return read_metric_file(Path(path), tensors=False)[0].get(_TENSORS_HASH)
 
 
 def includes_backbone(path: str | Path) -> bool:

@@ -6,11 +6,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import fastdps
 from fastdps.commands import cli
 from fastdps.contexts.distortions import NAMES
+from fastdps.errors import FastDPSError
 from fastdps.evaluation.scored_sets import ScoredSet
+from fastdps.metric.metric_file import read_metric_file, write_metric_file
+from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.packing.options import PackOptions
 from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
@@ -136,3 +140,54 @@ def test_sets_of_bapps_replace_each_other_and_leave_those_of_contexts():
     contexts, old, new = (ScoredSet(kind, "", "x", sha, 1, None) for kind, sha in kinds.items())
     scores = scores.with_sets([contexts]).with_sets([old]).with_sets([new])
     assert scores.sets == (contexts, new)
+
+
+def test_a_metric_knows_its_scores_wherever_it_goes(place, tmp_path, capsys):
+    run = shutil.copytree(place / "run", tmp_path / "run")
+    fastdps.evaluate(run, shards=place / "new/val")
+    content = json.loads((run / "scores.json").read_text())
+    for row in content["contexts"]:
+        metric = fastdps.load(run, row["ranking"])
+        (score,) = metric.metric.origin.scores
+        assert (score.before, score.after) == (row["baseline_accuracy"], row["adapted_accuracy"])
+        assert (score.sha256, score.samples, score.same_as) == (content["sets"][0]["sha256"], 4, None)
+        assert str(score) in repr(metric)
+        assert str(score) in metric._repr_html_()
+        metric.metric.save(tmp_path / "alone.safetensors")
+        assert fastdps.load(tmp_path / "alone.safetensors").metric.origin == metric.metric.origin
+    images = [str(place / f"{number}.png") for number in (0, 1)]
+    for number, path in enumerate(images):
+        Image.new("RGB", (32, 32), (90 * number, 0, 0)).save(path)
+    assert cli.main(["score", *images, "--metric", str(tmp_path / "alone.safetensors")]) == 0
+    assert f"This metric: {score}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_scores_of_another_metric_are_not_those_of_this_one(place, tmp_path, caplog):
+    """The metric file was replaced after it was scored: its scores are not known, and scoring again starts afresh."""
+    run = shutil.copytree(place / "run", tmp_path / "run")
+    fastdps.evaluate(run, shards=place / "new/val")
+    other = PerceptualMetric.load(run / "metric.safetensors")
+    other.weights += 1
+    other.save(run / "metric.safetensors")
+    ranking = other.rankings[0]
+    assert fastdps.load(run, ranking).metric.origin.scores == ()
+    exported = fastdps.export(run, tmp_path / "m.pth", context=ranking)
+    assert exported.card["scores"] is None
+    (one,) = json.loads((run / "scores.json").read_text())["sets"]
+    change(run, "scores.json", sets=[one, {**one, "kind": "jnd"}])
+    fastdps.evaluate(run, shards=place / "seen/val")
+    assert "metric.safetensors changed since it was scored" in caplog.text
+    assert [one["kind"] for one in json.loads((run / "scores.json").read_text())["sets"]] == ["contexts"]
+    (score,) = fastdps.load(run, ranking).metric.origin.scores
+    assert score.same_as == "validation"
+    (run / "scores.json").write_text("{")
+    assert fastdps.load(run, ranking).metric.origin.scores == ()
+    assert "the metric has no scores" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["{}", '[{"kind": "contexts"}]', "[", '[{"after": 2}]'])
+def test_scores_in_a_file_that_are_none_are_an_error(place, tmp_path, text):
+    metadata, tensors = read_metric_file(place / "run/metric.safetensors")
+    write_metric_file(tmp_path / "m.safetensors", {**metadata, "scores": text}, tensors)
+    with pytest.raises(FastDPSError, match=r"m\.safetensors is incomplete"):
+        PerceptualMetric.load(tmp_path / "m.safetensors")

@@ -217,6 +217,7 @@ def test_the_content_of_scores_json():
         "judgements",
         "throughput",
         "sets",
+        "metrics",
     ]
     assert [content[key] for key in list(content)[:4]] == ["vgg16", "tune", "spatial+sort", "paper"]
     assert content["contexts"][0] == {

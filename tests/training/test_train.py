@@ -80,9 +80,10 @@ def test_a_run_from_end_to_end(leaves, tmp_path, capsys):
         "judgements",
         "throughput",
         "sets",
+        "metrics",
     ]
-    assert list(scores["contexts"][0]) == ["ranking", "baseline_accuracy", "adapted_accuracy"]
-    assert list(summary) == ["contexts", "improved_fraction", "baseline_accuracy", "adapted_accuracy"]
+    assert list(scores["contexts"][0]) == ["ranking", "baseline_accuracy", "adapted_accuracy", "intervals"]
+    assert list(summary) == ["contexts", "improved_fraction", "baseline_accuracy", "adapted_accuracy", "intervals"]
     assert list(scores["throughput"]) == ["images_per_s", "triplets_per_s", "data_wait_fraction"]
     assert summary["contexts"] == len(scores["contexts"]) == 3
     assert summary["adapted_accuracy"] == pytest.approx(sum(c["adapted_accuracy"] for c in scores["contexts"]) / 3)
