@@ -274,7 +274,7 @@ def set_numbers(ids: Tensor) -> Tensor:
 
 
 def pairs_of(sets: WeightedSets) -> list[tuple[str | Location, float]]:
-    """Return sets and weights as pairs. Raises `ConfigError` if there are none, and for weights out of range."""
+    """Return sets and weights as pairs. Raises `ConfigError` for no set, or a weight out of range."""
     pairs = list(sets.items()) if isinstance(sets, Mapping) else list(sets)
     if not pairs or any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
         raise ConfigError("several shard sets are given as {location: weight, ...} or as pairs of location and weight.")

@@ -15,7 +15,7 @@ Divide = Literal["epoch", "step"]
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How shards are read; the batches are the same whatever these options are, but for `components` and `divide`.
+    """Options of reading shards; the batches are the same for all of them, except for `components` and `divide`.
 
     Attributes:
         loader: The reader: "dali", "portable", or "auto" for the faster one for these images on this device.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -42,6 +43,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """Return the batch with its components on a device, as Lightning moves batches; ids stay on the CPU."""
+        moved = {name: part.to(device, non_blocking=non_blocking) for name, part in self.components.items()}
+        return dataclasses.replace(self, components=moved)
 
     @property
     def global_images(self) -> int:

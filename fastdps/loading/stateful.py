@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -56,8 +56,21 @@ class StatefulLoader(IterableDataset[Batch]):
         return self._epoch + self._is_inside
 
     def set_epoch(self, epoch: int) -> None:
-        """Have the next `for` begin with an epoch. Raises `ConfigError` for a number below 0."""
+        """Have the next `for` begin with an epoch. If it would anyway, a position that was loaded stays.
+
+        Raises:
+            ConfigError: The number is out of range.
+        """
         check_range("epoch", epoch, 0, 2**64)
+        if self._is_inside or epoch != self._epoch:
+            self._go_to(epoch)
+
+    @property
+    def sampler(self) -> Self:
+        """This loader: Lightning calls `loader.sampler.set_epoch(number)` before each epoch."""
+        return self
+
+    def _go_to(self, epoch: int) -> None:
         self._epoch, self._step, self._left, self._is_inside = epoch, 0, None, False
 
     def __len__(self) -> int:
@@ -80,13 +93,13 @@ class StatefulLoader(IterableDataset[Batch]):
                 "Use DataLoader(loader, batch_size=None, num_workers=0)."
             )
         if self._is_inside:
-            self.set_epoch(self._epoch + 1)
+            self._go_to(self._epoch + 1)
         self._is_inside = True
         epoch = self._epoch
         for batch in self.epoch(epoch, self._step, self._left, then=epoch + 1):
             self._step += 1
             yield batch
-        self.set_epoch(epoch + 1)
+        self._go_to(epoch + 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last batch that was yielded: JSON types only, the same on every process.
@@ -134,10 +147,10 @@ class StatefulLoader(IterableDataset[Batch]):
                 raise ConfigError(
                     f"the state has {name} {others[name]}, and this loader has {own}. Open the same data."
                 )
-        self.set_epoch(epoch)
+        self._go_to(epoch if rest else epoch + 1)
         if not rest:
-            self.set_epoch(epoch + 1)
-        elif list(state_dict["division"]) == self._division:
+            return
+        if list(state_dict["division"]) == self._division:
             self._left, self._step = left, step
         else:
             self._left = rest

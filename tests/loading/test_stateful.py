@@ -56,6 +56,20 @@ def test_iterating_yields_epoch_after_epoch(raw_set):
     assert ids_of(loader) == ids_of(loader.epoch(1))
 
 
+def test_setting_the_epoch_before_each_loop_keeps_what_was_loaded(raw_set):
+    loader, other = open_shards(raw_set, batch_size=4), open_shards(raw_set, batch_size=4)
+    loader.set_epoch(3)
+    batches = iter(loader)
+    next(batches)
+    other.load_state_dict(loader.state_dict())
+    other.sampler.set_epoch(3)  # as Lightning does
+    assert ids_of(other) == [batch.ids.tolist() for batch in batches]
+    loader.set_epoch(3)
+    next(iter(loader))
+    loader.set_epoch(3)  # again from its start
+    assert ids_of(loader) == ids_of(loader.epoch(3))
+
+
 @pytest.mark.parametrize("divide", ["epoch", "step"])
 @pytest.mark.parametrize("steps", [0, 1, 4, 6, 8])
 def test_a_state_continues_with_the_same_batches(raw_set, divide, steps):
@@ -175,6 +189,14 @@ def test_sets_of_other_sizes_need_one(sets, tmp_path):
         open_shards({str(sets[0]): 1, str(other): 1}, batch_size=4)
     loader = open_shards({str(sets[0]): 1, str(other): 1}, batch_size=4, size=8)
     assert next(iter(loader)).images.shape == (4, 8, 8, 3)
+
+
+def test_a_batch_moves_as_lightning_moves_it(raw_set):
+    batch = next(open_shards(raw_set, batch_size=4).epoch(0))
+    moved = batch.to("meta", non_blocking=True)
+    assert type(moved) is type(batch)
+    assert (moved.images.device.type, moved.ids.device.type) == ("meta", "cpu")
+    assert (moved.images.shape, moved.global_size) == (batch.images.shape, 4)
 
 
 def test_torchs_data_loader_takes_it(raw_set):
