@@ -27,6 +27,7 @@ SETTINGS_WITH_OPTION = (
     "epochs",
     "max_steps",
     "batch_size",
+    "draws_kept",
     "learning_rate",
     "backbone_learning_rate",
     "interpolation",
@@ -161,17 +162,15 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     setting("epochs", "number of epochs", type=int, metavar="N")
     setting("max_steps", "stop after N steps, before --epochs are over", type=int, metavar="N")
     setting("batch_size", "images per step, over all processes", type=int, metavar="N")
+    draws = "draws of the distortions of each image that are kept for all epochs, for lin; 0: new ones in each epoch"
+    setting("draws_kept", draws, type=int, metavar="N")
     setting("learning_rate", "initial rate of heads and judges", type=float, metavar="RATE")
     setting("backbone_learning_rate", "initial rate of a trained backbone", type=float, metavar="RATE")
     setting("interpolation", "sampling of the geometric distortions", choices=get_args(Interpolation))
     setting("augment", "train on random crops and flips, or on whole images", choices=get_args(Augment))
     setting("crop_size", "side of the crops, below the packed size (default: equal to it)", type=int, metavar="PIXELS")
-    setting(
-        "keep",
-        "how strongly a trained backbone is held to the pretrained one in its unadapted metric; 0: not at all",
-        type=float,
-        metavar="STRENGTH",
-    )
+    held = "how strongly a trained backbone is held to the pretrained one in its unadapted metric; 0: not at all"
+    setting("keep", held, type=float, metavar="STRENGTH")
     rank = "train a backbone by low-rank matrices of rank R, with little memory; 0: all of its parameters"
     setting("lora", rank, type=int, metavar="R")
     prior = "for judgements: how strongly heads are drawn to the unadapted metric (default: cross-validation)"
@@ -200,7 +199,7 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
         "--moments-memory",
         type=byte_count,
         metavar="SIZE",
-        help="for judgements: memory for moments of image pairs (default: a quarter of the machine's memory)",
+        help="memory of a process for moments of image pairs (default: a quarter of the machine's memory)",
     )
     group.add_argument(
         "--moments-disk",

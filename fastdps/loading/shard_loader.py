@@ -41,7 +41,10 @@ class ShardLoader(StatefulLoader):
         manifest: The manifest of the set.
         samples: Number of samples in the whole set.
         steps: Number of batches in an epoch, the same on every process.
+        prepared_s: Seconds of computation before the first epoch: none.
     """
+
+    prepared_s = 0.0
 
     def __init__(
         self,

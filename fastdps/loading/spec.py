@@ -73,10 +73,12 @@ class BatchSource(Protocol):
     Attributes:
         samples: Number of samples in an epoch.
         steps: Number of steps of an epoch.
+        prepared_s: Seconds of computation before the first epoch, part of the time of the training.
     """
 
     samples: int
     steps: int
+    prepared_s: float
 
     def left_after(self, step: int, left: Sequence[range] | None = None) -> list[range]:
         """Return the part of an epoch that remains after `step` steps."""

@@ -8,7 +8,7 @@ Shapes: m images, P distinct pairs and T judgements of a group, of which m_r ima
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from fastdps.contexts.judgements import JudgedPairs
-from fastdps.loading.order import cut, part_of
+from fastdps.loading.order import part_of
 from fastdps.loading.spec import Batch
 from fastdps.training.judged_groups import ImageGroup, JudgedGroups
 from fastdps.training.kept_images import KeptImages
+from fastdps.training.numbered_batches import NumberedBatches
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,8 @@ class JudgedBatch(Batch):
         return self.mean_size
 
 
-class JudgedBatches:
-    """A judgement set as batches of images, see `fastdps.loading.spec.BatchSource`.
-
-    Positions in the order of an epoch, from which a training resumes, are numbers of its groups.
+class JudgedBatches(NumberedBatches):
+    """A judgement set as batches of images, by number of their group in the epoch.
 
     Args:
         judged: The judgements.
@@ -91,40 +90,9 @@ class JudgedBatches:
         self._weights = judged.votes / judged.votes.mean()
         self.samples, self.steps = len(judged), self._groups.steps
 
-    def left_after(self, step: int, left: Sequence[range] | None = None) -> list[range]:
-        """Return the groups of an epoch that remain after `step` steps, as ranges of positions in its order."""
-        left = [range(self.steps)] if left is None else left
-        return cut(left, range(step, self.steps_for(left)))
-
-    def steps_for(self, left: Sequence[range]) -> int:
-        """Return the number of steps of `epoch(..., left=left)`."""
-        return sum(map(len, left))
-
-    def epoch(
-        self,
-        epoch: int,
-        start_step: int = 0,
-        left: Sequence[range] | None = None,
-        *,
-        then: int | None = None,  # noqa: ARG002, nothing is prefetched
-    ) -> Generator[JudgedBatch, None, None]:
-        """Yield the batches of an epoch from `start_step` on.
-
-        Each judgement comes once in an epoch. Batches are the same in whatever step the epoch begins.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            start_step: Number of batches to skip.
-            left: Only this part of the epoch, see `left_after`.
-            then: Not used.
-        """
+    def _batches_of(self, epoch: int) -> Callable[[int], JudgedBatch]:
         groups = self._groups.epoch(epoch)
-        for numbers in self.left_after(start_step, left):
-            for number in numbers:
-                yield self._batch(groups[number])
-
-    def close(self) -> None:
-        """Do nothing: there are no resources to release."""
+        return lambda number: self._batch(groups[number])
 
     def _batch(self, group: ImageGroup) -> JudgedBatch:
         judged = self._judged

@@ -117,7 +117,7 @@ class JudgedTrainings(Trainings):
         )
         self._heads = self._fitted_heads()
 
-    def loader(self, number: int) -> BatchSource:
+    def loader(self, number: int, metric: PerceptualMetric) -> BatchSource:  # noqa: ARG002
         """Return the judgements of a judge as batches of images."""
         return JudgedBatches(
             self._of(self._judged, number),

@@ -8,9 +8,7 @@ Shapes: n images, P pairs, C channels of all taps, K contexts.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,9 +18,9 @@ from torch import Tensor
 from fastdps.metric.distances import distances, normalized_vectors, pair_means
 from fastdps.metric.inputs import to_unit_range
 from fastdps.metric.perceptual import PerceptualMetric
-from fastdps.runtime.files import write_errors
+from fastdps.training.kept_arrays import kept_array
 from fastdps.training.options import MomentLimits
-from fastdps.training.pair_moments import MomentMatrix, map_file
+from fastdps.training.pair_moments import MomentMatrix
 
 #: Images whose features are computed at a time.
 BATCH = 32
@@ -116,6 +114,4 @@ def _allocate(vectors: list[Tensor], count: int, limits: MomentLimits) -> list[T
     shapes = [(count, *part.shape[1:]) for part in vectors]
     if sum(map(math.prod, shapes)) * torch.float32.itemsize <= limits.memory:
         return [part.new_empty(shape) for part, shape in zip(vectors, shapes, strict=True)]
-    directory = Path(limits.directory or tempfile.gettempdir())
-    with write_errors(directory):
-        return [torch.from_numpy(map_file(shape, limits.directory)) for shape in shapes]
+    return [torch.from_numpy(kept_array(shape, np.float32, "disk", limits.directory)) for shape in shapes]

@@ -9,11 +9,8 @@ shard again for a few of its images.
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +19,7 @@ from torch import Tensor
 
 from fastdps.errors import ConfigError, ShardError
 from fastdps.loading.loader import ShardLoader
-from fastdps.runtime.files import write_errors
+from fastdps.training.kept_arrays import Place, kept_array
 from fastdps.training.options import MomentLimits
 
 
@@ -55,30 +52,19 @@ class KeptImages:
         limits = limits or MomentLimits()
         self._shape = (len(ids), *loader.image_size, 3)
         size = math.prod(self._shape)
-        self.place = "memory" if size <= limits.memory else "disk"
+        self.place: Place = "memory" if size <= limits.memory else "disk"
         if size > limits.memory and size > limits.disk:
             raise ConfigError(
                 f"the {len(ids):,} images of {self._shape[1]} x {self._shape[2]} pixels need {size:,} bytes, more than "
                 f"the limits of memory ({limits.memory:,}) and disk ({limits.disk:,}). Give a smaller --size, or a "
                 "larger --moments-disk."
             )
-        self._images: NDArray[np.uint8] = (
-            np.empty(self._shape, np.uint8) if self.place == "memory" else self._file(limits.directory)
-        )
+        self._images: NDArray[np.uint8] = kept_array(self._shape, np.uint8, self.place, limits.directory)
         self._read(loader, ids, beat)
 
     def of(self, positions: NDArray[np.int64]) -> Tensor:
         """Return the images at positions in `ids`, uint8 (m, H, W, 3) on the CPU."""
         return torch.from_numpy(np.asarray(self._images[positions]))
-
-    def _file(self, directory: Path | None) -> NDArray[np.uint8]:
-        """Return an array in a file without a name, which disappears with this process."""
-        with write_errors(Path(directory or tempfile.gettempdir())):
-            if directory:
-                directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=directory, prefix="fastdps-images-") as file:
-                os.posix_fallocate(file.fileno(), 0, math.prod(self._shape))  # fails now if the disk is full
-                return np.memmap(file, np.uint8, mode="r+", shape=self._shape)
 
     def _read(self, loader: ShardLoader, ids: NDArray[np.int64], beat: Callable[[int], None]) -> None:
         found = 0

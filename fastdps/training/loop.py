@@ -124,6 +124,7 @@ class TrainingLoop:
         self._resume()
         self._stepper.start()
         progress, total_steps = self._progress, self._total_steps(loader)
+        progress.elapsed_s += loader.prepared_s
         is_main = self._processes.is_main_process
         with (
             closing(loader),

@@ -24,6 +24,7 @@ from fastdps.metric.precision import Precision, autocast
 from fastdps.metric.scores import two_afc
 from fastdps.runtime.processes import Processes
 from fastdps.runtime.stages import stage
+from fastdps.training.fused_error import fused_expected_error
 from fastdps.training.losses import LOSSES, sync_loss
 from fastdps.training.prior import Prior
 from fastdps.training.recipes import TrainConfig
@@ -72,6 +73,7 @@ class TrainedModel(nn.Module):
         self._prior: Prior | None = None
         self.loss = LOSSES[config.loss]
         self.sync_loss = config.sync_loss
+        self._fuses = config.loss == "expected_error" and config.judge == "logistic" and not config.sync_loss
 
     def with_backbone(
         self, metric: PerceptualMetric, precision: Precision = "auto", processes: Processes | None = None
@@ -128,7 +130,11 @@ class TrainedModel(nn.Module):
                 judgements, where it holds the compared pairs.
         """
         compared, prior = (inputs, None) if isinstance(inputs, Moments) else self._moments(inputs, held)
-        d0, d1 = judgements.pick(self.heads(compared.mean, compared.var, generator))
+        d = self.heads(compared.mean, compared.var, generator)
+        if self._fuses and judgements.are_labels:
+            temperature, pairs = self._logistic().log_temperature, (judgements.first, judgements.second)
+            return Losses(*fused_expected_error(d, temperature, *pairs, judgements.votes), prior)
+        d0, d1 = judgements.pick(d)
         loss = self.loss(self.judge(d0, d1), judgements.votes)
         accuracy = two_afc(d0.detach(), d1.detach(), judgements.votes).mean(dim=1)
         if self.sync_loss:

@@ -113,7 +113,7 @@ class TrainOptions:
         trackers: Experiment trackers of Accelerate besides log.jsonl, such as ("tensorboard",).
         size: Side in pixels to which images are resized while loading, None for their packed size.
         loading: How shards are read.
-        moments: Limits of the kept moments of a judgement set.
+        moments: Limits of the kept moments of a judgement set, or of kept draws, for each process.
         profile: Measure the time of each stage of a training, see `fastdps.training.profile`.
         argv: The words of the command line that starts the run, for `config.json`; None for a call from Python.
     """

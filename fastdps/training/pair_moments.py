@@ -10,12 +10,10 @@ Shapes: n images, P pairs, C channels of all taps.
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,7 +27,7 @@ from fastdps.metric.distances import normalized_vectors, pair_means
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.metric.precision import Precision, autocast
 from fastdps.runtime.console import Counter, counter
-from fastdps.runtime.files import write_errors
+from fastdps.training.kept_arrays import kept_array
 from fastdps.training.options import MomentLimits
 from fastdps.training.triplet_images import TripletImages
 
@@ -168,10 +166,9 @@ class PairMoments:
             result[torch.from_numpy(which).to(weights.device)] = block @ weights.T
         return result
 
-    def _write(self, directory: Path | None) -> np.memmap[Any, np.dtype[np.float32]]:
+    def _write(self, directory: Path | None) -> NDArray[np.float32]:
         """Compute all moments into a file without a name, which disappears with this process."""
-        with write_errors(Path(directory or tempfile.gettempdir())):
-            memory = map_file(self.shape, directory)
+        memory = kept_array(self.shape, np.float32, "disk", directory)
         start = 0
         for which, block in self._compute():
             memory[start : start + len(which)] = block.cpu().numpy()
@@ -242,20 +239,3 @@ class PairMoments:
                 f"the set has {position:,} of the {len(self._ids):,} images of its judgements. Check it with "
                 "`fastdps check`."
             )
-
-
-def map_file(shape: tuple[int, ...], directory: Path | None) -> np.memmap[Any, np.dtype[np.float32]]:
-    """Return a float32 array in a file without a name, which disappears with this process.
-
-    Args:
-        shape: The shape of the array.
-        directory: Directory of the file, created if it is missing; None for the system's temporary directory.
-
-    Raises:
-        OSError: The disk is full.
-    """
-    if directory:
-        directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=directory, prefix="fastdps-moments-") as file:
-        os.posix_fallocate(file.fileno(), 0, math.prod(shape) * 4)  # fails now if the disk is full
-        return np.memmap(file, np.float32, mode="r+", shape=shape)

@@ -202,7 +202,7 @@ def _run(
                 own_contexts=own_contexts,
             )
         else:
-            trainings = ViewTrainings(config, selection.rankings, data, processes, own_contexts=own_contexts)
+            trainings = ViewTrainings(config, selection.rankings, data, processes, options=options)
         run_trainings(
             trainings,
             processes,

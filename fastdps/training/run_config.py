@@ -52,14 +52,16 @@ class RunData:
     loading: LoadOptions
     file: str | None = None
 
-    def open(self, directory: Location, task: Task, config: TrainConfig, processes: Processes) -> ShardLoader:
+    def open(
+        self, directory: Location, task: Task, config: TrainConfig, processes: Processes, *, shuffle: bool = True
+    ) -> ShardLoader:
         """Return the loader of one set for one process. Raises `ConfigError` for a set of the wrong kind."""
         loader = open_shards(
             directory,
             batch_size=math.ceil(config.batch_size / processes.num_processes),
             size=self.size,
             device=processes.device,
-            seed=config.seed,
+            seed=config.seed if shuffle else None,
             rank=processes.process_index,
             world_size=processes.num_processes,
             options=self.loading,

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from fastdps.errors import TrainingError
 from fastdps.loading.spec import Batch
-from fastdps.metric.distances import Moments
 from fastdps.metric.perceptual import PerceptualMetric, frozen_moments
 from fastdps.metric.precision import resolve_precision
 from fastdps.runtime.processes import Processes
@@ -27,7 +26,7 @@ from fastdps.training.model import TrainedModel
 from fastdps.training.options import Execution
 from fastdps.training.prior import Prior
 from fastdps.training.recipes import TrainConfig
-from fastdps.training.tasks import GroupedImages, Task
+from fastdps.training.tasks import Task
 
 #: Adam's term in the denominator, torch's default.
 ADAM_EPS = 1e-8
@@ -157,7 +156,7 @@ class Stepper:
         """Add the gradients of one piece of a batch; processes exchange theirs with the last piece."""
         processes = self._processes
         with torch.no_grad(), stage("distort"):
-            inputs: Tensor | GroupedImages | Moments = self._task.inputs(batch, epoch)
+            inputs = self._task.inputs(batch, epoch)
         judgements = self._task.judgements(batch, epoch)
         if isinstance(inputs, Tensor) and not self._config.trains_backbone:
             inputs = frozen_moments(self._metric, inputs, self._execution.precision)

@@ -1,7 +1,7 @@
 """Tasks: adapting to rankings of distortions, to judged triplets, or to a judgement set.
 
 batch, epoch -- inputs() --> (n, 1 + D, 3, H, W), reference first      batch, epoch -- judgements() --> Judgements
-                             or `GroupedImages` of a judgement set
+                             or `GroupedImages` of a judgement set, or moments of a `KeptBatch`
 
 Shapes: n images, D distorted versions of each, K contexts, T judged pairs per step; m images and P pairs of a group.
 """
@@ -21,6 +21,7 @@ from fastdps.contexts.distortions import NAMES, draw_plan, make_views, to_float
 from fastdps.contexts.philox import uniforms
 from fastdps.contexts.rankings import Ranking, labels, pairs
 from fastdps.loading.spec import Batch
+from fastdps.metric.distances import Moments
 from fastdps.shards.format import COMPONENTS, Kind
 from fastdps.training.prior import held_views
 from fastdps.training.recipes import TrainConfig
@@ -40,12 +41,14 @@ class Judgements:
         votes: Share of votes for the second version as the closer one; broadcasts to (n, T, K).
         weights: Weight of the losses and accuracies of each row of the result, (n,), or of each row and context,
             (n, K); None for equal weights.
+        are_labels: Votes are 0 or 1, (T, K), for pairs (T,), without weights.
     """
 
     first: Tensor
     second: Tensor
     votes: Tensor
     weights: Tensor | None = None
+    are_labels: bool = False
 
     def pick(self, distances: Tensor) -> tuple[Tensor, Tensor]:
         """Return the two distances of each judgement: (n, D, K) to two (n, T, K)."""
@@ -83,6 +86,16 @@ class GroupedImages:
     images_of_all: int
 
 
+@dataclass(frozen=True)
+class KeptBatch(Batch):
+    """A batch of images whose moments are known: the components are "mean" and "var", (n, D, C)."""
+
+    @property
+    def moments(self) -> Moments:
+        """The moments of the batch."""
+        return Moments(self.components["mean"], self.components["var"])
+
+
 class Task(ABC):
     """A task that a metric is adapted to.
 
@@ -115,9 +128,9 @@ class Task(ABC):
     def judgements_per_image(self) -> int:
         """The number of judgements, T, per image or triplet, context and epoch."""
 
-    def inputs(self, batch: Batch, epoch: int) -> Tensor | GroupedImages:
-        """Return the input of the model: views, or the images of a group of judgements."""
-        return self.views(batch, epoch)
+    def inputs(self, batch: Batch, epoch: int) -> Tensor | GroupedImages | Moments:
+        """Return the input of the model: views, the images of a group of judgements, or moments that were kept."""
+        return batch.moments if isinstance(batch, KeptBatch) else self.views(batch, epoch)
 
     @abstractmethod
     def views(self, batch: Batch, epoch: int) -> Tensor:
@@ -161,7 +174,7 @@ class RankingTask(Task):
     def judgements(self, batch: Batch, epoch: int) -> Judgements:
         """Return all pairs for all contexts, or one pair per image and context in random order, drawn by counter."""
         if self._config.pairs == "all":
-            return Judgements(self._first, self._second, self._votes)
+            return Judgements(self._first, self._second, self._votes, are_labels=True)
         drawn = uniforms(self._config.seed, epoch, batch.ids, self.contexts, first_stream=PAIR_STREAMS)
         drawn = drawn.to(self._votes.device)
         pair = (drawn[..., 0] * len(self._first)).long()[:, None]  # (n, 1, K)

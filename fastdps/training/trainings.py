@@ -18,9 +18,11 @@ from fastdps.contexts.rankings import Ranking
 from fastdps.loading.spec import BatchSource
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.runtime.processes import Distributed, Processes, SingleProcess
+from fastdps.shards.format import read_manifest
 from fastdps.training.best_epoch import VALIDATION_SEED, Validation, Validator
+from fastdps.training.kept_draws import KeptDraws, pays
 from fastdps.training.loop import TrainingLoop, build_metric
-from fastdps.training.options import CheckpointPolicy, Execution
+from fastdps.training.options import CheckpointPolicy, Execution, TrainOptions
 from fastdps.training.profile import Profile
 from fastdps.training.recipes import TrainConfig
 from fastdps.training.run_config import RunData, RunStart, describe, origin_of
@@ -56,8 +58,8 @@ class Trainings(ABC):
         """Return the task of a training."""
 
     @abstractmethod
-    def loader(self, number: int) -> BatchSource:
-        """Return the data of a training."""
+    def loader(self, number: int, metric: PerceptualMetric) -> BatchSource:
+        """Return the data of a training, which starts from `metric`."""
 
     @abstractmethod
     def validation(self, number: int) -> Validator | None:
@@ -79,7 +81,7 @@ class ViewTrainings(Trainings):
         rankings: The contexts; empty for triplets.
         data: The data of the run.
         processes: The processes of the job.
-        own_contexts: Each process trains contexts of its own.
+        options: How the run is carried out.
     """
 
     def __init__(
@@ -89,15 +91,16 @@ class ViewTrainings(Trainings):
         data: RunData,
         processes: Distributed,
         *,
-        own_contexts: bool,
+        options: TrainOptions,
     ) -> None:
-        super().__init__(config, processes, own_contexts=own_contexts)
-        self._rankings, self._data, self._device = rankings, data, processes.device
+        super().__init__(config, processes, own_contexts=options.parallel == "contexts")
+        self._rankings, self._data, self._device, self._options = rankings, data, processes.device, options
         whole = RankingTask(rankings, config, self._device) if rankings else JudgementTask(config, self._device)
         self._tasks: list[Task] = [whole]
         if config.backbone_per_context and rankings:
             self._tasks = [RankingTask([ranking], config, self._device) for ranking in rankings]
-        self._loader = data.open(data.shards, whole, config, self.team)
+        self._keeps = bool(rankings) and pays(config, read_manifest(data.shards).samples)
+        self._loader = data.open(data.shards, whole, config, self.team, shuffle=not self._keeps)
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -114,9 +117,20 @@ class ViewTrainings(Trainings):
         """Return the task of a training."""
         return self._tasks[number]
 
-    def loader(self, number: int) -> BatchSource:  # noqa: ARG002
-        """Return the shard set, which all trainings read."""
-        return self._loader
+    def loader(self, number: int, metric: PerceptualMetric) -> BatchSource:
+        """Return the shard set, which all trainings read, or the moments of its images that are kept."""
+        if not self._keeps:
+            return self._loader
+        limits, precision = self._options.moments, self._options.execution.precision
+        kept = KeptDraws(
+            self._tasks[number], metric, self._loader, self.config, self.team, limits=limits, precision=precision
+        )
+        self.team.notify(
+            f"{self.config.draws_kept} draws of each image are kept"
+            + (" as images: the moments exceed the limits" if kept.place == "computed" else f" in {kept.place}")
+            + f" ({kept.prepared_s:.1f} s)"
+        )
+        return kept
 
     def validation(self, number: int) -> Validator | None:
         """Return the validation set with its task, on whole images and other draws than the training."""
@@ -173,7 +187,7 @@ def run_trainings(
             )
             if (weights := trainings.start(number)) is not None:
                 loop.start_from(weights)
-            source, validation = trainings.loader(number), trainings.validation(number)
+            source, validation = trainings.loader(number, metric), trainings.validation(number)
             with nullcontext() if profile is None else profile.reported(team):
                 loop.fit(source, validation, settings_sha256=settings, profile=profile)
         if team.process_index == 0:

@@ -163,6 +163,16 @@ class Campaign:
             job.wait()
         self.check_resume(out, 1)
 
+    def kill_while_keeping(self, out: Path) -> None:
+        """kill -9 of a training in one process while it keeps draws, or as it begins to pass over them."""
+        with Job(out, self.shards) as job:
+            while job.process.poll() is None and not RunDirectory(out).config.exists():
+                time.sleep(0.01)
+            time.sleep(self.dice.uniform(0, 0.3))
+            job.process.kill()
+            job.wait()
+        self.check_resume(out, 1)
+
     def kill_one_of_two(self, out: Path) -> None:
         """kill -9 of one of two processes: the job ends and names the process."""
         with Job(out, self.shards, 2) as job:
@@ -274,6 +284,7 @@ FAULTS: dict[str, Callable[[Campaign, Path], None]] = {
     name: getattr(Campaign, name)
     for name in (
         "kill_one_process",
+        "kill_while_keeping",
         "kill_one_of_two",
         "kill_all_of_two",
         "terminate_one_process",

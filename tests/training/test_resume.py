@@ -41,7 +41,9 @@ VARIANTS = {
         *["--epochs", "3", "--judge", "mlp", "--recipe", "paper", "--checkpoint-every", "3"],
         *["--validation", "{leaves}/val"],
     ],
-    "lin, max steps, pieces": ["--max-steps", "10", "--accumulate", "3", "--checkpoint-every", "4"],
+    "lin, kept draws, max steps, pieces": [
+        *["--draws-kept", "2", "--max-steps", "10", "--accumulate", "3", "--checkpoint-every", "4"],
+    ],
     "tune, low rank": [
         *["--variant", "tune", "--epochs", "2", "--checkpoint-every", "3", "--validation", "{leaves}/val"],
         *["--lora", "2"],
