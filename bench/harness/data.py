@@ -134,13 +134,13 @@ class BenchData:
         source = Repeated(self._pixels(), count, self.source)
         return self._packed(name, source, options, workers=1)
 
-    def photographs(self, size: int | None) -> Path:
-        """Return a set of JPEG photographs, square with `size` pixels a side, or unchanged for None. Needs `photos`."""
+    def photographs(self, size: int | None, encoding: Encoding = "jpeg") -> Path:
+        """Return a set of photographs, square with `size` pixels a side, or as they are for None. Needs `photos`."""
         if self.photos is None:
             raise ValueError("photographs need FASTDPS_TEST_DATA")
         source = EvenSelection(Folder(self.photos), min(self.images, DISTINCT))
-        options = PackOptions(encoding="jpeg" if size else "keep", size=size)
-        return self._packed(f"jpeg-{size or 'full'}-{source.count}", source, options)
+        options = PackOptions(encoding=encoding if size else "keep", size=size)
+        return self._packed(f"{encoding}-{size or 'full'}-{source.count}", source, options)
 
     def photo_files(self) -> list[Path]:
         """Return the files of the photographs, for baselines that load files; empty without `photos`."""

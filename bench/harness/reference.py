@@ -152,6 +152,9 @@ class Reference:
         device: The device of the network.
         workers: The number of `DataLoader` workers.
         train_backbone: Train the backbone with the heads.
+
+    Attributes:
+        lpips: The network.
     """
 
     def __init__(
@@ -164,8 +167,8 @@ class Reference:
         train_backbone: bool = False,
     ) -> None:
         self._device, self._workers = device, workers
-        self._lpips, self._loss = network(device, train_backbone=train_backbone)
-        trained = [p for module in (self._lpips, self._loss) for p in module.parameters() if p.requires_grad]
+        self.lpips, self._loss = network(device, train_backbone=train_backbone)
+        trained = [p for module in (self.lpips, self._loss) for p in module.parameters() if p.requires_grad]
         self._optimizer = torch.optim.Adam(trained, lr=1e-4 if train_backbone else 1e-3, betas=(0.5, 0.999))
         self._sampler = _Drawn(len(files))
         self._triplets = TripletDataset(files, ranking)
@@ -194,14 +197,14 @@ class Reference:
         return batches * BATCH
 
     def _step(self, ref: Tensor, p0: Tensor, p1: Tensor, judge: Tensor) -> None:
-        self._descend(self._lpips(ref, p0, normalize=True), self._lpips(ref, p1, normalize=True), judge)
+        self._descend(self.lpips(ref, p0, normalize=True), self.lpips(ref, p1, normalize=True), judge)
 
     def _descend(self, d0: Tensor, d1: Tensor, judge: Tensor) -> None:
         loss = self._loss(d0, d1, judge * 2 - 1)
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
-        for head in self._lpips.lins:
+        for head in self.lpips.lins:
             head.model[-1].weight.data.clamp_(min=0)
 
     def parts(self) -> dict[str, Workload]:
@@ -227,8 +230,8 @@ class Reference:
                     self._triplets.judged(image)
 
         def features() -> list[Any]:
-            scaled = [self._lpips.scaling_layer(2 * image - 1) for image in (ref, p0, ref, p1)]
-            return [self._lpips.net(image) for image in scaled]
+            scaled = [self.lpips.scaling_layer(2 * image - 1) for image in (ref, p0, ref, p1)]
+            return [self.lpips.net(image) for image in scaled]
 
         def distances(maps: list[Any]) -> list[list[Tensor]]:
             normal = [[lpips.normalize_tensor(tap) for tap in taps] for taps in maps]
@@ -238,7 +241,7 @@ class Reference:
             d0, d1 = (
                 sum(
                     lpips.spatial_average(head(difference), keepdim=True)
-                    for head, difference in zip(self._lpips.lins, taps, strict=True)
+                    for head, difference in zip(self.lpips.lins, taps, strict=True)
                 )
                 for taps in differences
             )

@@ -26,6 +26,7 @@ STAGES: dict[str, str] = {
     "distances": "feature maps to moments per channel",
     "heads": "one training step of K contexts' heads on moments",
     "train": "adapting to K contexts, end to end",
+    "accuracy": "time to accuracy of whole processes, against the usual way with one context",
     "judgements": "adapting to judgements that repeat their images, end to end",
     "fewshot": "a head from few judgements, and its accuracy on other images",
     "evaluate": "scoring on held-out images, end to end",

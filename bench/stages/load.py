@@ -42,24 +42,27 @@ def run(bench: Bench) -> Iterator[Measurement]:
     if not bench.quick:
         yield from _measure(bench, "PNG 64 px", data.small("png", encoded))
     if data.photos:
+        yield from _measure(bench, "raw 256 px", data.photographs(256, "raw"), side=256)
         if not bench.quick:
             yield from _measure(bench, "JPEG 256 px to 64 px", data.photographs(256))
         yield from _measure(bench, "JPEG in full size to 64 px", data.photographs(None), data.photo_files())
 
 
-def _measure(bench: Bench, what: str, directory: Path, files: Sequence[Path] = ()) -> Iterator[Measurement]:
-    """Measure the default loader and, unless quick, each loader that it chooses from.
+def _measure(
+    bench: Bench, what: str, directory: Path, files: Sequence[Path] = (), side: int = SIZE
+) -> Iterator[Measurement]:
+    """Measure the default loader and, unless quick, each loader that it chooses from, to images of `side` pixels.
 
     `files` are the same images as files; with them the baseline is measured too.
     """
     names: list[LoaderName] = ["auto"] if bench.quick else ["auto", "dali", "portable"]
     with ExitStack() as stack:
-        bare = _bare_reader(bench, directory)
+        bare = _bare_reader(bench, directory, side)
         limits = {} if bare is None else {f"DALI's bare reader{'' if 'raw' in what else ' and decoder'}": bare}
         if "JPEG" in what and not (bench.quick and what == "JPEG 64 px"):  # starting its workers takes seconds
             limits["a DataLoader with torchvision's decode_jpeg"] = stack.enter_context(_torchvision(directory))
         available = [name for name in names if name != "dali" or bare is not None]
-        loaders: dict[str, Workload] = {name: load_work(_open(bench, directory, name)) for name in available}
+        loaders: dict[str, Workload] = {name: load_work(_open(bench, directory, name, side)) for name in available}
         baselines: dict[str, Workload] = {}
         if files and not bench.quick:
             baselines[USUAL] = stack.enter_context(loading(files, SIZE, BATCH, cores()))
@@ -69,16 +72,17 @@ def _measure(bench: Bench, what: str, directory: Path, files: Sequence[Path] = (
     for name in loaders:
         if name == "auto":
             usual = Compared(USUAL, rates[USUAL]) if USUAL in rates else None
-            yield Measurement("load", what, rates[name], limit=limit, usual=usual)
+            notes = {"MB_per_s": spread(rates[name]).median * 3 * side**2 / 1e6}
+            yield Measurement("load", what, rates[name], limit=limit, usual=usual, notes=notes)
         else:
             yield Measurement("load", f"{what}, {name} loader", rates[name], limit=limit, headline=False)
 
 
-def _open(bench: Bench, directory: Path, loader: LoaderName) -> ShardLoader:
-    return open_shards(directory, batch_size=BATCH, size=SIZE, device=bench.device, options=LoadOptions(loader=loader))
+def _open(bench: Bench, directory: Path, loader: LoaderName, side: int) -> ShardLoader:
+    return open_shards(directory, batch_size=BATCH, size=side, device=bench.device, options=LoadOptions(loader=loader))
 
 
-def _bare_reader(bench: Bench, directory: Path) -> Workload | None:
+def _bare_reader(bench: Bench, directory: Path, side: int) -> Workload | None:
     """Return a workload whose unit is an epoch of DALI's WebDataset reader; None without DALI.
 
     The pipeline is built once and runs through all epochs without a stop, in packed order.
@@ -98,12 +102,12 @@ def _bare_reader(bench: Bench, directory: Path) -> Workload | None:
             missing_component_behavior="error",
         )
         if manifest.encoding == "raw":
-            images = fn.reinterpret(images, shape=[SIZE, SIZE, 3], dtype=types.UINT8, layout="HWC")
+            images = fn.reinterpret(images, shape=[side, side, 3], dtype=types.UINT8, layout="HWC")
             images = images.gpu() if bench.on_gpu else images
         else:
             images = fn.decoders.image(images, device="mixed" if bench.on_gpu else "cpu", output_type=types.RGB)
-            if manifest.image_size != (SIZE, SIZE):
-                images = fn.resize(images, size=[SIZE, SIZE], interp_type=types.INTERP_TRIANGULAR)
+            if manifest.image_size != (side, side):
+                images = fn.resize(images, size=[side, side], interp_type=types.INTERP_TRIANGULAR)
         pipeline.set_outputs(images)
     pipeline.build()
     batches = -(-manifest.samples // BATCH)

@@ -128,6 +128,7 @@ def train_in_processes(case: LaunchCase, shards: Path, out: Path, epochs: int) -
             number of processes.
     """
     arguments = ["--shards", str(shards), "--contexts", str(CONTEXTS), "--epochs", str(epochs), "--out", str(out)]
+    arguments += ["--draws-kept", "0"]
     command = case.command([*arguments, "--batch-size", str(case.batch_images), "--overwrite"])
     environment = os.environ | {"OMP_NUM_THREADS": str(case.threads)}
     try:

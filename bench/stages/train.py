@@ -179,7 +179,7 @@ class TrainingWorkload:
     def __call__(self, amount: int) -> Timed:
         """Train for `amount` epochs."""
         out = self._run.path
-        settings: dict[str, Any] = {"variant": self._variant, "epochs": amount}
+        settings: dict[str, Any] = {"variant": self._variant, "epochs": amount, "draws_kept": 0}
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             train(self._shards, out, contexts=self._contexts, overwrite=True, **settings)
         end = self._run.read_log()[-1]

@@ -55,7 +55,11 @@ class RunData:
     def open(
         self, directory: Location, task: Task, config: TrainConfig, processes: Processes, *, shuffle: bool = True
     ) -> ShardLoader:
-        """Return the loader of one set for one process. Raises `ConfigError` for a set of the wrong kind."""
+        """Return the loader of one set for one process. Raises `ConfigError` for a set of the wrong kind.
+
+        Without `shuffle` it reads the set in packed order, each process a contiguous part.
+        """
+        options = self.loading if shuffle else replace(self.loading, divide="epoch")
         loader = open_shards(
             directory,
             batch_size=math.ceil(config.batch_size / processes.num_processes),
@@ -64,7 +68,7 @@ class RunData:
             seed=config.seed if shuffle else None,
             rank=processes.process_index,
             world_size=processes.num_processes,
-            options=self.loading,
+            options=options,
         )
         if loader.manifest.kind != task.kind:
             raise ConfigError(f"{directory} is a set of {loader.manifest.kind}; what is asked for needs {task.kind}.")

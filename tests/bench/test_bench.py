@@ -14,13 +14,20 @@ from torch.utils.flop_counter import FlopCounterMode
 import bench.__main__ as command
 from bench.harness.data import BenchData
 from bench.harness.flops import count_flops
+from bench.harness.head_loops import module_dict_step, vmap_step
 from bench.harness.lpips_oracle import both_lpips, check_agreement
 from bench.harness.measure import Compared, Measurement, PartRates, Timed, Timing, spread
 from bench.stages import STAGES
 from fastdps.contexts.distortions import NAMES
+from fastdps.contexts.rankings import sample_rankings
 from fastdps.errors import ConfigError, FastDPSError
+from fastdps.loading.spec import Batch
 from fastdps.metric.backbones import Backbone
+from fastdps.metric.distances import Moments
 from fastdps.shards.format import read_manifest
+from fastdps.training.model import TrainedModel
+from fastdps.training.recipes import fast
+from fastdps.training.tasks import RankingTask
 
 CPU = torch.device("cpu")
 IMAGES = 20
@@ -78,11 +85,15 @@ def check_rows(results, stages):
     return {(row["stage"], row["what"]): row for row in rows}
 
 
-def test_cheap_stages(tiny, capsys):
+def test_cheap_stages(tiny, capsys, monkeypatch):
+    heads = importlib.import_module("bench.stages.heads")
+    monkeypatch.setattr(heads, "CONTEXTS", (1, 2, 6))
     results = tiny("heads", "read", "distort", "load", quick=False)
     rows = check_rows(results, ["read", "load", "distort", "heads"])
     assert {what for stage, what in rows if stage == "distort"} == {"all six, drawn and applied", *NAMES}
-    assert {what for stage, what in rows if stage == "heads"} == {"1 context", "24 contexts", "720 contexts"}
+    usual = {f"6 contexts, {name}" for name in (heads.MODULE_DICT, heads.VMAP)}
+    assert {what for stage, what in rows if stage == "heads"} == {"1 context", "2 contexts", "6 contexts"} | usual
+    assert rows["heads", "6 contexts"]["speedup"]["median"] > 0
     assert {what.split(",")[0] for stage, what in rows if stage == "load"} == {"raw 64 px", "JPEG 64 px", "PNG 64 px"}
     assert results["settings"]["source"] == "deadleaves"
     assert results["settings"]["images"] == IMAGES
@@ -92,7 +103,7 @@ def test_cheap_stages(tiny, capsys):
     assert set(results["commit"] or {"id", "dirty"}) == {"id", "dirty"}
     shown = capsys.readouterr().out
     assert "zoom_in" in shown
-    assert "720 contexts" in shown
+    assert "6 contexts" in shown
 
 
 @pytest.mark.slow
@@ -102,6 +113,40 @@ def test_complete_stages(tiny, weights_dir, monkeypatch):
         tiny("features", "distances", "evaluate", "startup"), ["features", "distances", "evaluate", "startup"]
     )
     assert {row["unit"] for (stage, _), row in rows.items() if stage == "startup"} == {"s"}
+
+
+def test_the_usual_heads_take_the_same_step():
+    """Expected error, Adam and projection: the baselines end with the weights of the product."""
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.rand(8, len(NAMES), 12, generator=generator)
+    rankings = sample_rankings(3, NAMES, seed=0)
+    task = RankingTask(rankings, fast(), CPU)
+    model = TrainedModel(fast(), 3, [12])
+    optimizer = torch.optim.Adam(model.parameters(), lr=fast().learning_rate, betas=fast().adam_betas)
+    steps = {"vmap": vmap_step(mean, rankings), "modules": module_dict_step(mean, rankings)}
+    for _ in range(5):
+        batch = Batch({}, torch.arange(8), 8)
+        (model(Moments(mean, mean), task.judgements(batch, 0), generator).loss.sum() / 8).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.heads.project_()
+        found = {name: step() for name, step in steps.items()}
+    for weights in found.values():
+        torch.testing.assert_close(weights, model.heads.weights.detach(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_time_to_accuracy(tiny, weights_dir, monkeypatch):
+    """Whole processes, against the usual way with one context."""
+    monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
+    monkeypatch.setattr(importlib.import_module("bench.stages.accuracy"), "QUICK_IMAGES", 20)
+    rows = {row["what"]: row for row in tiny("accuracy")["measurements"]}
+    kept, again = rows["lin, 720 contexts, to 0.79"], rows["lin, 720 contexts, new draws in each epoch"]
+    assert kept["unit"] == again["unit"] == "s"
+    for row in (kept, again):
+        assert 0.5 < row["notes"]["accuracy_share"] <= 1
+        assert 0 < row["notes"]["usual_accuracy_share"] < 1
+    assert rows["the usual way, 1 context, whole process"]["median"] > 0
 
 
 @pytest.mark.slow
