@@ -37,6 +37,7 @@ CONFIG = {
         "loading": {
             "loader?": str,
             "num_threads?": Maybe(int),
+            "divide?": str,
             "cache": Maybe({"directory": str, "bytes": int}),
         },
         "moments": {"memory_bytes?": Maybe(int), "disk_bytes?": Maybe(int), "directory": Maybe(str)},

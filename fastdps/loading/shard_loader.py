@@ -42,6 +42,7 @@ class ShardLoader(StatefulLoader):
         samples: Number of samples in the whole set.
         steps: Number of batches in an epoch, the same on every process.
         prepared_s: Seconds of computation before the first epoch: none.
+        divide: What the processes divide, see `LoadOptions.divide`.
     """
 
     prepared_s = 0.0
@@ -60,7 +61,7 @@ class ShardLoader(StatefulLoader):
     ) -> None:
         data = {"sha256": manifest.content_sha256(), "seed": seed, "divide": divide}
         super().__init__(data, (spec.batch_size, world_size))
-        self._divide = divide
+        self.divide = divide
         self.manifest = manifest
         self.samples = manifest.samples
         self.steps = steps_per_epoch(manifest.samples, spec.batch_size, world_size)
@@ -95,7 +96,7 @@ class ShardLoader(StatefulLoader):
             Ranges of positions in the order of the epoch.
         """
         left = [range(self.samples)] if left is None else left
-        if self._divide == "step":
+        if self.divide == "step":
             return cut(left, range(step * self._spec.batch_size * self._world_size, sum(map(len, left))))
         return left_after(left, step, self._spec.batch_size, self._world_size)
 
@@ -174,14 +175,14 @@ class ShardLoader(StatefulLoader):
 
     def _own_part(self, left: Sequence[range]) -> list[range]:
         """Return the share of this process in the remaining part of an epoch."""
-        if self._divide == "step":
+        if self.divide == "step":
             return step_parts(left, self._rank, self._spec.batch_size, self._world_size)
         return cut(left, part_of(sum(map(len, left)), self._rank, self._world_size))
 
     def _global_size(self, samples: int, step: int) -> int:
         """Return the number of samples of all processes in a step of a part of an epoch."""
         batch_size, world_size = self._spec.batch_size, self._world_size
-        if self._divide == "step":
+        if self.divide == "step":
             return min(batch_size * world_size, samples - step * batch_size * world_size)
         return global_batch_size(samples, step, batch_size, world_size)
 

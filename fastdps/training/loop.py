@@ -31,7 +31,7 @@ from fastdps.training.checkpoints import SETTINGS, Checkpoint, Checkpoints
 from fastdps.training.low_rank import merge_low_rank
 from fastdps.training.options import CheckpointPolicy, Execution
 from fastdps.training.profile import Profile
-from fastdps.training.progress import Meter, Progress
+from fastdps.training.progress import Meter, Progress, divide_of
 from fastdps.training.recipes import TrainConfig
 from fastdps.training.step import Stepper, learning_rate_factor
 from fastdps.training.tasks import Task
@@ -121,7 +121,7 @@ class TrainingLoop:
             SampleError: A sample cannot be decoded.
         """
         self._settings_sha256 = settings_sha256
-        self._resume()
+        self._resume(loader)
         self._stepper.start()
         progress, total_steps = self._progress, self._total_steps(loader)
         progress.elapsed_s += loader.prepared_s
@@ -314,20 +314,22 @@ class TrainingLoop:
         state = {
             "progress": self._progress.to_json(loader),
             "processes": self._processes.num_processes,
+            "divide": divide_of(loader),
             "best_epochs": self._best.epochs,
             "scaler": self._stepper.scaler.state_dict(),
             SETTINGS: self._settings_sha256,
         }
         self._saved = self._checkpoints.save(self._progress.step, Checkpoint(tensors, state))
 
-    def _resume(self) -> None:
+    def _resume(self, loader: BatchSource) -> None:
         """Resume from the newest checkpoint, if any; rank 0 reads it for all."""
         warn, settings = self._processes.warn, self._settings_sha256
         found: Checkpoint | None = self._processes.broadcast(lambda: self._checkpoints.newest(warn, settings))
         if found is None:
             return
         state, own = found.state, self._processes.num_processes
-        self._progress = Progress.resumed(state["progress"], same_division=state["processes"] == own)
+        same = state["processes"] == own and state.get("divide", "epoch") == divide_of(loader)
+        self._progress = Progress.resumed(state["progress"], same_division=same)
         self._stepper.load(found.tensors, state["scaler"])
         best = {name.removeprefix(_BEST): value for name, value in found.tensors.items() if name.startswith(_BEST)}
         self._best.load(best, state["best_epochs"], self._processes.device)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdps.loading.options import Divide
+from fastdps.loading.shard_loader import ShardLoader
 from fastdps.loading.spec import Batch, BatchSource
 from fastdps.runtime.processes import Processes
 
@@ -68,7 +70,7 @@ class Progress:
 
         Args:
             state: The state.
-            same_division: The number of processes is the same as before, and therefore the batches are the same.
+            same_division: The number of processes and what they divide are the same as before, and so are the batches.
         """
         state = {"samples": state["images"], **state}  # checkpoints of 0.1.0 count images only, one for each sample
         known = {field.name: state[field.name] for field in dataclasses.fields(cls)}
@@ -78,6 +80,11 @@ class Progress:
         elif progress.left is not None:
             progress.left = _to_ranges(state["left"])
         return progress
+
+
+def divide_of(loader: BatchSource) -> Divide:
+    """Return what processes divide in a loader, see `LoadOptions.divide`; "epoch" where there is no choice."""
+    return loader.divide if isinstance(loader, ShardLoader) else "epoch"
 
 
 def _to_pairs(ranges: list[range]) -> list[tuple[int, int]]:

@@ -60,6 +60,7 @@ def describe_start(options: TrainOptions) -> dict[str, Any]:
             "loading": {
                 "loader": loading.loader,
                 "num_threads": loading.num_threads,
+                "divide": loading.divide,
                 "cache": None if cache is None else {"directory": str(cache.directory), "bytes": cache.bytes},
             },
             "moments": {

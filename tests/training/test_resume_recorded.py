@@ -16,6 +16,7 @@ from fastdps.packing.pack import pack
 from fastdps.packing.sources.deadleaves import DeadLeaves
 from fastdps.shards.cache import Cache
 from fastdps.training.options import CheckpointPolicy, Execution, TrainOptions
+from fastdps.training.progress import Progress
 from fastdps.training.recipes import fast
 from fastdps.training.resume import describe_start, read_recorded
 from fastdps.training.step import Stepper
@@ -114,7 +115,7 @@ def test_options_are_read_as_they_were_recorded(tmp_path):
         stall_timeout_s=float("inf"),
         trackers=("tensorboard",),
         size=48,
-        loading=fastdps.LoadOptions("portable", 2, cache=Cache(Path("/cache"), 100)),
+        loading=fastdps.LoadOptions("portable", 2, cache=Cache(Path("/cache"), 100), divide="step"),
     )
     config = {
         "config": fast().to_json(),
@@ -134,3 +135,22 @@ def test_credentials_are_not_recorded():
     argv = ("train", "--shards", "https://user:secret@host/set?token=abc", "--out", "run")
     assert "secret" not in str(describe_start(TrainOptions(argv=argv)))
     assert os.getcwd() == describe_start(TrainOptions())["directory"]
+
+
+def test_a_checkpoint_says_what_the_processes_divided(leaves, tmp_path, monkeypatch):
+    """Steps of another division are at other positions of the epoch: a resumed run takes only what was left of it."""
+    asked = []
+    resumed = Progress.resumed.__func__
+
+    def watch(cls, state, *, same_division):
+        asked.append(same_division)
+        return resumed(cls, state, same_division=same_division)
+
+    monkeypatch.setattr(Progress, "resumed", classmethod(watch))
+    before = TrainOptions(checkpoints=CheckpointPolicy(1), loading=fastdps.LoadOptions(divide="step"))
+    settings = {"contexts": RANKING, "batch_size": 4, "epochs": 1}
+    fastdps.train(leaves / "train", tmp_path / "run", options=before, **settings)
+    for options in (before, TrainOptions()):
+        (tmp_path / "run" / "metric.safetensors").unlink()
+        fastdps.train(leaves / "train", tmp_path / "run", options=options, **settings)
+    assert asked == [True, False]
