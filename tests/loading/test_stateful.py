@@ -17,6 +17,7 @@ from fastdps.loading.loader import open_shards
 from fastdps.loading.mixed import SET_STRIDE, MixedLoader, apportion, interleave, set_numbers
 from fastdps.loading.options import LoadOptions
 from fastdps.loading.order import step_parts
+from fastdps.shards.cache import make_cache
 from helpers.loaded import SIZES, gather
 from helpers.packed import read_set
 from helpers.shard_sets import raw_samples, write_set
@@ -208,3 +209,16 @@ def test_torchs_data_loader_takes_it(raw_set):
     assert all(isinstance(batch.images, torch.Tensor) for batch in batches)
     with pytest.raises(ConfigError, match="num_workers=0"):
         next(iter(DataLoader(loader, batch_size=None, num_workers=1)))
+
+
+def test_steps_of_a_remote_set_are_those_of_a_local_one(web, tmp_path):
+    directory, url = web
+    write_set(directory / "set", raw_samples(23), SIZES)
+    caches = LoadOptions(divide="step", loader="portable", cache=make_cache(tmp_path / "cache"))
+    for rank in range(2):
+        ranks = {"batch_size": 2, "rank": rank, "world_size": 2}
+        local = open_shards(directory / "set", options=BY_STEP, **ranks)
+        remote = open_shards(f"{url}/set", options=caches, **ranks)
+        for _ in range(2):
+            assert ids_of(remote) == ids_of(local)
+        remote.close()
