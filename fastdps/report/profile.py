@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 #: Rows that are not part of the steps that are counted.
-_OUTSIDE_STEPS = ("first step", "profiling")
+_OUTSIDE_STEPS = ("first step", "profiling", "preparation")
 
 
 def profile_section(profile: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -134,7 +134,7 @@ class TrainingLoop:
             agreement = Agreement(self._processes, request, self._guard)
             self._show = show
             self._profile = profile
-            with nullcontext() if profile is None else profile.running(self._stepper):
+            with nullcontext() if profile is None else profile.running(self._stepper, loader.prepared_s):
                 while progress.epoch < self._config.epochs and progress.step < total_steps:
                     self._finish_epoch(loader, validation, total_steps, agreement)
             if profile is not None:

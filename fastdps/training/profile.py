@@ -31,7 +31,7 @@ from fastdps.runtime.files import write_bytes, write_json
 from fastdps.runtime.machine import MIB, peak_memory_MiB
 from fastdps.runtime.processes import Processes
 from fastdps.runtime.stages import RECENT_LAPS, ExchangeWatch, StageClock, whole_stage
-from fastdps.training.profile_limits import COMPUTING, FIRST_STEP, PROFILING, RunRates, share_of
+from fastdps.training.profile_limits import COMPUTING, FIRST_STEP, PREPARATION, PROFILING, RunRates, share_of
 from fastdps.training.step import Stepper
 
 #: Steps that are traced, and the steps before them.
@@ -105,6 +105,7 @@ class Profile:
         self._clock = StageClock(device)
         self._recent = RecentSteps(self._clock)
         self._slowdown: float | None = None
+        self._prepared_s = 0.0
         self._traces = traces
         self._trace: Trace | None = None
         self._stepper: Stepper | None = None
@@ -114,8 +115,9 @@ class Profile:
         self._kept_bytes = 0
 
     @contextmanager
-    def running(self, stepper: Stepper) -> Iterator[None]:
-        """Measure the steps of one training, taken by `stepper`, which call `stepped`."""
+    def running(self, stepper: Stepper, prepared_s: float = 0.0) -> Iterator[None]:
+        """Measure the steps of one training, taken by `stepper`, which call `stepped`, after `prepared_s` seconds."""
+        self._prepared_s += prepared_s
         self._stepper = stepper
         self._clock.label = FIRST_STEP
         self._watch = ExchangeWatch(self._clock, stepper.model)
@@ -202,7 +204,8 @@ class Profile:
 
     def _report(self, processes: Processes) -> None:
         """Write `profile.json`, with means over the processes that train together."""
-        everything = processes.gather_objects((self._clock.seconds(), self._slowdown, *_peaks_MiB(self._device)))
+        own = self._clock.seconds() | ({PREPARATION: self._prepared_s} if self._prepared_s else {})
+        everything = processes.gather_objects((own, self._slowdown, *_peaks_MiB(self._device)))
         on_gpu = self._device.type == "cuda"
         if processes.process_index == 0:
             seconds, slowdowns, *peaks = zip(*everything, strict=True)

@@ -9,6 +9,9 @@ from fastdps.runtime.stages import OTHER, STAGES, STEP_STAGES
 
 #: What is not a stage of the training: its first step, which prepares memory and libraries, and this measurement.
 FIRST_STEP, PROFILING = "first step", "profiling"
+#: The time before the first step in which kept moments were computed.
+PREPARATION = "preparation"
+OUTSIDE_STEPS = (FIRST_STEP, PROFILING, PREPARATION)
 #: Headspace from which on loading is the first limit.
 LOADING_LIMITS = 1.1
 #: What a step computes, as opposed to loading and to what happens between steps.
@@ -16,6 +19,7 @@ COMPUTING = (*(name for name in STEP_STAGES if name not in ("load", "copy")), OT
 
 #: What to change, by the first limit.
 ADVICE: Mapping[str, str] = {
+    PREPARATION: "keep fewer draws (`--draws-kept N`), use smaller images (`--size N`), or more or faster devices.",
     "load": "pack raw images of the training size (`--encoding raw --size N`), which need no decoding; read them from "
     "a local disk, or with --cache-size for all of the set; give each process more cores.",
     "copy": "pack smaller images (`--size N`), or use more processes with a device each.",
@@ -54,10 +58,10 @@ class RunRates:
     """
 
     def __init__(self, seconds: Mapping[str, float], images: int, slowdown: float | None) -> None:
-        order = (*STAGES, OTHER, FIRST_STEP, PROFILING)
+        order = (*STAGES, OTHER, *OUTSIDE_STEPS)
         self.seconds = {name: seconds[name] for name in order if name in seconds}
         self._images = images
-        self._total_s = sum(value for name, value in seconds.items() if name not in (FIRST_STEP, PROFILING))
+        self._total_s = sum(value for name, value in seconds.items() if name not in OUTSIDE_STEPS)
         self.headspace: float | None = None
         if images and slowdown is not None:
             computing_s = sum(seconds.get(name, 0.0) for name in COMPUTING)
@@ -72,6 +76,8 @@ class RunRates:
         """
         if not self._images:
             return None
+        if self.seconds.get(PREPARATION, 0.0) >= self._total_s:
+            return PREPARATION
         load_s, copy_s = self.seconds.get("load", 0.0), self.seconds.get("copy", 0.0)
         if (self.headspace or self._total_s / (self._total_s - load_s - copy_s)) >= LOADING_LIMITS:
             return "copy" if copy_s > load_s else "load"
@@ -92,5 +98,5 @@ class RunRates:
 
 def share_of(seconds: Mapping[str, float], name: str) -> float:
     """Return the share of a stage in the time after the first step."""
-    total = sum(value for stage, value in seconds.items() if stage not in (FIRST_STEP, PROFILING))
+    total = sum(value for stage, value in seconds.items() if stage not in OUTSIDE_STEPS)
     return seconds.get(name, 0.0) / total if total else 0.0

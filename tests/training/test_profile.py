@@ -13,7 +13,7 @@ from fastdps.commands import cli
 from fastdps.report.profile import profile_lines
 from fastdps.run_directory import RunDirectory
 from fastdps.runtime.stages import OTHER, STAGES, STEP_STAGES, StageClock, stage, staged, whole_stage
-from fastdps.training.profile_limits import ADVICE, FIRST_STEP, PROFILING, RunRates
+from fastdps.training.profile_limits import ADVICE, FIRST_STEP, PREPARATION, PROFILING, RunRates
 from helpers.shard_sets import raw_samples, write_set
 
 CPU = torch.device("cpu")
@@ -65,7 +65,8 @@ def test_the_limit():
     assert RunRates({"load": 0.1, "features": 5.0}, 100, 1.5).limit == "load"  # loading uses the processor
     assert RunRates({"checkpoint": 9.0, "features": 5.0}, 100, None).limit == "checkpoint"
     assert RunRates({FIRST_STEP: 9.0, PROFILING: 2.0}, 0, None).limit is None
-    assert set(ADVICE) == set(STAGES)
+    assert RunRates({"features": 1.0, PREPARATION: 3.0}, 100, 1.0).limit == PREPARATION
+    assert set(ADVICE) == {*STAGES, PREPARATION}
 
 
 @pytest.fixture(scope="module")
