@@ -124,7 +124,7 @@ def draw_map(out: Path) -> None:
 
 
 def draw_report(out: Path) -> None:
-    """Adapt a metric to all contexts on crops of photographs, score it on others, and write the top of its report."""
+    """Adapt a metric to all contexts on crops of photographs, score it on others, and write a part of its report."""
     dice = np.random.default_rng(0)
     for name in PHOTOGRAPHS:
         split, count = ("train", CROPS) if name in TRAINED else ("val", HELD_OUT)
@@ -137,8 +137,8 @@ def draw_report(out: Path) -> None:
     run("evaluate", "runs/photographs", "--shards", "shards/val/train")
     run("report", "runs/photographs")
     with browser(Path("profile").resolve()) as session:
-        view(session, 1100, 900)
-        session.get(Path("runs/photographs/report.html").resolve().as_uri())
+        view(session, 1280, 1000)
+        session.get(Path("runs/photographs/report.html").resolve().as_uri() + "#the-distortions")
         save(session, out / "report.png")
 
 
