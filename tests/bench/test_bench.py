@@ -14,20 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import bench.__main__ as command
 from bench.harness.data import BenchData
 from bench.harness.flops import count_flops
-from bench.harness.head_loops import module_dict_step, vmap_step
 from bench.harness.lpips_oracle import both_lpips, check_agreement
 from bench.harness.measure import Compared, Measurement, PartRates, Timed, Timing, spread
 from bench.stages import STAGES
 from fastdps.contexts.distortions import NAMES
-from fastdps.contexts.rankings import sample_rankings
 from fastdps.errors import ConfigError, FastDPSError
-from fastdps.loading.spec import Batch
 from fastdps.metric.backbones import Backbone
-from fastdps.metric.distances import Moments
 from fastdps.shards.format import read_manifest
-from fastdps.training.model import TrainedModel
-from fastdps.training.recipes import fast
-from fastdps.training.tasks import RankingTask
 
 CPU = torch.device("cpu")
 IMAGES = 20
@@ -113,26 +106,6 @@ def test_complete_stages(tiny, weights_dir, monkeypatch):
         tiny("features", "distances", "evaluate", "startup"), ["features", "distances", "evaluate", "startup"]
     )
     assert {row["unit"] for (stage, _), row in rows.items() if stage == "startup"} == {"s"}
-
-
-def test_the_usual_heads_take_the_same_step():
-    """Expected error, Adam and projection: the baselines end with the weights of the product."""
-    generator = torch.Generator().manual_seed(0)
-    mean = torch.rand(8, len(NAMES), 12, generator=generator)
-    rankings = sample_rankings(3, NAMES, seed=0)
-    task = RankingTask(rankings, fast(), CPU)
-    model = TrainedModel(fast(), 3, [12])
-    optimizer = torch.optim.Adam(model.parameters(), lr=fast().learning_rate, betas=fast().adam_betas)
-    steps = {"vmap": vmap_step(mean, rankings), "modules": module_dict_step(mean, rankings)}
-    for _ in range(5):
-        batch = Batch({}, torch.arange(8), 8)
-        (model(Moments(mean, mean), task.judgements(batch, 0), generator).loss.sum() / 8).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        model.heads.project_()
-        found = {name: step() for name, step in steps.items()}
-    for weights in found.values():
-        torch.testing.assert_close(weights, model.heads.weights.detach(), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow

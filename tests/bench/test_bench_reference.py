@@ -29,9 +29,9 @@ def test_reference_trains_its_backbone_if_asked_to(weights_dir, monkeypatch, ima
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
     for train_backbone in (False, True):
         with reference.Reference([image], NAMES, CPU, 1, train_backbone=train_backbone) as usual:
-            before = {name: tensor.clone() for name, tensor in usual._lpips.state_dict().items()}
+            before = {name: tensor.clone() for name, tensor in usual.lpips.state_dict().items()}
             usual._step(*(torch.stack([part] * 2) for part in usual._triplets[0]))
-            changed = {name for name, tensor in usual._lpips.state_dict().items() if not tensor.equal(before[name])}
+            changed = {name for name, tensor in usual.lpips.state_dict().items() if not tensor.equal(before[name])}
         backbone = {name for name in before if name.startswith("net.")}
         assert len(backbone) == 10
         assert changed & backbone == (backbone if train_backbone else set())
@@ -42,7 +42,7 @@ def test_parts_of_the_reference_together_are_its_step(weights_dir, monkeypatch, 
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
     monkeypatch.setattr(reference, "BATCH", 3)
     with reference.Reference([image], NAMES, CPU, workers=2) as usual:
-        usual._lpips.eval()  # without dropout
+        usual.lpips.eval()  # without dropout
         reached = []
         monkeypatch.setattr(usual, "_descend", lambda *distances_and_judge: reached.append(distances_and_judge))
         random.seed(0)
