@@ -177,8 +177,8 @@ class Backbone(nn.Module):
 
     Example:
         >>> backbone = Backbone("alexnet", pretrained=False)
-        >>> [tuple(features.shape) for features in backbone(torch.rand(1, 3, 64, 64))]
-        [(1, 64, 15, 15), (1, 192, 7, 7), (1, 384, 3, 3), (1, 256, 3, 3), (1, 256, 3, 3)]
+        >>> backbone.channels, tuple(backbone(torch.rand(1, 3, 64, 64))[0].shape)
+        ((64, 192, 384, 256, 256), (1, 64, 15, 15))
     """
 
     name: str
