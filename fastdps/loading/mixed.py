@@ -10,6 +10,7 @@ sample of a set comes equally often, however small its weight is.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from fastdps.errors import ConfigError
 from fastdps.loading.checks import check_range
+from fastdps.loading.options import Divide
 from fastdps.loading.order import cut, step_places, steps_per_epoch
 from fastdps.loading.shard_loader import ShardLoader
 from fastdps.loading.spec import Batch
@@ -49,6 +51,8 @@ class MixedLoader(StatefulLoader):
     Attributes:
         loaders: The sets.
         counts: Number of samples of each set in an epoch.
+        prepared_s: Seconds of computation before the first epoch: none.
+        divide: What the processes divide, see `LoadOptions.divide`: always steps.
 
     Raises:
         ConfigError: The sets do not fit together, or a weight is out of range.
@@ -58,6 +62,9 @@ class MixedLoader(StatefulLoader):
         >>> for batch in loader:  # doctest: +SKIP
         ...     batch.images, set_numbers(batch.ids)
     """
+
+    prepared_s = 0.0
+    divide: Divide = "step"
 
     def __init__(
         self,
@@ -150,12 +157,17 @@ class MixedLoader(StatefulLoader):
         # Taken set by set; this puts them in the order of the mixture.
         order = torch.from_numpy(np.argsort(np.argsort(sets, kind="stable"), kind="stable"))
         numbers = [number for number in range(len(readers)) if (sets == number).any()] or [0]
-        ids = torch.cat([part.ids + number * SET_STRIDE for number, part in zip(numbers, parts, strict=True)])
+        batch = _joined(
+            [
+                dataclasses.replace(part, ids=part.ids + number * SET_STRIDE)
+                for number, part in zip(numbers, parts, strict=True)
+            ]
+        )
         components = {
-            name: torch.cat([part.components[name] for part in parts]).index_select(0, order.to(tensor.device))
-            for name, tensor in parts[0].components.items()
+            name: tensor.index_select(0, order.to(tensor.device)) for name, tensor in batch.components.items()
         }
-        return Batch(components, ids.index_select(0, order), global_size)
+        passes = None if batch.passes is None else batch.passes.index_select(0, order)
+        return Batch(components, batch.ids.index_select(0, order), global_size, passes=passes)
 
     def _read(self, number: int, epoch: int, part: Sequence[range]) -> Generator[Batch, None, None]:
         """Yield batches of the samples of one set in a part of the mixture, in their order."""
@@ -164,13 +176,15 @@ class MixedLoader(StatefulLoader):
         bounds = [first + np.searchsorted(own, (place.start, place.stop)) for place in part]
         for own_epoch, ranges in _by_epoch(((int(start), int(stop)) for start, stop in bounds), loader.samples):
             with closing(loader.epoch(own_epoch, left=ranges)) as batches:
-                yield from batches
+                for batch in batches:
+                    passes = torch.full_like(batch.ids, own_epoch - first // loader.samples)
+                    yield dataclasses.replace(batch, passes=passes)
 
     def _empty(self) -> Batch:
         """Return a batch without samples."""
         with closing(self.loaders[0].epoch(0)) as batches:
             batch = next(batches)
-        return Batch({name: tensor[:0] for name, tensor in batch.components.items()}, batch.ids[:0], 0)
+        return _slice(dataclasses.replace(batch, passes=torch.zeros_like(batch.ids)), 0, 0)
 
 
 class _SetReader:
@@ -188,13 +202,19 @@ class _SetReader:
             parts.append(_slice(batch, 0, samples))
             self._rest = _slice(batch, samples, len(batch))
             samples -= len(parts[-1])
-        names = parts[0].components
-        components = {name: torch.cat([part.components[name] for part in parts]) for name in names}
-        return Batch(components, torch.cat([part.ids for part in parts]), 0)
+        return _joined(parts)
 
 
 def _slice(batch: Batch, start: int, stop: int) -> Batch:
-    return Batch({name: part[start:stop] for name, part in batch.components.items()}, batch.ids[start:stop], 0)
+    components = {name: part[start:stop] for name, part in batch.components.items()}
+    passes = None if batch.passes is None else batch.passes[start:stop]
+    return Batch(components, batch.ids[start:stop], 0, passes=passes)
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    components = {name: torch.cat([one.components[name] for one in batches]) for name in batches[0].components}
+    passes = [one.passes for one in batches if one.passes is not None]
+    return Batch(components, torch.cat([one.ids for one in batches]), 0, passes=torch.cat(passes) if passes else None)
 
 
 def _by_epoch(bounds: Iterable[tuple[int, int]], samples: int) -> Iterator[tuple[int, list[range]]]:
@@ -271,6 +291,17 @@ def set_numbers(ids: Tensor) -> Tensor:
     if ids.dtype != torch.int64:
         raise ValueError(f"ids must be int64, not {ids.dtype}")
     return ids // SET_STRIDE
+
+
+def sample_name(sample: int) -> str:
+    """Return a sample id for messages, with its set if that is not the first of a mixture.
+
+    Example:
+        >>> sample_name(7), sample_name(2**48 + 7)
+        ('7', '7 of set 2')
+    """
+    number, own = divmod(sample, SET_STRIDE)
+    return f"{own} of set {number + 1}" if number > 0 else str(sample)
 
 
 def pairs_of(sets: WeightedSets) -> list[tuple[str | Location, float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -17,6 +17,9 @@ from fastdps.shards.storage import Location
 
 if TYPE_CHECKING:
     from fastdps.loading.segments import Segment
+
+#: Passes that the ids of random numbers tell apart, and their place beside the sample id.
+_PASSES, _PASS_STRIDE = 1 << 16, 1 << 32
 
 #: The tensors of one batch by component, and its sample ids.
 Loaded = tuple[dict[str, Tensor], Tensor]
@@ -31,6 +34,8 @@ class Batch:
             votes) are float32 (n,).
         ids: Sample ids, int64 (n,), always on the CPU.
         global_size: The number of samples of all processes in this step.
+        passes: In a mixture, the number of the pass over its set in which each sample comes, from 0 in each epoch,
+            int64 (n,) on the CPU. None where a sample comes once in an epoch.
 
     Example:
         >>> for batch in open_shards("shards/sample/train", batch_size=64).epoch(0):  # doctest: +SKIP
@@ -40,6 +45,7 @@ class Batch:
     components: dict[str, Tensor]
     ids: Tensor
     global_size: int
+    passes: Tensor | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,6 +54,11 @@ class Batch:
         """Return the batch with its components on a device, as Lightning moves batches; ids stay on the CPU."""
         moved = {name: part.to(device, non_blocking=non_blocking) for name, part in self.components.items()}
         return dataclasses.replace(self, components=moved)
+
+    @property
+    def draw_ids(self) -> Tensor:
+        """The ids by which random numbers are drawn, int64 (n,): those of the samples, and others in later passes."""
+        return self.ids if self.passes is None else self.ids + self.passes % _PASSES * _PASS_STRIDE
 
     @property
     def global_images(self) -> int:

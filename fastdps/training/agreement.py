@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdps.errors import TrainingError
+from fastdps.loading.mixed import sample_name
 from fastdps.loading.spec import Batch
 from fastdps.runtime.processes import Processes
 from fastdps.runtime.signals import StopRequest
@@ -61,7 +62,7 @@ def loss_error(found: list[BadStep], last_good: str) -> TrainingError:
     """Return the error for the bad steps of all processes; `last_good` says which checkpoint remains."""
     first = min(step.step for step in found)
     where = "; ".join(
-        f"on rank {step.rank} the loss is {step.loss} for samples {', '.join(map(str, step.ids)) or 'none'}"
+        f"on rank {step.rank} the loss is {step.loss} for samples {', '.join(map(sample_name, step.ids)) or 'none'}"
         for step in found
         if step.step == first
     )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdps.loading.mixed import MixedLoader
 from fastdps.loading.options import Divide
 from fastdps.loading.shard_loader import ShardLoader
 from fastdps.loading.spec import Batch, BatchSource
@@ -84,7 +85,7 @@ class Progress:
 
 def divide_of(loader: BatchSource) -> Divide:
     """Return what processes divide in a loader, see `LoadOptions.divide`; "epoch" where there is no choice."""
-    return loader.divide if isinstance(loader, ShardLoader) else "epoch"
+    return loader.divide if isinstance(loader, ShardLoader | MixedLoader) else "epoch"
 
 
 def _to_pairs(ranges: list[range]) -> list[tuple[int, int]]:

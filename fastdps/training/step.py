@@ -219,7 +219,8 @@ def split(batch: Batch, pieces: int) -> Iterator[Batch]:
     size = max(1, -(-len(batch) // pieces))
     for start in range(0, max(1, len(batch)), size):
         components = {name: values[start : start + size] for name, values in batch.components.items()}
-        yield dataclasses.replace(batch, components=components, ids=batch.ids[start : start + size])
+        passes = None if batch.passes is None else batch.passes[start : start + size]
+        yield dataclasses.replace(batch, components=components, ids=batch.ids[start : start + size], passes=passes)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

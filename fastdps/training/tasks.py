@@ -163,19 +163,21 @@ class RankingTask(Task):
 
     def views(self, batch: Batch, epoch: int) -> Tensor:
         """Return each image, or a crop of it, with its distorted versions."""
-        plan = draw_plan(batch.ids, seed=self._config.seed, epoch=epoch).to(batch.images.device)
-        return make_views(_augmented(batch.images, batch.ids, epoch, self._config), plan, self._config.interpolation)
+        plan = draw_plan(batch.draw_ids, seed=self._config.seed, epoch=epoch).to(batch.images.device)
+        return make_views(
+            _augmented(batch.images, batch.draw_ids, epoch, self._config), plan, self._config.interpolation
+        )
 
     def held_views(self, batch: Batch, epoch: int) -> Tensor:
         """Return some of the distorted versions, drawn by counter."""
-        drawn = held_views(batch.ids, len(NAMES), seed=self._config.seed, epoch=epoch)
+        drawn = held_views(batch.draw_ids, len(NAMES), seed=self._config.seed, epoch=epoch)
         return drawn.to(self._votes.device)
 
     def judgements(self, batch: Batch, epoch: int) -> Judgements:
         """Return all pairs for all contexts, or one pair per image and context in random order, drawn by counter."""
         if self._config.pairs == "all":
             return Judgements(self._first, self._second, self._votes, are_labels=True)
-        drawn = uniforms(self._config.seed, epoch, batch.ids, self.contexts, first_stream=PAIR_STREAMS)
+        drawn = uniforms(self._config.seed, epoch, batch.draw_ids, self.contexts, first_stream=PAIR_STREAMS)
         drawn = drawn.to(self._votes.device)
         pair = (drawn[..., 0] * len(self._first)).long()[:, None]  # (n, 1, K)
         swapped = (drawn[..., 1] < 0.5)[:, None]
@@ -206,7 +208,7 @@ class JudgementTask(Task):
         """Return reference, p0 and p1, or the same crop of all three."""
         names = ("ref", "p0", "p1")
         return torch.stack(
-            [_augmented(batch.components[name], batch.ids, epoch, self._config) for name in names], dim=1
+            [_augmented(batch.components[name], batch.draw_ids, epoch, self._config) for name in names], dim=1
         )
 
     def held_views(self, batch: Batch, epoch: int) -> Tensor:  # noqa: ARG002
