@@ -15,6 +15,7 @@ CONFIG = {
     "judges?": [str],
     "data": {
         "shards": str,
+        "sets?": [{"path": str, "weight": Number(0, 1e300), "samples": int, "sha256": str}],
         "file?": Maybe(str),
         "validation": Maybe(str),
         "size": Maybe(int),

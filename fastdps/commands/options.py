@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 #: Exit status when the reader of the output ends before it, as in `fastdps report --help | head`: 128 + SIGPIPE.
 BROKEN_PIPE = 141
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_WEIGHT = re.compile(r"(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,2})?", re.IGNORECASE | re.ASCII)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?")
 
 
@@ -34,6 +35,19 @@ def location(text: str) -> Location:
         return locate(text)
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def weighted_location(text: str) -> tuple[Location, float | None]:
+    """Parse a location with an optional weight: DIR, or DIR:0.7. Raises `ArgumentTypeError`.
+
+    The weight is what follows the last colon if that is a number above 0. A directory of this very name has none, and
+    the port of a URL without a path is none.
+    """
+    head, _, tail = text.rpartition(":")
+    is_port = "/" not in head.partition("://")[2] and "://" in head
+    if not head or is_port or not _WEIGHT.fullmatch(tail) or float(tail) <= 0 or os.path.exists(text):
+        return location(text), None
+    return location(head), float(tail)
 
 
 def byte_count(text: str) -> int:

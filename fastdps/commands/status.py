@@ -35,7 +35,7 @@ def status_lines(record: RunRecord) -> list[str]:
     adapted_to = counted(len(record.config["rankings"]), "context") if record.has_contexts else "judgements"
     head = f"{record.run.path}: {config['backbone']}, {config['variant']}, recipe {config['recipe']}, {adapted_to}"
     state, is_finished = _state(record)
-    lines = [head, f"  {state}"]
+    lines = [head, *(f"  trained on {text}" for text in record.mixed_sets), f"  {state}"]
     if not is_finished:
         return lines if record.run.owner is not None else [*lines, f"  next: {record.train_command}"]
     scores = _scores(record)

@@ -82,17 +82,37 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
     variant = arguments.variant or from_file.get("variant")
     recipe = arguments.recipe or own or default_recipe(variant, judgements=bool(arguments.judgements))
     options = {name: value for name in SETTINGS_WITH_OPTION if (value := getattr(arguments, name)) is not None}
+    mixture = {"draws_kept": 0} if len(arguments.shards or ()) > 1 else {}  # draws are kept for a single set only
     try:
-        return get_recipe(recipe, {**from_file, **options})
+        return get_recipe(recipe, {**mixture, **from_file, **options})
     except ConfigError as error:
         if from_file and not options:
             raise ConfigError(f"--config {arguments.config}: {error}") from None
         raise
 
 
-def _shards(arguments: argparse.Namespace) -> Location | None:
-    """Return the training set. Raises `ConfigError` for a file where a packed set is needed."""
-    location: Location | None = arguments.shards or arguments.judgements or arguments.triplets
+def _shards(arguments: argparse.Namespace) -> Location | list[tuple[Location, float]] | None:
+    """Return the training set, or several with weights. Raises `ConfigError` for a file, or a missing weight."""
+    sets: list[tuple[Location, float | None]] = arguments.shards or []
+    if len(sets) == 1 and sets[0][1] is not None:
+        raise ConfigError(f"--shards {sets[0][0]} is the only set, and needs no weight. Omit :{sets[0][1]:g}.")
+    one: Location | None = sets[0][0] if sets else arguments.judgements or arguments.triplets
+    given: list[Location | None] = [location for location, _ in sets] or [one]
+    for location in given:
+        _refuse_file(arguments, location)
+    if len(sets) > 1:
+        weighted = [(location, weight) for location, weight in sets if weight is not None]
+        if len(weighted) < len(sets):
+            missing = next(location for location, weight in sets if weight is None)
+            raise ConfigError(
+                f"--shards {missing} needs a weight above 0, as in {missing}:0.5, to be mixed with others."
+            )
+        return weighted
+    return one
+
+
+def _refuse_file(arguments: argparse.Namespace, location: Location | None) -> None:
+    """Raise `ConfigError` for a file where a packed set is needed."""
     if isinstance(location, Path) and location.is_file() and not arguments.judgements:
         kind = "triplets" if arguments.triplets else "folder"
         raise ConfigError(
@@ -100,7 +120,6 @@ def _shards(arguments: argparse.Namespace) -> Location | None:
             f"`fastdps pack {kind} --source {location if arguments.triplets else 'DIRECTORY'} --out DIR`, and name "
             f"DIR/train. For judgements in a .csv, .jsonl or .parquet file, pass --judgements {location}."
         )
-    return location
 
 
 def _contexts(arguments: argparse.Namespace) -> str | tuple[str, ...] | None:

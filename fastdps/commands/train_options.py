@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
-from fastdps.commands.options import add_cache, add_quiet, byte_count, examples, location, table_keys
+from fastdps.commands.options import (
+    add_cache,
+    add_quiet,
+    byte_count,
+    examples,
+    location,
+    table_keys,
+    weighted_location,
+)
 from fastdps.contexts.interpolation import Interpolation
 from fastdps.loading.options import LoaderName
 from fastdps.metric.options import Precision
@@ -66,7 +74,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data and contexts")
     data = group.add_mutually_exclusive_group()
     data.add_argument(
-        "--shards", type=location, metavar="DIR", help="shard set of images to train on: a directory or a URL"
+        "--shards",
+        type=weighted_location,
+        action="append",
+        metavar="DIR[:WEIGHT]",
+        help="shard set of images to train on: a directory or a URL; several, each with its weight, are mixed in each "
+        "batch: --shards A:0.7 --shards B:0.3",
     )
     data.add_argument(
         "--judgements",

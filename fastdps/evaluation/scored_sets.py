@@ -58,10 +58,11 @@ def seen_as(sha256: str, config: Mapping[str, Any]) -> SameAs | None:
         config: Content of `config.json` of the run.
 
     Returns:
-        "training", "validation", or None for a set that the run has not seen.
+        "training" also for one of several sets that were mixed, "validation", or None for a set that the run has not
+        seen.
     """
     data = config["data"]
-    if sha256 == data["sha256"]:
+    if sha256 in [one["sha256"] for one in data.get("sets", ())] or sha256 == data["sha256"]:
         return "training"
     return "validation" if sha256 == data.get("validation_sha256") else None
 

@@ -129,11 +129,19 @@ class RunRecord:
         return warnings(self.sets, "contexts", "2afc", "jnd", *judged)
 
     @property
+    def mixed_sets(self) -> list[str]:
+        """The sets that were mixed in the training, each with its share; empty for a single one."""
+        sets = self.config["data"].get("sets", [])
+        total = sum(one["weight"] for one in sets) or 1
+        return [f"{one['path']} ({one['weight'] / total:.3g} of each batch)" for one in sets]
+
+    @property
     def evaluate_command(self) -> str:
         """The command that scores the run, on `val` beside the training data if the run has not seen that."""
-        train = locate(self.config["data"]["shards"])
+        data = self.config["data"]
+        train = None if data.get("sets") else locate(data["shards"])
         held_out = train.with_name("val") if isinstance(train, Path) and train.name == "train" else None
-        is_unseen = held_out is not None and held_out.is_dir() and str(held_out) != self.config["data"]["validation"]
+        is_unseen = held_out is not None and held_out.is_dir() and str(held_out) != data["validation"]
         shards = shlex.quote(str(held_out)) if is_unseen else "HELD_OUT"
         option = "--judgements" if self.has_judgement_set else "--shards"
         return f"fastdps evaluate {shlex.quote(str(self.run.path))} {option} {shards}"
@@ -256,7 +264,8 @@ def read_run(path: Path) -> RunRecord:
     judged, judgements = run.read_judged(), (scores or {}).get("judgements")
     if judged and not (judgements and judgements["set"]["sha256"] == judged["set"]["sha256"]):
         judged = None
-    _hide_credentials(config.get("data"))
+    for one in (config.get("data"), *(config.get("data") or {}).get("sets", ())):
+        _hide_credentials(one)
     _hide_credentials((details or {}).get("held_out"))
     _hide_credentials((judgements or {}).get("set"))
     for one in (scores or {}).get("sets", ()):

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastdps.loading.loader import ShardLoader
+from fastdps.loading.spec import BatchSource
 from fastdps.metric.distances import distances
 from fastdps.metric.perceptual import PerceptualMetric, frozen_moments
 from fastdps.metric.precision import Precision
@@ -27,7 +27,7 @@ _BACKBONE = "backbone."
 
 
 def validation_scores(
-    task: Task, metric: PerceptualMetric, loader: ShardLoader, processes: Processes, precision: Precision = "auto"
+    task: Task, metric: PerceptualMetric, loader: BatchSource, processes: Processes, precision: Precision = "auto"
 ) -> Tensor:
     """Return the agreement (K,) of a metric with the judgements of a task, over a shard set and all processes.
 
@@ -49,7 +49,7 @@ class Validation:
     """A task and a loader of validation images, by which the best epoch is chosen."""
 
     task: Task
-    loader: ShardLoader
+    loader: BatchSource
 
     def scores(self, metric: PerceptualMetric, processes: Processes, precision: Precision) -> Tensor:
         """Return the agreement (K,) of a metric with the judgements of the task."""

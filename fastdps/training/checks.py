@@ -40,7 +40,7 @@ def check_data(config: TrainConfig, selection: Selection, data: RunData) -> None
         ShardError: A set is missing or damaged.
     """
     kind: Kind = "images" if selection.rankings else "triplets"
-    for location in (data.shards, data.validation):
+    for location in (*data.locations, data.validation):
         if location is None:
             continue
         manifest = read_manifest(location)

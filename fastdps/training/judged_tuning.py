@@ -71,7 +71,7 @@ class JudgedTrainings(Trainings):
         self._judged = keep_judges(judged_pairs(selection.table), judges)
         self._data, self._processes = data, processes
         self._limits, self._precision = limits, precision
-        self._loader = data.open_images(data.shards, processes.device)
+        self._loader = data.open_images(data.only, processes.device)
         self._validation: JudgedPairs | None = None
         if data.validation is not None:
             self._validation_loader = data.open_images(data.validation, processes.device)

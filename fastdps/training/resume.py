@@ -30,14 +30,14 @@ class RecordedRun:
     """What a run was started with.
 
     Attributes:
-        shards: The shard set, or the file of judgements.
+        shards: The shard set, several with their weights, or the file of judgements.
         validation: The set to choose the best epoch by, None without one.
         contexts: The contexts, as `fastdps.train` takes them.
         config: The settings.
         options: The options for carrying out the run.
     """
 
-    shards: Location
+    shards: Location | list[tuple[Location, float]]
     validation: Location | None
     contexts: Sequence[Sequence[str]]
     config: TrainConfig
@@ -90,8 +90,9 @@ def read_recorded(path: Path) -> RecordedRun:
     judges: list[str] = content.get("judges", [])[1:]
     options = _options_of(run, content.get("options"), data["size"])
     validation = data["validation"]
+    shards = [(_located(one["path"], directory), one["weight"]) for one in data.get("sets", ())]
     return RecordedRun(
-        _located(data.get("file") or data["shards"], directory),
+        shards or _located(data.get("file") or data["shards"], directory),
         None if validation is None else _located(validation, directory),
         [tuple(ranking) for ranking in content["rankings"]] or tuple(judges),
         read_settings(run),

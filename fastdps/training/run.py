@@ -20,18 +20,20 @@ from fastdps.contexts.distortions import NAMES
 from fastdps.contexts.judgements import POOLED
 from fastdps.contexts.rankings import MAX_CONTEXTS, Ranking
 from fastdps.errors import ConfigError
+from fastdps.loading.mixed import WeightedSets
 from fastdps.metric.image_metric import ImageMetric
 from fastdps.metric.load import Context, load
 from fastdps.metric.precision import deterministic_algorithms
 from fastdps.run_directory import RunDirectory
 from fastdps.run_log import Throughput
 from fastdps.runtime.processes import Distributed, check_trackers, join_processes
-from fastdps.shards.storage import LocationLike, locate
+from fastdps.shards.storage import Location, LocationLike, Store, locate
 from fastdps.training.checks import check_data, check_start, check_steps
 from fastdps.training.judged_run import JudgedTraining
 from fastdps.training.judged_tuning import JudgedTrainings
 from fastdps.training.judgement_files import packed_judgements
 from fastdps.training.loop import build_metric
+from fastdps.training.mixture import Mixture, mixture_of, mixture_settings
 from fastdps.training.options import TrainOptions
 from fastdps.training.recipes import TrainConfig, default_recipe, get_recipe
 from fastdps.training.resume import describe_start
@@ -87,7 +89,7 @@ class TrainingResult:
 
 
 def train(
-    shards: LocationLike,
+    shards: LocationLike | WeightedSets,
     out: str | PathLike[str],
     *,
     contexts: Contexts | None = None,
@@ -105,8 +107,9 @@ def train(
     last checkpoint, and a finished run is left as it is. Under `accelerate launch` each process calls this function.
 
     Args:
-        shards: Directory or URL of the shard set to train on; or a .csv, .jsonl or .parquet file of judgements, which
-            is packed into the cache first.
+        shards: Directory or URL of the shard set to train on; several sets of images or of triplets with their weights,
+            as {"shards/a/train": 0.7, "shards/b/train": 0.3} or as pairs, which are mixed in each batch; or a .csv,
+            .jsonl or .parquet file of judgements, which is packed into the cache first.
         out: Run directory to create.
         contexts: "all"; a number of contexts to draw; rankings, least disruptive distortion first, as text
             "a,b,c,d,e,f" separated by ";", or as sequences of names; an empty sequence for the judgements of a set of
@@ -136,6 +139,8 @@ def train(
     """
     options, run = options or TrainOptions(), RunDirectory(Path(out))
     check_trackers(options.trackers)
+    if mixture := mixture_of(shards):
+        settings = mixture_settings(settings, config)
     draft = (
         config.replace(settings)
         if isinstance(config, TrainConfig)
@@ -145,7 +150,7 @@ def train(
     own_contexts = options.parallel == "contexts"
     if own_contexts and isinstance(config, TrainConfig) and not draft.trains_backbone:
         raise ConfigError(_PARALLEL)
-    location = packed_judgements(shards, by=draft.by, size=options.size)
+    location = _first_set(shards, mixture, draft, options.size)
     config, selection = select(contexts, location, config, settings, options.loading)
     if own_contexts and not ((selection.rankings or selection.judges) and config.trains_backbone):
         raise ConfigError(_PARALLEL)
@@ -156,14 +161,26 @@ def train(
         )
     if selection.table is not None and not config.trains_backbone and validation is not None:
         raise ConfigError("--validation chooses an epoch, and heads on a judgement set have none. Omit it.")
-    data = RunData(location, None if validation is None else locate(validation), options.size, options.loading)
-    if locate(shards) != location:
+    chosen_by = None if validation is None else locate(validation)
+    data = RunData(mixture or location, chosen_by, options.size, options.loading)
+    if isinstance(shards, str | PathLike) and locate(shards) != location:
         data = replace(data, file=str(shards))
     check_data(config, selection, data)
     if options.profile:
         check_steps(config, selection)
     _run(config, selection, data, RunStart(run, overwrite, describe_start(options)), options)
     return TrainingResult(run, config, tuple(selection.rankings), tuple(selection.judges))
+
+
+def _first_set(
+    shards: LocationLike | WeightedSets, mixture: Mixture | None, config: TrainConfig, size: int | None
+) -> Location:
+    """Return the set that says what kind the data is of: of a mixture the first, of a file of judgements its set."""
+    if mixture:
+        mixture.check_kinds(config)
+        return mixture.locations[0]
+    assert isinstance(shards, str | PathLike | Store)
+    return packed_judgements(shards, by=config.by, size=size)
 
 
 def _run(
@@ -223,7 +240,7 @@ def _fit_heads(
 ) -> None:
     """Fit the heads of a judgement set, and save the metric."""
     assert selection.table is not None
-    run, loader = start.run, data.open_judged(data.shards, processes.device)
+    run, loader = start.run, data.open_judged(data.only, processes.device)
     names = [POOLED, *selection.judges]
     if is_left := processes.broadcast(lambda: start.lacks(run.metric)):
         with processes.one_per_node_first():

@@ -17,6 +17,7 @@ import torch
 from fastdps.contexts.rankings import Ranking
 from fastdps.errors import ConfigError
 from fastdps.loading.loader import ShardLoader, open_shards
+from fastdps.loading.mixed import MixedLoader
 from fastdps.loading.options import LoadOptions
 from fastdps.metric.origin import Origin
 from fastdps.run_directory import RunDirectory
@@ -24,6 +25,7 @@ from fastdps.runtime.files import write_json
 from fastdps.runtime.processes import Distributed, Processes
 from fastdps.shards.format import read_manifest
 from fastdps.shards.storage import Location
+from fastdps.training.mixture import Mixture, TrainingData
 from fastdps.training.recipes import TrainConfig, config_from_json
 from fastdps.training.tasks import Task
 from fastdps.training.triplet_images import ROLES, TripletImages
@@ -39,29 +41,46 @@ class RunData:
     """The shard sets of a run, and how they are read.
 
     Attributes:
-        shards: The set to train on.
+        shards: The set to train on, or several with weights.
         validation: The set to choose the best epoch by, None without one.
         size: Side in pixels to which images are resized, None for their packed size.
         loading: How shards are read.
         file: The file of judgements that `shards` was packed from; None if `shards` itself was given.
     """
 
-    shards: Location
+    shards: TrainingData
     validation: Location | None
     size: int | None
     loading: LoadOptions
     file: str | None = None
 
+    @property
+    def locations(self) -> list[Location]:
+        """The locations of the sets to train on."""
+        return self.shards.locations if isinstance(self.shards, Mixture) else [self.shards]
+
+    @property
+    def only(self) -> Location:
+        """The single set to train on. Raises `ConfigError` if there are several."""
+        if isinstance(self.shards, Mixture):
+            raise ConfigError(f"there are several sets to train on, {self.shards}. Give one.")
+        return self.shards
+
+    @property
+    def samples(self) -> int:
+        """The number of samples of all sets to train on."""
+        return sum(read_manifest(location).samples for location in self.locations)
+
     def open(
-        self, directory: Location, task: Task, config: TrainConfig, processes: Processes, *, shuffle: bool = True
-    ) -> ShardLoader:
-        """Return the loader of one set for one process. Raises `ConfigError` for a set of the wrong kind.
+        self, shards: TrainingData, task: Task, config: TrainConfig, processes: Processes, *, shuffle: bool = True
+    ) -> ShardLoader | MixedLoader:
+        """Return the loader of one set, or of several, for one process. Raises `ConfigError` for the wrong kind.
 
         Without `shuffle` it reads the set in packed order, each process a contiguous part.
         """
         options = self.loading if shuffle else replace(self.loading, divide="epoch")
         loader = open_shards(
-            directory,
+            shards.sets if isinstance(shards, Mixture) else shards,
             batch_size=math.ceil(config.batch_size / processes.num_processes),
             size=self.size,
             device=processes.device,
@@ -70,8 +89,9 @@ class RunData:
             world_size=processes.num_processes,
             options=options,
         )
-        if loader.manifest.kind != task.kind:
-            raise ConfigError(f"{directory} is a set of {loader.manifest.kind}; what is asked for needs {task.kind}.")
+        kind = (loader.loaders[0] if isinstance(loader, MixedLoader) else loader).manifest.kind
+        if kind != task.kind:
+            raise ConfigError(f"{shards} is a set of {kind}; what is asked for needs {task.kind}.")
         return loader
 
     def open_judged(self, directory: Location, device: torch.device) -> ShardLoader | TripletImages:
@@ -165,6 +185,8 @@ def _resume(run: RunDirectory, description: Mapping[str, Any]) -> str:
     old, new = before["data"], now["data"]
     names = [name for name in _DATA if old.get(name) != new[name]]
     differing += [f"the data's {name} was {old.get(name)} and is now {new[name]}" for name in names]
+    if "sha256" in names and ("sets" in old or "sets" in new):
+        differing.append(f"the training data was {old['shards']} and is now {new['shards']}")
     if differing:
         raise ConfigError(
             f"{run.path} holds a run with other settings: {'; '.join(differing)}. Choose another --out, or pass "
@@ -205,7 +227,7 @@ def describe(
     config: TrainConfig,
     rankings: Sequence[Ranking],
     data: RunData,
-    loader: ShardLoader | TripletImages,
+    loader: ShardLoader | MixedLoader | TripletImages,
     judges: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Return the content of `config.json`: settings, contexts, data, versions and machine.
@@ -228,10 +250,17 @@ def describe(
             "size": data.size,
             "image_size": list(loader.image_size),
             "samples": loader.samples,
-            "source": loader.manifest.source,
-            "sha256": loader.manifest.content_sha256(),
+            **_content(data, loader),
             "validation_sha256": None if data.validation is None else read_manifest(data.validation).content_sha256(),
         },
         "versions": {name: version(name) for name in ("fastdps", "torch", "kornia", "accelerate")},
         "machine": {"python": platform.python_version(), "platform": platform.platform()},
     }
+
+
+def _content(data: RunData, loader: ShardLoader | MixedLoader | TripletImages) -> dict[str, Any]:
+    """Return where the training set comes from, and the hash of its content."""
+    if isinstance(loader, MixedLoader):
+        assert isinstance(data.shards, Mixture)
+        return data.shards.describe(loader)
+    return {"source": loader.manifest.source, "sha256": loader.manifest.content_sha256()}

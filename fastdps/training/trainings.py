@@ -15,10 +15,10 @@ from typing import Any
 from torch import Tensor
 
 from fastdps.contexts.rankings import Ranking
+from fastdps.loading.mixed import MixedLoader
 from fastdps.loading.spec import BatchSource
 from fastdps.metric.perceptual import PerceptualMetric
 from fastdps.runtime.processes import Distributed, Processes, SingleProcess
-from fastdps.shards.format import read_manifest
 from fastdps.training.best_epoch import VALIDATION_SEED, Validation, Validator
 from fastdps.training.kept_draws import KeptDraws, pays
 from fastdps.training.loop import TrainingLoop, build_metric
@@ -99,7 +99,7 @@ class ViewTrainings(Trainings):
         self._tasks: list[Task] = [whole]
         if config.backbone_per_context and rankings:
             self._tasks = [RankingTask([ranking], config, self._device) for ranking in rankings]
-        self._keeps = bool(rankings) and pays(config, read_manifest(data.shards).samples)
+        self._keeps = bool(rankings) and pays(config, data.samples)
         self._loader = data.open(data.shards, whole, config, self.team, shuffle=not self._keeps)
 
     def __len__(self) -> int:
@@ -119,7 +119,7 @@ class ViewTrainings(Trainings):
 
     def loader(self, number: int, metric: PerceptualMetric) -> BatchSource:
         """Return the shard set, which all trainings read, or the moments of its images that are kept."""
-        if not self._keeps:
+        if not self._keeps or isinstance(self._loader, MixedLoader):
             return self._loader
         limits, precision = self._options.moments, self._options.execution.precision
         kept = KeptDraws(

@@ -58,7 +58,8 @@ def test_a_mistake_leaves_no_run(leaves, tmp_path, monkeypatch, capsys, options,
     if "triplets" in options[-1]:
         triplets(tmp_path, leaves)
     options = [option.format(tmp_path if "triplets" in option else leaves) for option in options]
-    argv = ["train", "--shards", str(leaves / "train"), "--out", str(tmp_path / "runs/run"), "--contexts", RANKING]
+    shards = [] if "--shards" in options else ["--shards", str(leaves / "train")]
+    argv = ["train", *shards, "--out", str(tmp_path / "runs/run"), "--contexts", RANKING]
     assert cli.main([*argv, *options]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs/run").exists()
