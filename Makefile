@@ -53,7 +53,7 @@ faults: venv
 
 # Mutated images, tables, metric files, shard sets and runs, and servers that misbehave, from fixed seeds, ATTACKS times
 # as many as `make test` has, with their counts.
-ATTACKS ?= 5
+ATTACKS ?= 10
 attacks: venv
 	FASTDPS_ATTACKS=$(ATTACKS) $(BIN)/python -m pytest tests/attacks -s -q
 

@@ -30,7 +30,7 @@ from helpers.made_up_runs import CHANNELS, make_run
 from helpers.mutations import DEEP, mutated_json
 
 #: Mutated runs; `make attacks` raises it.
-CASES = 200 * int(os.environ.get("FASTDPS_ATTACKS", "1"))
+CASES = 100 * int(os.environ.get("FASTDPS_ATTACKS", "1"))
 RANKINGS = [list(NAMES), list(NAMES[::-1])]
 JSON_FILES = ("config.json", "scores.json", "details.json")
 #: Metadata without which a metric file is read as one of fastdps 0.1.0: with them each mutation would be one error.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 from pathlib import Path
 
@@ -63,11 +64,16 @@ def test_scores_are_those_of_a_loop_over_the_csv(judged_set, metrics, scores):
     names = read_names(location)
     images = {names[i]: x.permute(2, 0, 1) / 255 for i, x in zip(batch.ids.tolist(), batch.images, strict=True)}
     baseline, adapted = metrics
+
+    @functools.cache
+    def distances_of(ref, other):
+        x, y = images[ref][None], images[other][None]
+        return torch.cat([baseline(x, y), adapted(x, y)], dim=1)[0]
+
     sums = {}
     with (judged_set.parent / "source" / "judged.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            ref, a, b = (images[row[name]][None] for name in ("ref", "p0", "p1"))
-            d = [torch.cat([baseline(ref, x), adapted(ref, x)], dim=1)[0] for x in (a, b)]
+            d = [distances_of(row["ref"], row[name]) for name in ("p0", "p1")]
             votes, share = float(row["votes"]), float(row["judge"])
             head = HEADS.index(row["person"]) if row["person"] in HEADS else 0
             for who, column in ((row["person"], 1 + head), ("everyone", 1)):

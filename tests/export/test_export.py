@@ -104,6 +104,7 @@ def test_lpips_measures_the_same(run, tmp_path, weights_dir):
         assert torch.allclose(oracle(x, y, normalize=True).flatten(), ours(x, y), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_onnxruntime_measures_the_same_at_any_size(run, tmp_path):
     out, ours = exported(run, tmp_path, "onnx")

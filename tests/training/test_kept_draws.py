@@ -157,6 +157,7 @@ def test_variants_that_train_the_backbone_keep_nothing():
         get_recipe("fast", {"draws_kept": -1})
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same(leaves, tmp_path, monkeypatch, weights_dir):
     """Batches do not depend on the number of processes, and without dropout nothing else does."""
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
