@@ -65,15 +65,17 @@ def test_scores_are_those_of_a_loop_over_the_csv(judged_set, metrics, scores):
     images = {names[i]: x.permute(2, 0, 1) / 255 for i, x in zip(batch.ids.tolist(), batch.images, strict=True)}
     baseline, adapted = metrics
 
+    everything = torch.stack(list(images.values()))
+
     @functools.cache
-    def distances_of(ref, other):
-        x, y = images[ref][None], images[other][None]
-        return torch.cat([baseline(x, y), adapted(x, y)], dim=1)[0]
+    def distances_of(ref):
+        x = images[ref].expand_as(everything)
+        return dict(zip(images, torch.cat([baseline(x, everything), adapted(x, everything)], dim=1), strict=True))
 
     sums = {}
     with (judged_set.parent / "source" / "judged.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            d = [distances_of(row["ref"], row[name]) for name in ("p0", "p1")]
+            d = [distances_of(row["ref"])[row[name]] for name in ("p0", "p1")]
             votes, share = float(row["votes"]), float(row["judge"])
             head = HEADS.index(row["person"]) if row["person"] in HEADS else 0
             for who, column in ((row["person"], 1 + head), ("everyone", 1)):
