@@ -10,7 +10,7 @@ from bench.harness.measure import Measurement
 from bench.harness.parts import StepParts
 
 #: The measured backbones, and their batch sizes on a CPU, where a full batch of the larger one would take seconds.
-CPU_BATCHES = {"alexnet": BATCH, "vgg16": 5}
+CPU_BATCHES = {"alexnet": BATCH, "vgg16": 5, "timm/tf_efficientnet_lite0": BATCH}
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
