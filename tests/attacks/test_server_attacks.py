@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
+import pytest
 import torch
 
 from fastdps.loading.loader import open_shards
@@ -227,6 +228,7 @@ def load(url: str, directory: Path, cache: Cache, is_same: bool) -> None:
         expect(all(map(torch.equal, ours, theirs)), "other samples")
 
 
+@pytest.mark.slow
 def test_servers_that_misbehave_are_named_errors_in_bounded_time(capfd):
     with capfd.disabled():
         counts = attack(__file__, "make_server", range(SERVERS))

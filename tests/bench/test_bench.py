@@ -78,6 +78,7 @@ def check_rows(results, stages):
     return {(row["stage"], row["what"]): row for row in rows}
 
 
+@pytest.mark.slow
 def test_cheap_stages(tiny, capsys, monkeypatch):
     heads = importlib.import_module("bench.stages.heads")
     monkeypatch.setattr(heads, "CONTEXTS", (1, 2, 6))

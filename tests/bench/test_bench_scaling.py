@@ -79,6 +79,7 @@ def test_another_number_of_processes_is_an_error(monkeypatch, tmp_path, shards):
         train_in_processes(LaunchCase(2, 1), shards, tmp_path / "run", epochs=1)
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_says_why(tmp_path, shards):
     with pytest.raises(FastDPSError, match=r"epochs must be above 0"):
         train_in_processes(LaunchCase(1, 1), shards, tmp_path / "run", epochs=0)

@@ -33,6 +33,7 @@ def manifest(shards: int, samples: int = 5000) -> Manifest:
     return Manifest("images", {"image": "bin"}, "raw", (64, 64), samples * shards, {"name": "made up"}, every)
 
 
+@pytest.mark.slow
 def test_100_000_shards_are_divided_over_512_ranks(tmp_path):
     """Check that every sample of every shard is read by exactly one process."""
     expected = manifest(100_000)

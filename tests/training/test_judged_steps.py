@@ -157,7 +157,7 @@ class CrashError(Exception):
     """What interrupts a training in these tests."""
 
 
-@pytest.mark.parametrize("number", [5, 14])
+@pytest.mark.parametrize("number", [5, pytest.param(14, marks=pytest.mark.slow)])
 def test_a_run_that_crashes_in_mid_epoch_resumes_to_the_same_bits(judged_set, tmp_path, monkeypatch, number):
     options = ("--epochs", "2", "--checkpoint-every", "3")
     assert tune(judged_set, tmp_path / "whole", *options) == 0

@@ -112,6 +112,7 @@ def test_a_tuned_run_is_scored_and_used(judged_sets, tmp_path, capsys):
     assert cli.main(["report", str(run)]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_pretrained")
 def test_a_run_that_is_cut_resumes_to_the_same_bits(judged_sets, tmp_path):
     assert train(judged_sets, tmp_path / "whole", "--epochs", "2", "--checkpoint-every", "3") == 0
