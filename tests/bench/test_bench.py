@@ -103,6 +103,8 @@ def test_cheap_stages(tiny, capsys, monkeypatch):
 @pytest.mark.slow
 def test_complete_stages(tiny, weights_dir, monkeypatch):
     monkeypatch.setenv("FASTDPS_WEIGHTS", str(weights_dir))
+    features = importlib.import_module("bench.stages.features")
+    monkeypatch.setattr(features, "CPU_BATCHES", {"alexnet": 4, "vgg16": 2})  # the weights of the third are downloaded
     rows = check_rows(
         tiny("features", "distances", "evaluate", "startup"), ["features", "distances", "evaluate", "startup"]
     )
