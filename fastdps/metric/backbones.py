@@ -226,6 +226,12 @@ class Backbone(nn.Module):
             module.eval()
         return self
 
+    def _keep_outputs(self) -> None:
+        """Stop the layers from computing in place: none may overwrite the output of a tap."""
+        for module in self.modules():
+            if "inplace" in vars(module):
+                vars(module)["inplace"] = False
+
     def _set_normalisation(self, mean: Triple, std: Triple) -> None:
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)

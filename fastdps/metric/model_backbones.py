@@ -38,9 +38,7 @@ class ModelBackbone(Backbone):
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(seed)
             self.model = _built(adapter, self.taps)
-        for module in self.modules():
-            if "inplace" in vars(module):
-                vars(module)["inplace"] = False  # a layer must not overwrite the output of a tap
+        self._keep_outputs()
         self.train(self.training)
         self._set_normalisation(adapter.mean, adapter.std)
         if state is not None:

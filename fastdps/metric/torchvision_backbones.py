@@ -80,9 +80,7 @@ class TorchvisionBackbone(Backbone):
         else:
             for layer, module in layers.items():
                 self.add_module(layer, module)
-        for module in self.modules():
-            if "inplace" in vars(module):
-                vars(module)["inplace"] = False  # a layer must not overwrite the output of a tap
+        self._keep_outputs()
         for index, (before, module) in enumerate(itertools.pairwise(layers.values())):
             if isinstance(before, nn.Conv2d) and isinstance(module, nn.ReLU) and index not in self.taps:
                 module.inplace = True  # nothing else reads the output of the convolution

@@ -86,7 +86,7 @@ def _download_package(directory: Path) -> Path:
     script = Path(pip_without_builds.__file__)
     command = [sys.executable, "-P", "-c", script.read_text(encoding="utf-8"), _ARCHIVE, str(archive)]
     command += ["download", *options, *limits, f"--dest={directory}", "-r", str(requirement)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment(directory))
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=pip_environment(directory))
     if not archive.is_file():
         lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or [
             "no archive was downloaded"
@@ -99,7 +99,7 @@ def _download_package(directory: Path) -> Path:
     return archive
 
 
-def _environment(directory: Path) -> dict[str, str]:
+def pip_environment(directory: Path) -> dict[str, str]:
     """Return the environment for pip, whose temporary files go to `directory`: pip ends without removing them."""
     return {**os.environ, "TMPDIR": str(directory), "TEMP": str(directory), "TMP": str(directory)}
 

