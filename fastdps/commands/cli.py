@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from fastdps.commands.options import Parser, examples, run_command
+from fastdps.runtime.garbage_collection import importing_modules
 from fastdps.runtime.signals import exit_on_signal
 
 
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["help"]:
         argv = [*argv[1:2], "--help"]
-    with exit_on_signal():
+    with exit_on_signal(), importing_modules():
         arguments = make_parser(argv[:1]).parse_args(argv)
         from fastdps.runtime.console import quiet_mode
 

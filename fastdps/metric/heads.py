@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from fastdps.errors import ConfigError
 from fastdps.metric.distances import distances, weighted_sums
@@ -44,54 +45,94 @@ def dropout_distances(weights: Tensor, mean: Tensor, var: Tensor, noise: Tensor,
     return distances(weights, mean) + variance.clamp_min(1e-20).sqrt() * noise
 
 
+class _Square(nn.Module):
+    """Weights as the squares of the parameters that an optimiser changes."""
+
+    def forward(self, roots: Tensor) -> Tensor:
+        """Return the weights."""
+        return roots.square()
+
+    def right_inverse(self, weights: Tensor) -> Tensor:
+        """Return the roots of weights that are assigned."""
+        return weights.clamp_min(0).sqrt()
+
+
 class Heads(nn.Module):
-    """Channel weights (K, C) of K contexts, kept non-negative by `project_`.
+    """Channel weights (K, C) of K contexts, kept non-negative by `project_`, or as squares.
 
     Equal weights are the unadapted metric, up to scale. In training mode distances are drawn with dropout.
+
+    Gradient descent on the roots of weights finds solutions with few channels, in fewer steps and from fewer images
+    (Vaskevicius et al. 2019, "Implicit regularization for optimal sparse recovery").
 
     Args:
         contexts: K.
         channels: C.
         initial_weight: The initial value of all weights.
         p: The dropout probability.
+        squares: The parameters are the roots of the weights.
 
     Raises:
         ConfigError: `p` is not in [0, 1).
     """
 
-    def __init__(self, contexts: int, channels: int, *, initial_weight: float = 1.0, p: float = DROPOUT) -> None:
+    weights: Tensor
+
+    def __init__(
+        self,
+        contexts: int,
+        channels: int,
+        *,
+        initial_weight: float = 1.0,
+        p: float = DROPOUT,
+        squares: bool = False,
+    ) -> None:
         super().__init__()
         if not 0 <= p < 1:
             raise ConfigError(f"dropout must be in [0, 1), not {p}.")
         self.weights = nn.Parameter(torch.full((contexts, channels), initial_weight))
         self.p = p
+        if squares:
+            parametrize.register_parametrization(self, "weights", _Square())
 
     def forward(self, mean: Tensor, var: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the distances (n, D, K) of moments (n, D, C); `generator` draws the noise of dropout."""
         if not (self.training and self.p):
             return distances(self.weights, mean)
-        shape = (*mean.shape[:-1], len(self.weights))
+        weights = self.weights
+        shape = (*mean.shape[:-1], len(weights))
         noise = torch.randn(shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        return dropout_distances(self.weights, mean, var, noise, p=self.p)
+        return dropout_distances(weights, mean, var, noise, p=self.p)
 
     @torch.no_grad()
     def init_as_lpips_(self, channels: Sequence[int], generator: torch.Generator) -> None:
         """Draw the weights as torch initialises LPIPS's 1 x 1 convolutions: uniform within 1 / sqrt(C_l) per tap.
 
-        Half of the weights are negative until the first `project_`, as in LPIPS's training.
+        Half of the weights are negative until the first `project_`, as in LPIPS's training; of squares they are zero.
 
         Args:
             channels: The channels C_l of each tap.
             generator: Draws the weights.
         """
-        for own in self.weights.split(list(channels), dim=1):
+        drawn = self.weights.detach().clone()
+        for own in drawn.split(list(channels), dim=1):
             bound = 1 / math.sqrt(own.shape[1])
             own.uniform_(-bound, bound, generator=generator)
+        self.set_(drawn)
+
+    @torch.no_grad()
+    def set_(self, weights: Tensor) -> None:
+        """Set the weights to (K, C), in place."""
+        if parametrize.is_parametrized(self):
+            self.weights = weights
+        else:
+            self.weights.copy_(weights)
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Set negative weights to zero, as LPIPS does after every step."""
-        self.weights.clamp_(min=0)
+        """Set negative weights to zero, as LPIPS does after every step. Squares need none."""
+        if not parametrize.is_parametrized(self):
+            self.weights.clamp_(min=0)
 
 
 class LogisticJudge(nn.Module):

@@ -12,19 +12,18 @@ to shard. The id of a rejected source file is missing.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from operator import ge, itemgetter
 from typing import Any, Literal, get_args
 
 from fastdps.errors import FastDPSError, ShardError
+from fastdps.runtime.garbage_collection import collection_paused
 from fastdps.shards.storage import Location, locate, read_text
 from fastdps.shards.tar_headers import BLOCK
 
@@ -182,7 +181,7 @@ def read_manifest(location: str | Location) -> Manifest:
     path = location / MANIFEST
     try:
         text = read_text(location, MANIFEST)
-        with _without_collection():
+        with collection_paused():  # it creates many objects without cycles
             data = json.loads(text)
     except FileNotFoundError:
         raise ShardError(
@@ -199,22 +198,10 @@ def read_manifest(location: str | Location) -> Manifest:
     except (OSError, ValueError, RecursionError) as error:
         raise ShardError(f"{path} cannot be read as JSON: {error}. Restore it or pack the set again.") from error
     try:
-        with _without_collection():
+        with collection_paused():  # it creates many objects without cycles
             return _manifest_of(data)
     except ValueError as error:
         raise ShardError(f"{path} is not a manifest of this format: {error}. Restore it or pack again.") from error
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Pause garbage collection while many objects without cycles are created: collecting would take longer."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _manifest_of(data: Any) -> Manifest:

@@ -61,7 +61,13 @@ class TrainedModel(nn.Module):
     def __init__(self, config: TrainConfig, contexts: int, channels: Sequence[int]) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(config.seed)
-        self.heads = Heads(contexts, sum(channels), initial_weight=config.initial_weight, p=config.dropout)
+        self.heads = Heads(
+            contexts,
+            sum(channels),
+            initial_weight=config.initial_weight,
+            p=config.dropout,
+            squares=config.head_parameters == "roots",
+        )
         if config.head_init == "lpips":
             self.heads.init_as_lpips_(channels, generator)
         self.judge: nn.Module
@@ -99,7 +105,7 @@ class TrainedModel(nn.Module):
         """
         judge = self._logistic()
         factor = (weights.mean(dim=1) / self.heads.weights.mean(dim=1)).clamp_min(torch.finfo(weights.dtype).tiny)
-        self.heads.weights.copy_(weights / factor[:, None])
+        self.heads.set_(weights / factor[:, None])
         judge.log_temperature.copy_(factor.log())
 
     @torch.no_grad()
