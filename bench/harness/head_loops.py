@@ -24,12 +24,12 @@ class OneContext(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         config = fast()
-        self.weights = nn.Parameter(torch.full((channels,), config.initial_weight))
+        self.roots = nn.Parameter(torch.full((channels,), config.initial_weight).sqrt())
         self.log_temperature = nn.Parameter(torch.tensor(config.initial_temperature).log())
 
     def forward(self, mean: Tensor, first: Tensor, second: Tensor, label: Tensor) -> Tensor:
         """Return the sum over images of the mean over pairs."""
-        d = mean @ self.weights
+        d = mean @ self.roots.square()
         error = (self.log_temperature.exp() * (d[:, first] - d[:, second])).sigmoid()
         return (label + (1 - 2 * label) * error).mean(dim=1).sum()
 
@@ -50,10 +50,7 @@ def module_dict_step(mean: Tensor, rankings: Sequence[Ranking]) -> Callable[[], 
         (torch.stack(errors).sum() / len(mean)).backward()
         optimizer.step()
         optimizer.zero_grad()
-        with torch.no_grad():
-            for head in heads.values():
-                head.weights.clamp_(min=0)
-        return torch.stack([head.weights.detach() for head in heads.values()])
+        return torch.stack([head.roots.detach().square() for head in heads.values()])
 
     return step
 
@@ -79,8 +76,6 @@ def vmap_step(mean: Tensor, rankings: Sequence[Ranking]) -> Callable[[], Tensor]
         for name, gradient in gradients(parameters, votes).items():
             parameters[name].grad = (gradient / len(mean)).contiguous()  # fused Adam ignores strides
         optimizer.step()
-        with torch.no_grad():
-            parameters["weights"].clamp_(min=0)
-        return parameters["weights"].detach()
+        return parameters["roots"].detach().square()
 
     return step

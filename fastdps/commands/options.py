@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 #: Exit status when the reader of the output ends before it, as in `fastdps report --help | head`: 128 + SIGPIPE.
 BROKEN_PIPE = 141
+#: A launcher ends all processes of a job when one has failed. So with an error that all have, the others wait for the
+#: main rank, which prints it, to end first, at most this long.
+MAIN_RANK_FIRST_S = 10
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _WEIGHT = re.compile(r"(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,2})?", re.IGNORECASE | re.ASCII)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?")
@@ -130,6 +134,8 @@ def run_command(command: Callable[[], None], *, can_resume: bool = False) -> int
         stopped = isinstance(error, StoppedError)
         if is_main_rank() or not error.everywhere:
             print(printable(str(error) if stopped else f"error: {error}"), file=sys.stderr)
+        elif not stopped:
+            time.sleep(MAIN_RANK_FIRST_S)
         return error.exit_status if isinstance(error, StoppedError) else 1
     except OSError as error:
         if not _is_of_output(error):

@@ -24,8 +24,9 @@ ADVICE: Mapping[str, str] = {
     "a local disk, or with --cache-size for all of the set; give each process more cores.",
     "copy": "pack smaller images (`--size N`), or use more processes with a device each.",
     "distort": "use smaller images (`--size N`), or more or faster devices.",
-    "features": "use a smaller backbone (`--backbone`), smaller images (`--size N`), or more or faster devices; on a "
-    "GPU try --precision bf16 and --compile.",
+    "features": "with a frozen backbone keep some draws of the distortions (`--draws-kept 2`); use a smaller backbone "
+    "(`--backbone`), smaller images (`--size N`), or more or faster devices; on a GPU try --precision bf16 and "
+    "--compile.",
     "distances": "use a backbone with fewer channels, smaller images (`--size N`), or more or faster devices.",
     "heads": "train fewer contexts at a time (`--contexts N`), use the logistic judge, or more or faster devices.",
     "backward": "use more or faster devices; with a trained backbone also a smaller one or smaller images.",

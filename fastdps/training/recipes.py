@@ -62,8 +62,8 @@ class TrainConfig:
         sync_loss: Add the paper's sync loss.
         pairs: "all" pairs of an image's distortions in each step, or "one" per image and context, drawn in each epoch.
         head_init: "constant", every channel weight at `initial_weight`, or "lpips", drawn as LPIPS draws them.
-        head_parameters: What the optimiser changes: "weights", which are set to zero where a step makes them negative, as
-            in LPIPS; "roots", whose squares are the weights, see `fastdps.metric.heads.Heads`.
+        head_parameters: What the optimiser changes: "weights", which are set to zero where a step makes them negative,
+            as in LPIPS; "roots", whose squares are the weights, see `fastdps.metric.heads.Heads`.
         initial_weight: Channel weight at the start, with "constant".
         initial_temperature: Temperature of the logistic judge at the start.
         dropout: Probability of dropping an element of z.

@@ -4,11 +4,13 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from fastdps.commands.options import run_command
+from fastdps.commands.options import MAIN_RANK_FIRST_S, run_command
+from fastdps.errors import ConfigError
 from fastdps.runtime.console import counter, print_line, print_notice, print_result
 from helpers.warm_python import run_warm
 
@@ -104,3 +106,18 @@ def test_other_errors_of_files_are_not_hidden():
 
     with pytest.raises(OSError, match="file"):
         run_command(command)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_main_rank_says_what_all_processes_found_and_ends_first(rank, capsys, monkeypatch):
+    """A launcher ends the others when one has ended, maybe before the main rank has printed the error."""
+    slept = []
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(time, "sleep", slept.append)
+
+    def command():
+        raise ConfigError("no such context", everywhere=True)
+
+    assert run_command(command) == 1
+    assert capsys.readouterr().err == ("error: no such context\n" if rank == "0" else "")
+    assert slept == ([] if rank == "0" else [MAIN_RANK_FIRST_S])

@@ -91,6 +91,46 @@ def test_projection_keeps_weights_non_negative():
     assert heads.weights.tolist() == [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]
 
 
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_squares_are_the_same_heads_with_other_parameters(p):
+    """Distances are those of the weights, and gradients of roots follow by the chain rule."""
+    mean, var = torch.rand(2, 6, 5, dtype=torch.float64), torch.rand(2, 6, 5, dtype=torch.float64)
+    weights = torch.rand(3, 5, dtype=torch.float64)
+    plain, squares = (Heads(3, 5, p=p, squares=squares).double() for squares in (False, True))
+    found = []
+    for heads in (plain, squares):
+        heads.set_(weights)
+        torch.testing.assert_close(heads.weights.detach(), weights)
+        d = heads(mean, var, torch.Generator().manual_seed(4))
+        found.append((d, *torch.autograd.grad(d.square().sum(), list(heads.parameters()))))
+    (of_plain, by_weights), (of_squares, by_roots) = found
+    torch.testing.assert_close(of_squares, of_plain)
+    torch.testing.assert_close(by_roots, 2 * weights.sqrt() * by_weights)
+
+
+def test_squares_stay_non_negative_without_projection():
+    heads = Heads(2, 3, squares=True)
+    optimizer = torch.optim.Adam(heads.parameters(), lr=10.0)
+    for _ in range(3):
+        heads(torch.rand(1, 6, 3), torch.rand(1, 6, 3), torch.Generator().manual_seed(0)).sum().backward()
+        optimizer.step()
+        before = heads.weights.clone()
+        heads.project_()
+        assert torch.equal(heads.weights, before)
+        assert (before >= 0).all()
+    heads.set_(torch.tensor([[1.0, -1.0, 0.0], [-0.5, 4.0, 2.25]]))
+    assert heads.weights.tolist() == [[1.0, 0.0, 0.0], [0.0, 4.0, 2.25]]
+
+
+def test_squares_are_saved_and_loaded():
+    heads, again = Heads(2, 3, squares=True), Heads(2, 3, squares=True)
+    heads.set_(torch.rand(2, 3))
+    again.load_state_dict(heads.state_dict())
+    assert torch.equal(again.weights, heads.weights)
+    with pytest.raises(RuntimeError, match="Unexpected key"):  # a checkpoint of the other parameters
+        Heads(2, 3).load_state_dict(heads.state_dict())
+
+
 @pytest.mark.parametrize("p", [-0.1, 1.0])
 def test_impossible_dropout(p):
     with pytest.raises(ConfigError, match=r"dropout must be in \[0, 1\)"):

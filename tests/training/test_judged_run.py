@@ -39,7 +39,7 @@ def assert_same_metric(found: torch.Tensor, expected: torch.Tensor) -> None:
     """The solver stops near the minimum, where rounding moves single weights, but hardly any distance."""
     for one, other in zip(found, expected, strict=True):
         assert torch.corrcoef(torch.stack([one, other]))[0, 1] > 0.999
-        assert one.sum().item() == pytest.approx(other.sum().item(), rel=1e-2)
+        assert one.sum().item() == pytest.approx(other.sum().item(), rel=3e-2)
 
 
 def error_of(capsys) -> str:

@@ -191,7 +191,7 @@ def test_what_cannot_be_mixed_is_said(sets, tmp_path, monkeypatch, capsys, optio
 
 def test_complete_settings_that_keep_draws_are_refused(sets, tmp_path):
     both = {str(sets / "a/train"): 1, str(sets / "b/train"): 1}
-    with pytest.raises(ConfigError, match=r"draws_kept is 3, but .* Pass --draws-kept 0"):
+    with pytest.raises(ConfigError, match=r"draws_kept is 2, but .* Pass --draws-kept 0"):
         fastdps.train(both, tmp_path / "run", contexts=RANKING, config=get_recipe("fast", {}))
     run = fastdps.train(both, tmp_path / "run", contexts=RANKING, variant="baseline")
     assert run.config.draws_kept == 0
