@@ -5,6 +5,7 @@ Only this module uses huggingface_hub, whose settings hold: HF_ENDPOINT, HF_TOKE
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,11 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastdps.errors import ConfigError, FastDPSError
+from fastdps.errors import ConfigError, FastDPSError, WeightsMismatchError
+from fastdps.metric.weight_sources import UnavailableError
 
 #: The start of an address, where a path or a name may be given too.
 PREFIX = "hub:"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _ADDRESS = re.compile(rf"{PREFIX}({_REPOSITORY.pattern})(?:@([\w./-]+))?", re.ASCII)
 
 
@@ -94,6 +97,37 @@ def download(address: HubAddress, file: str) -> tuple[Path, HubAddress]:
         path = Path(hub.hf_hub_download(address.repository, file, revision=address.revision, library_name="fastdps"))
     depth = file.count("/")  # CACHE/models--user--name/snapshots/COMMIT/FILE
     return path, replace(address, revision=path.parents[depth].name)
+
+
+def pretrained_file(repository: str, file: str, *, from_cache: bool) -> Path:
+    """Return a file of pretrained weights, whose hash is checked.
+
+    Args:
+        repository: "user/name".
+        file: The path in the repository.
+        from_cache: Look in the cache only; otherwise download the file if the cache does not have it.
+
+    Returns:
+        The path in the cache.
+
+    Raises:
+        UnavailableError: The cache does not have it, or the hub cannot be reached or has no such file.
+        WeightsMismatchError: The file in the cache is damaged.
+    """
+    try:
+        path = Path(_library().hf_hub_download(repository, file, local_files_only=from_cache))
+    except (OSError, ValueError) as error:
+        reason = f"{repository} is not in it" if from_cache else str(error).splitlines()[0]
+        raise UnavailableError(reason) from error
+    expected = path.resolve().name  # the cache names what it downloads after its sha256
+    if _SHA256.fullmatch(expected):
+        with path.open("rb") as content:
+            actual = hashlib.file_digest(content, "sha256").hexdigest()
+        if actual != expected:
+            raise WeightsMismatchError(
+                f"{path} is damaged: its sha256 is {actual}, not {expected}. Remove it; it is then downloaded again."
+            )
+    return path
 
 
 def upload(

@@ -15,10 +15,7 @@ their total stride. The padding is then the same for all sizes, as an exported p
 from __future__ import annotations
 
 import functools
-import hashlib
-import re
 from difflib import get_close_matches
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -28,12 +25,11 @@ from torch.nn import functional as F
 
 from fastdps.errors import ConfigError, FastDPSError, WeightsMismatchError
 from fastdps.metric.adapters import TIMM, BackboneAdapter
-from fastdps.metric.weights_from_index import State, UnavailableError
+from fastdps.metric.hub import pretrained_file
+from fastdps.metric.weight_sources import State, UnavailableError
 
 #: Blocks of a plain vision transformer that are tapped by default.
 DEFAULT_BLOCKS = 4
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_FILE = "model.safetensors"
 
 
 @functools.cache
@@ -148,32 +144,12 @@ def load_from_hub(name: str, *, download: bool) -> State:
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         raise UnavailableError(f"timm {timm.__version__} has no weights of {name} there")
-    path = _hub_file(config.hf_hub_id, download=download)
+    path = pretrained_file(config.hf_hub_id, "model.safetensors", from_cache=not download)
     try:
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise WeightsMismatchError(f"{path} does not hold weights of {name}: {error}. Remove it.") from error
     return dict(model.state_dict())
-
-
-def _hub_file(repository: str, *, download: bool) -> Path:
-    """Return the file of a repository in the Hugging Face cache, where its target is named after its sha256."""
-    from timm.models._hub import hf_hub_download
-
-    try:
-        path = Path(hf_hub_download(repository, _FILE, local_files_only=not download))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if download else f"{repository} is not in it"
-        raise UnavailableError(reason) from error
-    expected = path.resolve().name
-    if _SHA256.fullmatch(expected):
-        with path.open("rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
-        if actual != expected:
-            raise WeightsMismatchError(
-                f"{path} is damaged: its sha256 is {actual}, not {expected}. Remove it; it is then downloaded again."
-            )
-    return path
 
 
 def random_model(name: str) -> nn.Module:

@@ -23,7 +23,7 @@ import torchvision
 from torch import Tensor
 
 from fastdps.errors import WeightsMismatchError
-from fastdps.metric.weights_from_index import NETWORK_TIMEOUT_S, State, UnavailableError
+from fastdps.metric.weight_sources import NETWORK_TIMEOUT_S, State, UnavailableError
 
 #: The digits of the sha256 in a file name, as in `alexnet-owt-7be5be79.pth`.
 _DIGITS = re.compile(r"-([0-9a-f]{8,64})\.pth")

@@ -34,13 +34,8 @@ from safetensors.torch import save_file
 from fastdps.errors import ConfigError, WeightsMismatchError, WeightsNotFoundError
 from fastdps.metric.adapters import TIMM
 from fastdps.metric.torchvision_weights import load_from_torchvision
-from fastdps.metric.weights_from_index import (
-    PACKAGE,
-    PACKAGE_BACKBONES,
-    State,
-    UnavailableError,
-    load_from_index,
-)
+from fastdps.metric.weight_sources import State, UnavailableError
+from fastdps.metric.weights_from_index import PACKAGE, PACKAGE_BACKBONES, load_from_index
 from fastdps.runtime.files import user_cache
 
 VARIABLE = "FASTDPS_WEIGHTS"

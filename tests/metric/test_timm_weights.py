@@ -14,8 +14,8 @@ from timm.models import create_model
 from fastdps.errors import WeightsMismatchError, WeightsNotFoundError
 from fastdps.metric import weights, weights_from_wheels
 from fastdps.metric.backbones import Backbone
+from fastdps.metric.weight_sources import UnavailableError
 from fastdps.metric.weights import load_pretrained
-from fastdps.metric.weights_from_index import UnavailableError
 
 NAME, REPOSITORY = "resnet10t", "timm/resnet10t.c3_in1k"
 LITE = "tf_efficientnet_lite0"

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from fastdps.errors import WeightsMismatchError, WeightsNotFoundError
 from fastdps.metric import weights, weights_from_index
 from fastdps.metric.backbones import Backbone
+from fastdps.metric.weight_sources import UnavailableError
 
 KEYS = ["features.0.weight", "features.0.bias"]
 
@@ -185,7 +186,7 @@ def test_weights_from_the_package_index(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(
         weights,
         "load_from_torchvision",
-        lambda _: (_ for _ in ()).throw(weights_from_index.UnavailableError("not in this test")),
+        lambda _: (_ for _ in ()).throw(UnavailableError("not in this test")),
     )
     try:
         Backbone("alexnet", taps=(1,))
