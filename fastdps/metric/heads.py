@@ -22,6 +22,9 @@ from fastdps.metric.distances import distances, weighted_sums
 
 #: LPIPS's probability of dropping an element of z before its 1 x 1 convolution.
 DROPOUT = 0.5
+#: Roots of weights that are smaller become zero. Their squares, and those of their gradients in Adam, would soon be too
+#: small for normal floats, with which processors compute many times as fast.
+SMALLEST_ROOT = 1e-12
 
 
 def dropout_distances(weights: Tensor, mean: Tensor, var: Tensor, noise: Tensor, *, p: float = DROPOUT) -> Tensor:
@@ -130,8 +133,11 @@ class Heads(nn.Module):
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Set negative weights to zero, as LPIPS does after every step. Squares need none."""
-        if not parametrize.is_parametrized(self):
+        """Set negative weights to zero, as LPIPS does after every step; of squares those that are nearly zero."""
+        if parametrize.is_parametrized(self):
+            roots: Tensor = self.get_parameter("parametrizations.weights.original")
+            roots.copy_(F.hardshrink(roots, SMALLEST_ROOT))
+        else:
             self.weights.clamp_(min=0)
 
 

@@ -122,6 +122,18 @@ def test_squares_stay_non_negative_without_projection():
     assert heads.weights.tolist() == [[1.0, 0.0, 0.0], [0.0, 4.0, 2.25]]
 
 
+def test_roots_become_zero_before_their_squares_are_no_normal_floats():
+    heads = Heads(1, 5, squares=True)
+    roots = heads.get_parameter("parametrizations.weights.original")
+    with torch.no_grad():
+        roots.copy_(torch.tensor([[1e-20, -1e-13, -2e-12, 1e-3, -5.0]]))
+    heads.project_()
+    assert roots.tolist() == torch.tensor([[0.0, 0.0, -2e-12, 1e-3, -5.0]]).tolist()
+    # Also the squares of gradients that Adam averages, of which it takes a thousandth.
+    gradients = 2 * roots * 1e-3
+    assert (1e-3 * gradients[roots != 0].square() >= torch.finfo(torch.float32).tiny).all()
+
+
 def test_squares_are_saved_and_loaded():
     heads, again = Heads(2, 3, squares=True), Heads(2, 3, squares=True)
     heads.set_(torch.rand(2, 3))

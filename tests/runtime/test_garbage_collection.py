@@ -32,7 +32,6 @@ class Node:
 def _enabled():
     yield
     gc.enable()
-    gc.unfreeze()
 
 
 def test_it_is_paused_inside_and_as_before_afterwards():
