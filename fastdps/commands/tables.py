@@ -9,6 +9,7 @@ from typing import Any
 from fastdps.evaluation.judged_scores import JudgementScores
 from fastdps.evaluation.run_scores import HumanAgreement, RunScores, SubsetScores
 from fastdps.evaluation.scored_sets import warnings
+from fastdps.metric.scores import Interval
 from fastdps.report.profile import profile_lines, profile_rows
 from fastdps.runtime.console import Column, Styled, TextTable, print_line
 
@@ -28,6 +29,7 @@ def print_scores(scores: RunScores) -> None:
         Styled(scores.backbone, "bold"),
         f", {scores.variant}, {scores.recipe}: accuracy on {_images_of(scores)} {summary.baseline_accuracy:.4f} -> ",
         Styled(f"{summary.adapted_accuracy:.4f}", "bold"),
+        "" if summary.intervals is None else f" (95 %: {_interval(summary.intervals.adapted, ' to ')})",
         improvement,
         *(() if one else (Styled(f"{summary.improved_fraction:.1%}", "bold"), " of them improved")),
     )
@@ -35,12 +37,15 @@ def print_scores(scores: RunScores) -> None:
     groups = [("hardest", by_accuracy[:LISTED]), ("easiest", by_accuracy[::-1][:LISTED])]
     if len(by_accuracy) <= 2 * LISTED:
         groups = [("" if one else "hardest first", by_accuracy)]
-    columns = [Column(), Column("ranking", fold=True), Column("before", right=True), Column("after", right=True)]
+    has_intervals = any(row.intervals for row in scores.contexts)
+    headings = ("before", "after", "95 %")[: 3 if has_intervals else 2]
+    columns = [Column(), Column("ranking", fold=True), *(Column(heading, right=True) for heading in headings)]
     table = TextTable(columns, title="Contexts, least disruptive distortion first")
     for title, rows in groups:
         for number, row in enumerate(rows):
             accuracies = f"{row.baseline_accuracy:.4f}", f"{row.adapted_accuracy:.4f}"
-            table.add_row(title if number == 0 else "", ", ".join(row.ranking), *accuracies)
+            interval = [_interval(row.intervals.adapted) if row.intervals else ""] if has_intervals else []
+            table.add_row(title if number == 0 else "", ", ".join(row.ranking), *accuracies, *interval)
         table.add_section()
     table.print()
     columns = [Column("pair"), Column("before", right=True), Column("after", right=True)]
@@ -48,6 +53,10 @@ def print_scores(scores: RunScores) -> None:
     for pair in scores.pairs:
         table.add_row(pair.pair, f"{pair.baseline:.4f}", f"{pair.adapted:.4f}")
     table.print()
+
+
+def _interval(estimate: Interval, between: str = "-") -> str:
+    return f"{estimate.low:.3f}{between}{estimate.high:.3f}"
 
 
 def print_profile(profile: Mapping[str, Any]) -> None:
@@ -111,7 +120,7 @@ def print_judges(scores: JudgementScores) -> None:
     for name, judge in (("all together", scores.pooled), *scores.judges.items()):
         votes = judge.votes
         pooled = "" if votes.pooled is None else f"{votes.pooled.value:.3f}"
-        after = (f"{votes.after.value:.3f}", f"{votes.after.low:.3f}-{votes.after.high:.3f}")
+        after = (f"{votes.after.value:.3f}", _interval(votes.after))
         cells = (f"{judge.triplets:,}", f"{votes.before.value:.3f}", *after, pooled)
         table.add_row(name, *cells, f"{votes.ceiling:.3f}" if judge.human is not None else "")
         if judge is scores.pooled:
@@ -122,7 +131,7 @@ def print_judges(scores: JudgementScores) -> None:
         print_line(
             f"Agreement with the majority, without {all_judges.ties:,} ties: {majority.before.value:.3f} -> ",
             Styled(f"{majority.after.value:.3f}", "bold"),
-            f" (95 %: {majority.after.low:.3f} to {majority.after.high:.3f}); one person's votes: "
+            f" (95 %: {_interval(majority.after, ' to ')}); one person's votes: "
             f"{all_judges.human or 0:.3f}",
         )
     part = all_judges.majority or all_judges.votes

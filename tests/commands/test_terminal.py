@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fastdps.commands import tables
+from fastdps.evaluation.image_spread import AccuracyIntervals
 from fastdps.evaluation.run_scores import (
     ContextScore,
     HumanAgreement,
@@ -21,6 +22,7 @@ from fastdps.evaluation.run_scores import (
     ScoreSummary,
     SubsetScores,
 )
+from fastdps.metric.scores import Interval
 from fastdps.run_log import Throughput
 from fastdps.runtime.console import Column, TextTable
 from fastdps.runtime.progress_line import TrainingStatus, progress_line
@@ -110,12 +112,13 @@ def subset(value: float) -> SubsetScores:
 @pytest.mark.parametrize("columns", [60, 80])
 def test_tables_keep_their_numbers(columns, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(columns))
-    contexts = tuple(ContextScore(RANKING, 0.4321 + n / 1000, 0.8765 + n / 1000) for n in range(10))
+    intervals = AccuracyIntervals(*(Interval(value, value - 0.05, value + 0.05) for value in (0.4321, 0.8765, 0.4444)))
+    contexts = tuple(ContextScore(RANKING, 0.4321 + n / 1000, 0.8765 + n / 1000, intervals) for n in range(10))
     scores = RunScores(
         *("alexnet", "lin", "spatial", "fast"),
         Throughput(),
         contexts,
-        ScoreSummary(10, 1.0, 0.4321, 0.8765),
+        ScoreSummary(10, 1.0, 0.4321, 0.8765, intervals),
         HumanAgreement(
             {"frameinterp": subset(0.6123)},
             {"traditional": subset(0.5678)},
@@ -127,7 +130,7 @@ def test_tables_keep_their_numbers(columns, monkeypatch, capsys):
     tables.print_agreement(scores.bapps)
     shown = capsys.readouterr().out
     assert all(len(line) <= columns for line in shown.splitlines())
-    for number in ("0.4321", "0.8765", "0.8855", "0.1357", "0.2468", "0.6123", "0.5778", "0.7654", "4,720"):
+    for number in ("0.4321", "0.8765", "0.8855", "0.1357", "0.2468", "0.6123", "0.5778", "0.7654", "4,720", "0.827-0.926"):
         assert number in shown, number
     assert "…" not in shown
     assert "hardest" in shown
@@ -140,6 +143,7 @@ def test_one_context_is_listed_once(capsys):
     tables.print_scores(scores)
     shown = capsys.readouterr().out
     assert shown.count("0.4000") == 2  # in the summary and in the table
+    assert "95 %" not in shown  # scores of 0.1.0 have no intervals
     assert "mean over" not in shown
     assert "easiest" not in shown
 
