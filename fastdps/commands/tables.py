@@ -131,8 +131,7 @@ def print_judges(scores: JudgementScores) -> None:
         print_line(
             f"Agreement with the majority, without {all_judges.ties:,} ties: {majority.before.value:.3f} -> ",
             Styled(f"{majority.after.value:.3f}", "bold"),
-            f" (95 %: {_interval(majority.after, ' to ')}); one person's votes: "
-            f"{all_judges.human or 0:.3f}",
+            f" (95 %: {_interval(majority.after, ' to ')}); one person's votes: {all_judges.human or 0:.3f}",
         )
     part = all_judges.majority or all_judges.votes
     if part.unadapted is not None:
