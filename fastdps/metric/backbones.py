@@ -144,6 +144,21 @@ def backbone_class(name: str) -> type[Backbone]:
     return ModelBackbone if is_adapted(plain) else TorchvisionBackbone
 
 
+@dataclass(frozen=True)
+class StartingWeights:
+    """The weights of a new backbone.
+
+    Attributes:
+        pretrained: Look for pretrained weights; otherwise draw random ones.
+        seed: Seed of the random ones.
+        state: If given, the weights themselves, as a state dict.
+    """
+
+    pretrained: bool
+    seed: int
+    state: Mapping[str, Tensor] | None
+
+
 class Backbone(nn.Module):
     """A network truncated after its last tap. It maps images to the outputs of its taps.
 
@@ -204,7 +219,11 @@ class Backbone(nn.Module):
         state: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        del name, taps, pretrained, seed, state  # used by the classes of each kind
+        self._build(name, taps, StartingWeights(pretrained, seed, state))
+
+    def _build(self, name: str, taps: Sequence[int] | None, start: StartingWeights) -> None:
+        """Create the layers up to the last tap and load their weights: what each kind of backbone does."""
+        raise NotImplementedError
 
     @classmethod
     def probe(cls, name: str, taps: Sequence[int] | None) -> Callable[[int, int], object]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
 from fastdps.errors import ConfigError
 from fastdps.metric.adapters import BESIDE
-from fastdps.metric.backbones import Backbone, backbone_class
+from fastdps.metric.backbones import Backbone, StartingWeights, backbone_class
 
 #: Each part normalises the images by itself.
 _ZERO, _ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -23,21 +23,14 @@ class CombinedBackbone(Backbone):
         ((64, 192, 384, 256, 256, 64, 512), (0, 1, 2, 3, 4, 5, 6))
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        taps: Sequence[int] | None = None,
-        pretrained: bool = True,
-        seed: int = 0,
-        state: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        super().__init__(name)
+    def _build(self, name: str, taps: Sequence[int] | None, start: StartingWeights) -> None:
         parts = []
         for number, part in enumerate(_names_in(name)):
             prefix = f"parts.{number}."
-            own = state and {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
-            parts.append(Backbone(part, pretrained=pretrained, seed=seed, state=own))
+            own = start.state and {
+                key.removeprefix(prefix): x for key, x in start.state.items() if key.startswith(prefix)
+            }
+            parts.append(Backbone(part, pretrained=start.pretrained, seed=start.seed, state=own))
         self.name = name
         self.parts = nn.ModuleList(parts)
         self.channels = tuple(channels for part in parts for channels in part.channels)

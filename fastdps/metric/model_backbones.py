@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fastdps.errors import ConfigError, WeightsNotFoundError
 from fastdps.metric.adapters import TIMM, BackboneAdapter, adapter_of
-from fastdps.metric.backbones import Backbone, checked_taps, split_taps
+from fastdps.metric.backbones import Backbone, StartingWeights, checked_taps, split_taps
 from fastdps.metric.weights import load_pretrained
 
 #: Side in pixels of the image on which the channels of the taps are measured.
@@ -21,33 +21,24 @@ _MODEL = "model."
 class ModelBackbone(Backbone):
     """A model of another library; see `Backbone`. Its tensors have the library's names after "model."."""
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        taps: Sequence[int] | None = None,
-        pretrained: bool = True,
-        seed: int = 0,
-        state: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        super().__init__(name)
+    def _build(self, name: str, taps: Sequence[int] | None, start: StartingWeights) -> None:
         self.name, taps = split_taps(name, taps)
         adapter = self._adapter
         self.taps = _check_taps(self.name, adapter, taps)
         self.library = adapter.library
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(start.seed)
             self.model = _built(adapter, self.taps)
         self._keep_outputs()
         self.train(self.training)
         self._set_normalisation(adapter.mean, adapter.std)
-        if state is not None:
-            self._load(state, "the given state")
-        elif pretrained:
+        if start.state is not None:
+            self._load(start.state, "the given state")
+        elif start.pretrained:
             found = _pretrained(self.name, adapter, [key.removeprefix(_MODEL) for key in self.state_dict()])
             self._load({_MODEL + key: tensor for key, tensor in found.items()}, f"the weights found for {self.name}")
         else:
-            self._measure_statistics(seed)
+            self._measure_statistics(start.seed)
         with torch.inference_mode():
             self.channels = tuple(maps.shape[1] for maps in self._maps(torch.zeros(1, 3, _PROBE, _PROBE)))
         self.to(memory_format=torch.channels_last)

@@ -20,7 +20,15 @@ from torch.nn import functional as F
 from torchvision import models
 
 from fastdps.errors import ConfigError
-from fastdps.metric.backbones import BACKBONES, COUNTER, Backbone, BackboneSpec, checked_taps, split_taps
+from fastdps.metric.backbones import (
+    BACKBONES,
+    COUNTER,
+    Backbone,
+    BackboneSpec,
+    StartingWeights,
+    checked_taps,
+    split_taps,
+)
 from fastdps.metric.weights import load_pretrained
 
 #: Image sizes in pixels that all models of the table accept. Two, to find which axes depend on the size.
@@ -56,16 +64,7 @@ def backbone_spec(name: str) -> BackboneSpec:
 class TorchvisionBackbone(Backbone):
     """A model of torchvision; see `Backbone`. Its tensors have torchvision's names."""
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        taps: Sequence[int] | None = None,
-        pretrained: bool = True,
-        seed: int = 0,
-        state: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        super().__init__(name)
+    def _build(self, name: str, taps: Sequence[int] | None, start: StartingWeights) -> None:
         name, taps = split_taps(name, taps)
         spec = backbone_spec(name)
         self.name = name
@@ -89,13 +88,13 @@ class TorchvisionBackbone(Backbone):
         self._set_normalisation(spec.mean, spec.std)
 
         keys = [key for key in self.state_dict() if not key.endswith(COUNTER)]
-        if state is not None:
-            self._load(state, "the given state")
-        elif pretrained:
+        if start.state is not None:
+            self._load(start.state, "the given state")
+        elif start.pretrained:
             self._load(load_pretrained(name, keys), f"the weights found for {name}")
         else:
-            self._load(_seeded_network(name, spec, seed).state_dict(), "torchvision's model")
-            self._measure_statistics(seed)
+            self._load(_seeded_network(name, spec, start.seed).state_dict(), "torchvision's model")
+            self._measure_statistics(start.seed)
         # Convolutions are fastest with channels last, on CPUs and on tensor cores.
         self.to(memory_format=torch.channels_last)
 
