@@ -221,7 +221,7 @@ def test_a_killed_run_resumes_to_the_same_bits(leaves, tmp_path, monkeypatch, we
     expected = load_file(tmp_path / "undisturbed" / "metric.safetensors")["weights"]
     keeping = {"module": "kept_draws", "owner": "KeptDraws", "method": "_compute"}
     passing = {"module": "step", "owner": "Stepper", "method": "step"}
-    points = [(keeping, 2), (passing, 2), (passing, 18)] if place == "memory" else [(keeping, 9), (passing, 8)]
+    points = [(keeping, 2), (passing, 2), (passing, 18)] if place == "memory" else [(keeping, 7), (passing, 8)]
     for number, (where, call) in enumerate(points):
         out = tmp_path / f"killed-{number}"
         with WarmProcess(["-c", DYING.format(**where, call=call), *argv, "--out", out]) as process:
