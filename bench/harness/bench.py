@@ -11,7 +11,7 @@ from bench.harness.measure import Timing
 from fastdps.errors import ConfigError
 from fastdps.runtime.machine import keep_freed_memory
 
-#: Images per step, in all versions of the bench, whatever the recipes say.
+#: Images per step. Not the batch size of a recipe, which changes: results of different versions must compare.
 BATCH = 50
 
 

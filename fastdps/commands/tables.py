@@ -29,7 +29,7 @@ def print_scores(scores: RunScores) -> None:
         Styled(scores.backbone, "bold"),
         f", {scores.variant}, {scores.recipe}: accuracy on {_images_of(scores)} {summary.baseline_accuracy:.4f} -> ",
         Styled(f"{summary.adapted_accuracy:.4f}", "bold"),
-        "" if summary.intervals is None else f" (95 %: {_interval(summary.intervals.adapted, ' to ')})",
+        f" (95 %: {_interval(summary.intervals.adapted, ' to ')})" if summary.intervals else "",
         improvement,
         *(() if one else (Styled(f"{summary.improved_fraction:.1%}", "bold"), " of them improved")),
     )
@@ -37,14 +37,13 @@ def print_scores(scores: RunScores) -> None:
     groups = [("hardest", by_accuracy[:LISTED]), ("easiest", by_accuracy[::-1][:LISTED])]
     if len(by_accuracy) <= 2 * LISTED:
         groups = [("" if one else "hardest first", by_accuracy)]
-    has_intervals = any(row.intervals for row in scores.contexts)
-    headings = ("before", "after", "95 %")[: 3 if has_intervals else 2]
+    headings = ["before", "after", *(["95 %"] if summary.intervals else [])]
     columns = [Column(), Column("ranking", fold=True), *(Column(heading, right=True) for heading in headings)]
     table = TextTable(columns, title="Contexts, least disruptive distortion first")
     for title, rows in groups:
         for number, row in enumerate(rows):
             accuracies = f"{row.baseline_accuracy:.4f}", f"{row.adapted_accuracy:.4f}"
-            interval = [_interval(row.intervals.adapted) if row.intervals else ""] if has_intervals else []
+            interval = [_interval(row.intervals.adapted)] if row.intervals else []
             table.add_row(title if number == 0 else "", ", ".join(row.ranking), *accuracies, *interval)
         table.add_section()
     table.print()

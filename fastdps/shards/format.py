@@ -181,7 +181,7 @@ def read_manifest(location: str | Location) -> Manifest:
     path = location / MANIFEST
     try:
         text = read_text(location, MANIFEST)
-        with collection_paused():  # it creates many objects without cycles
+        with collection_paused():
             data = json.loads(text)
     except FileNotFoundError:
         raise ShardError(
@@ -198,7 +198,7 @@ def read_manifest(location: str | Location) -> Manifest:
     except (OSError, ValueError, RecursionError) as error:
         raise ShardError(f"{path} cannot be read as JSON: {error}. Restore it or pack the set again.") from error
     try:
-        with collection_paused():  # it creates many objects without cycles
+        with collection_paused():
             return _manifest_of(data)
     except ValueError as error:
         raise ShardError(f"{path} is not a manifest of this format: {error}. Restore it or pack again.") from error

@@ -35,11 +35,11 @@ def train(judgements: Path, out: Path, *options: str) -> int:
     return cli.main(["train", "--judgements", str(judgements), "--out", str(out), *options])
 
 
-def assert_same_metric(found: torch.Tensor, expected: torch.Tensor) -> None:
+def assert_same_metric(found: torch.Tensor, expected: torch.Tensor, rel: float = 1e-2) -> None:
     """The solver stops near the minimum, where rounding moves single weights, but hardly any distance."""
     for one, other in zip(found, expected, strict=True):
         assert torch.corrcoef(torch.stack([one, other]))[0, 1] > 0.999
-        assert one.sum().item() == pytest.approx(other.sum().item(), rel=3e-2)
+        assert one.sum().item() == pytest.approx(other.sum().item(), rel=rel)
 
 
 def error_of(capsys) -> str:
@@ -232,7 +232,7 @@ def test_a_set_of_triplets_takes_the_same_way(tmp_path, capsys):
         end = RunDirectory(run).read_log()[-1]
         assert end["triplets"] == 150
     assert end["images"] < RunDirectory(tmp_path / "run-triplets").read_log()[-1]["images"] == 450
-    assert_same_metric(weights["triplets"], weights["judgements"])
+    assert_same_metric(weights["triplets"], weights["judgements"], rel=3e-2)  # 1.1 % on some processors
     capsys.readouterr()
     argv = ["evaluate", str(tmp_path / "run-triplets"), "--bapps", str(tmp_path / "triplets" / "train")]
     assert cli.main(argv) == 0

@@ -140,13 +140,13 @@ def test_the_loader_is_told_which_epoch_comes_next(leaves, tmp_path, monkeypatch
     assert seen == told
 
 
-@pytest.mark.parametrize("parameters", ["weights", "roots"])
-def test_weights_stay_non_negative(leaves, tmp_path, parameters):
-    """Some of them become zero, or nearly so."""
+@pytest.mark.parametrize(("parameters", "most"), [("weights", 0.0), ("roots", 1e-5)])
+def test_weights_stay_non_negative(leaves, tmp_path, parameters, most):
+    """Some weights become zero; squares come close to it."""
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"head_parameters": parameters, "initial_weight": 0.1}))
     weights = train(leaves, tmp_path / "run", "--learning-rate", "0.3", "--config", str(config))["weights"]
-    assert 0 <= weights.min() < 1e-5
+    assert 0 <= weights.min() <= most
 
 
 def test_mlp_judge_trains(leaves, tmp_path):
